@@ -1,0 +1,69 @@
+"""Finds the files that users add: grids in `sweeps/`, experiments in `experiments/`, launchers in `launch/`.
+
+A name is looked up in the folder of that kind in the working directory first, then in the checkout beside
+the package, then in what was installed with it. A path, with a slash or ending in .py, is taken as it is.
+"""
+
+import importlib.util
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+
+class FileError(ValueError):
+    """A file that is not there, or that raises when it is loaded."""
+
+
+def folders(kind: str) -> list[Path]:
+    """Where files of a kind live, first wins."""
+    package = Path(__file__).parent
+    places = [Path.cwd() / kind, package.parent / kind, package / kind]
+    return [place for place in dict.fromkeys(places) if place.is_dir()]
+
+
+def names(kind: str) -> list[str]:
+    """All names of a kind, sorted."""
+    return sorted({path.stem for folder in folders(kind) for path in folder.glob("[!_]*.py")})
+
+
+def find(kind: str, name: str) -> Path:
+    """The file of a name or path.
+
+    Raises:
+      FileError: there is none; the message lists the names there are.
+    """
+    if "/" in name or name.endswith(".py"):
+        if not Path(name).is_file():
+            raise FileError(f"there is no file {name}. Known {kind}: {', '.join(names(kind))}.")
+        return Path(name)
+    for folder in folders(kind):
+        if (folder / f"{name}.py").is_file():
+            return folder / f"{name}.py"
+    raise FileError(f"unknown name {name!r} in {kind}: choose one of {', '.join(names(kind))}, or give a path.")
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """Runs the file of a name or path as a module of its own.
+
+    Raises:
+      FileError: there is none, or it raises; the message names the line.
+    """
+    path = find(kind, name)
+    spec = importlib.util.spec_from_file_location(f"slicedice_{kind}_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise FileError(blame(path, error)) from error
+    return module
+
+
+def blame(path: Path, error: BaseException) -> str:
+    """A sentence on an error raised by a user's file, with the line of that file it came from."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    where = f"{path}, line {lines[-1]}" if lines else str(path)
+    return f"{where}: {type(error).__name__}: {error}"

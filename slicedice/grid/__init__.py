@@ -1,0 +1,22 @@
+"""Grids: an algebra of overrides, the points it enumerates, and the figures that read them."""
+
+from slicedice.grid.algebra import axis, chain, each, product, where, zip_
+from slicedice.grid.enumerate import Plan, enumerate_runs, load_grid
+from slicedice.grid.figures import Figure, Panel
+from slicedice.grid.grid import Grid, GridError
+
+__all__ = [
+    "Figure",
+    "Grid",
+    "GridError",
+    "Panel",
+    "Plan",
+    "axis",
+    "chain",
+    "each",
+    "enumerate_runs",
+    "load_grid",
+    "product",
+    "where",
+    "zip_",
+]

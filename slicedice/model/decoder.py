@@ -1,0 +1,71 @@
+"""The OLMo2-style decoder: embeddings, scanned blocks, a norm, and a head of its own."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from slicedice.model.attention import rms_norm
+from slicedice.model.block import Block
+from slicedice.moe import LayerAux, Routing
+from slicedice.moe.experts import project, truncated_normal
+from slicedice.spec import ModelSpec
+
+
+class Decoder(nnx.Module):
+    """Tokens [B, S] to next-token logits [B, S, V] in float32.
+
+    Every leaf of `blocks` has a leading axis of layers, over which the forward pass scans, so that the
+    program does not grow with depth. Parameters are float32; activations are `compute_dtype`.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, *, compute_dtype: str = "float32", implementation: str = "", key: Array
+    ):
+        init = truncated_normal()
+        embed_key, head_key, blocks_key = jax.random.split(key, 3)
+        self.compute_dtype = jnp.dtype(compute_dtype)
+        self.embedding = nnx.Param(init(embed_key, (spec.vocab_size, spec.d_model)))
+        self.blocks = jax.vmap(
+            lambda key: Block(spec, init=init, implementation=implementation, rngs=nnx.Rngs(params=key))
+        )(jax.random.split(blocks_key, spec.layers))
+        self.norm = rms_norm(spec.d_model, nnx.Rngs(0))
+        self.head = nnx.Param(init(head_key, (spec.d_model, spec.vocab_size)))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        mask: Bool[Array, "B S"] | None = None,
+        routing: Routing = Routing(),  # noqa: B008 - a NamedTuple of constants
+        *,
+        remat: bool = False,
+        unroll: int = 1,
+    ) -> tuple[Float[Array, "B S V"], LayerAux]:
+        """Runs the model.
+
+        Args:
+          tokens: token ids.
+          mask: False where a position is padding, which then takes no expert's room and is not counted.
+          routing: capacity and routing groups.
+          remat: recompute block activations in the backward pass.
+          unroll: layers in one turn of the scan: more is faster to run and slower to compile.
+
+        Returns:
+          Logits, and for each expert set a `SetAux` whose leaves have a leading axis of layers.
+        """
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        x = self.embedding[...].astype(self.compute_dtype)[tokens]
+
+        def layer(x, block):
+            return block(x, mask, routing)
+
+        x, aux = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, self.blocks, unroll=unroll)
+        return project(self.norm(x), self.head[...]).astype(jnp.float32), aux
+
+
+def count_parameters(spec: ModelSpec) -> int:
+    """Counts the parameters of the model as built, without building it: a check on the spec's arithmetic."""
+    model = nnx.eval_shape(lambda: Decoder(spec, key=jax.random.key(0)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -1,0 +1,154 @@
+"""The MoE layer: a list of expert sets, and optionally one expert that is always on.
+
+A homogeneous layer is one set, a heterogeneous layer two, the dense FFN is the always-on expert alone.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from slicedice.kernels import row_alignment
+from slicedice.moe import dispatch as moving
+from slicedice.moe import routing
+from slicedice.moe.experts import Initializer, RoutedExperts, SwiGLU
+
+
+class RouterBias(nnx.Variable):
+    """The bias of loss-free balancing: moved after each step by the loads, outside the gradient."""
+
+
+class Routing(NamedTuple):
+    """How tokens reach experts, fixed in a program.
+
+    capacity_factor: None for dropless.
+    group: tokens over which capacity and the balance loss are counted; None for all that are there.
+    """
+
+    capacity_factor: float | None = None
+    group: int | None = None
+
+
+class SetAux(NamedTuple):
+    """What one expert set reports beside its output.
+
+    load_balancing_loss, z_loss: unweighted, means over routing groups.
+    load: tokens that chose each expert, dropped ones too, [E].
+    dropped: assignments that found no room.
+    """
+
+    load_balancing_loss: Float[Array, ""]
+    z_loss: Float[Array, ""]
+    load: Int[Array, " E"]
+    dropped: Int[Array, ""]
+
+
+LayerAux = tuple[SetAux, ...]
+
+
+class ExpertSet(nnx.Module):
+    """`n` experts, `k` active for a token, with a router of their own.
+
+    1. Router logits and probabilities over all n, in float32.
+    2. The k experts of highest probability plus loss-free bias; weights are the probabilities, as they are.
+    3. Under a capacity, what exceeds it is dropped: it adds zero.
+    4. Rows sorted by expert, three grouped matmuls, and the sum by weight back in token order.
+    """
+
+    def __init__(
+        self, n: int, k: int, d_model: int, width: int, *, init: Initializer, implementation: str, rngs: nnx.Rngs
+    ):
+        self.n, self.k, self.implementation = n, k, implementation
+        self.router = nnx.Param(init(rngs.params(), (d_model, n)))
+        self.bias = RouterBias(jnp.zeros(n))
+        self.experts = RoutedExperts(n, d_model, width, init=init, implementation=implementation, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "T D"], mask: Bool[Array, " T"], routing_: Routing
+    ) -> tuple[Float[Array, "T D"], SetAux]:
+        """Routes tokens; those not in `mask` get zero and are counted nowhere."""
+        logits = jnp.dot(x.astype(jnp.float32), self.router[...], precision="highest")
+        group = routing_.group or x.shape[0]
+        assignment, aux = jax.vmap(lambda logits, mask: self._route(logits, mask, routing_.capacity_factor))(
+            logits.reshape(-1, group, self.n), mask.reshape(-1, group)
+        )
+        assignment = jax.tree.map(lambda a: a.reshape(-1, self.k), assignment)
+        output = self._experts(x, assignment)
+        return output, SetAux(aux.load_balancing_loss.mean(), aux.z_loss.mean(), aux.load.sum(0), aux.dropped.sum())
+
+    def _route(self, logits, mask, capacity_factor: float | None) -> tuple[routing.Assignment, SetAux]:
+        probabilities = jax.nn.softmax(logits)
+        experts, weights = routing.select(probabilities, self.bias[...], self.k)
+        offered = kept = moving.all_offered(mask, self.k)
+        load = routing.load(experts, offered, self.n)
+        if capacity_factor is not None:
+            limit = routing.capacity(mask.shape[0], self.n, self.k, capacity_factor)
+            kept = routing.within_capacity(experts, offered, self.n, limit)
+        aux = SetAux(
+            load_balancing_loss=routing.load_balancing_loss(probabilities, load, mask, self.k),
+            z_loss=routing.router_z_loss(logits, mask),
+            load=load,
+            dropped=offered.sum() - kept.sum(),
+        )
+        return routing.Assignment(experts, weights, kept), aux
+
+    def _experts(self, x, assignment: routing.Assignment):
+        alignment = row_alignment(assignment.experts.size, self.n, self.implementation)
+        plan = moving.plan(assignment, self.n, alignment)
+        rows = self.experts(moving.dispatch(x, plan), plan.group_sizes, alignment)
+        return moving.combine(rows, assignment.weights, plan)
+
+
+class MoELayer(nnx.Module):
+    """Expert sets and an always-on expert on the same tokens.
+
+    The sets' outputs are averaged by their active experts, (k1*o1 + k2*o2) / (k1 + k2), as the study's
+    heterogeneous layers are; one set's output is itself.
+    """
+
+    def __init__(
+        self,
+        sets: tuple[tuple[int, int, int], ...],
+        always_on: int,
+        d_model: int,
+        *,
+        init: Initializer,
+        implementation: str = "",
+        rngs: nnx.Rngs,
+    ):
+        """Makes the layer.
+
+        Args:
+          sets: (n, k, width) of each expert set.
+          always_on: width of the expert that is always on; 0 for none.
+          d_model: width of tokens.
+          init: of all weights.
+          implementation: of the grouped matmul.
+          rngs: a `params` stream.
+        """
+        self.sets = nnx.List(
+            [
+                ExpertSet(n, k, d_model, width, init=init, implementation=implementation, rngs=rngs)
+                for n, k, width in sets
+            ]
+        )
+        self.always_on = SwiGLU(d_model, always_on, init=init, rngs=rngs) if always_on else None
+
+    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing):
+        """Routed and always-on experts on the same input, added up: [B, S, D] and a `LayerAux`."""
+        routed, aux = self.routed(x, mask, routing_)
+        return (routed if self.always_on is None else routed + self.always_on(x)), aux
+
+    def routed(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing
+    ) -> tuple[Float[Array, "B S D"], LayerAux]:
+        """The expert sets alone; zeros if there is none."""
+        tokens, flat_mask = x.reshape(-1, x.shape[-1]), mask.reshape(-1)
+        total, output, auxes = sum(s.k for s in self.sets), jnp.zeros_like(tokens), []
+        for expert_set in self.sets:
+            out, aux = expert_set(tokens, flat_mask, routing_)
+            output += out if len(self.sets) == 1 else out * (expert_set.k / total)
+            auxes.append(aux)
+        return output.reshape(x.shape), tuple(auxes)

@@ -1,0 +1,237 @@
+"""From the ConfigDicts that people write to the frozen specs that code reads, validated once, here.
+
+A field may be set to 0 or "" where the comment beside it says what then stands in.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from slicedice.spec.errors import SpecError, require
+from slicedice.spec.layer import LayerSpec, parse_layer
+from slicedice.spec.model import ModelSpec
+from slicedice.spec.run import (
+    BudgetSpec,
+    DataSpec,
+    EvaluationSpec,
+    Execution,
+    OptimizerSpec,
+    RouterSpec,
+    RunSpec,
+)
+
+ROUTERS = ("dropless", "default")
+DTYPES = ("bfloat16", "float32")
+ACTIVE_WIDTH = "active_width"
+"""The check that a config may waive by name, in `model.waive`: that k*g, with the generalist, is 1."""
+
+
+def study_config() -> ConfigDict:
+    """The study's training set-up, to which a scale adds widths and tokens.
+
+    Source: arXiv 2605.11689 and its authors' public code; `docs/study.md` says which value is from where.
+    """
+    config = ConfigDict()
+    config.scale = "custom"  # a label: names runs, never part of their id
+    config.seed = 0  # of initial values and data order
+    config.compute_dtype = "bfloat16"  # of activations; parameters stay float32
+
+    config.model = model = ConfigDict()
+    model.d_model = 0
+    model.layers = 0
+    model.heads = 0
+    model.d_ff = 0  # 0: 4 * d_model
+    model.vocab_size = 100_352  # 100,278 tokens, padded
+    model.experts = "dense"  # or "n=32 k=4 g=1/4", sets joined by " + "; k may be left out
+    model.generalist = ""  # granularity of an always-active expert
+    model.wiring = "parallel"  # of the routed experts beside a generalist: parallel or plain
+    model.waive = ""  # "active_width" allows layers whose active width is not d_ff
+
+    config.router = router = ConfigDict()
+    router.kind = "dropless"  # or "default": with a capacity
+    router.capacity_factor = 1.2
+    router.alpha = 1e-2  # weight of the load-balancing loss
+    router.gamma = 0.0  # step of the loss-free bias
+    router.z_loss = 1e-3
+    router.group = 0  # sequences over which capacity and balance are counted; 0: the batch
+
+    config.data = data = ConfigDict()
+    data.source = "embedded"  # or a file or folder of text
+    data.tokenizer = "bytes"
+    data.sequence_length = 2048  # tokens
+    data.heldout_fraction = 0.05  # of documents
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.learning_rate = 4e-4  # peak
+    optimizer.weight_decay = 0.1  # on everything
+    optimizer.warmup_steps = 50
+    optimizer.final_fraction = 0.1  # of the peak, at the end of the cosine
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.eps = 1e-8
+    optimizer.clip = 1.0  # global norm
+    optimizer.output_z_loss = 1e-5
+
+    config.budget = budget = ConfigDict()
+    budget.tokens = 0  # to train on
+    budget.batch_size = 512  # sequences
+
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.tokens = 1_048_576  # held-out targets of each domain, at most
+
+    config.execution = execution = ConfigDict()
+    execution.micro_batch = 0  # sequences; 0: the batch
+    execution.remat = False  # recompute activations in the backward pass: less memory, more time
+    execution.unroll = 1  # layers in one turn of the scan over layers
+    execution.implementation = ""  # of the grouped matmul; "": by platform
+    execution.checkpoint_seconds = 300.0
+    return config.lock()
+
+
+def resolve(config: ConfigDict) -> tuple[RunSpec, Execution]:
+    """Validates `config` and returns the canonical spec and how to execute it.
+
+    Raises:
+      SpecError: a value is out of range or two do not fit; the message names the field.
+    """
+    c = config
+    model, data, optimizer = _model(c), _data(c), _optimizer(c)
+    budget = _budget(c)
+    require(c.compute_dtype in DTYPES, "compute_dtype", c.compute_dtype, f"choose one of {', '.join(DTYPES)}")
+    require(c.seed >= 0, "seed", c.seed, "use a whole number from 0")
+    require(c.evaluation.tokens > 0, "evaluation.tokens", c.evaluation.tokens, "use a number above 0")
+    router = _router(c.router, model.layer, budget)
+    spec = RunSpec(
+        scale=c.scale,
+        seed=c.seed,
+        compute_dtype=c.compute_dtype,
+        model=model,
+        router=router,
+        data=data,
+        optimizer=optimizer,
+        budget=budget,
+        evaluation=EvaluationSpec(c.evaluation.tokens),
+    )
+    return spec, _execution(c.execution, spec)
+
+
+def _model(c: ConfigDict) -> ModelSpec:
+    m = c.model
+    for field in ("d_model", "layers", "heads", "vocab_size"):
+        require(m[field] > 0, f"model.{field}", m[field], "use a number above 0")
+    require(m.d_model % m.heads == 0, "model.heads", m.heads, f"it has to divide model.d_model = {m.d_model}")
+    require(
+        (m.d_model // m.heads) % 2 == 0, "model.heads", m.heads, "RoPE turns pairs: d_model / heads has to be even"
+    )
+    d_ff = m.d_ff or 4 * m.d_model
+    layer = parse_layer(m.experts, m.generalist, m.wiring)
+    require(m.waive in ("", ACTIVE_WIDTH), "model.waive", m.waive, f'use "" or "{ACTIVE_WIDTH}"')
+    require(
+        layer.active_width == 1 or m.waive == ACTIVE_WIDTH,
+        "model.experts",
+        " + ".join(map(str, layer.experts)),
+        f"its active width, the sum of k*g and the generalist, is {layer.active_width} of d_ff and has to be 1; "
+        f'set model.waive = "{ACTIVE_WIDTH}" to allow it',
+    )
+    for g in [e.g for e in layer.experts] + [layer.generalist or 1]:
+        require((g * d_ff).denominator == 1, "model.experts g", str(g), f"g * d_ff has to be whole, and d_ff = {d_ff}")
+    return ModelSpec(m.d_model, m.layers, m.heads, d_ff, m.vocab_size, layer)
+
+
+def _router(r: ConfigDict, layer: LayerSpec, budget: BudgetSpec) -> RouterSpec:
+    require(r.kind in ROUTERS, "router.kind", r.kind, f"choose one of {', '.join(ROUTERS)}")
+    for field in ("capacity_factor", "alpha", "gamma", "z_loss"):
+        require(r[field] >= 0, f"router.{field}", r[field], "use a number from 0")
+    group = r.group or budget.batch_size
+    require(
+        group > 0 and budget.batch_size % group == 0,
+        "router.group",
+        r.group,
+        f"it has to divide budget.batch_size = {budget.batch_size}",
+    )
+    if layer.is_dense:
+        return RouterSpec(None, None, None, None, None, None)
+    # With every expert on, the balance loss is the constant 1 and the bias chooses nothing.
+    chooses = any(e.k < e.n for e in layer.experts)
+    drops = r.kind == "default" and (chooses or r.capacity_factor < 1)
+    alpha = r.alpha if chooses else None
+    return RouterSpec(
+        kind="default" if drops else "dropless",
+        capacity_factor=r.capacity_factor if drops else None,
+        alpha=alpha,
+        gamma=r.gamma if chooses else None,
+        z_loss=r.z_loss,
+        group=group if drops or alpha else None,
+    )
+
+
+def _data(c: ConfigDict) -> DataSpec:
+    d = c.data
+    require(d.sequence_length > 0, "data.sequence_length", d.sequence_length, "use a number above 0")
+    require(0 < d.heldout_fraction <= 0.5, "data.heldout_fraction", d.heldout_fraction, "use a share up to 0.5")
+    return DataSpec(**d.to_dict())
+
+
+def _optimizer(c: ConfigDict) -> OptimizerSpec:
+    o = c.optimizer
+    for field in ("learning_rate", "eps", "clip"):
+        require(o[field] > 0, f"optimizer.{field}", o[field], "use a number above 0")
+    for field in ("weight_decay", "warmup_steps", "output_z_loss"):
+        require(o[field] >= 0, f"optimizer.{field}", o[field], "use a number from 0")
+    for field in ("final_fraction", "b1", "b2"):
+        require(0 <= o[field] <= 1, f"optimizer.{field}", o[field], "use a share from 0 to 1")
+    return OptimizerSpec(**o.to_dict())
+
+
+def _budget(c: ConfigDict) -> BudgetSpec:
+    b = c.budget
+    require(b.batch_size > 0, "budget.batch_size", b.batch_size, "use a number above 0")
+    step = b.batch_size * c.data.sequence_length
+    steps = round(b.tokens / step)
+    require(steps > 0, "budget.tokens", b.tokens, f"one step takes {step:,} tokens: train for at least that many")
+    return BudgetSpec(steps, b.batch_size)
+
+
+def _execution(e: ConfigDict, spec: RunSpec) -> Execution:
+    micro_batch = e.micro_batch or spec.budget.batch_size
+    unit = spec.router.group or 1
+    require(
+        micro_batch > 0 and spec.budget.batch_size % micro_batch == 0 and micro_batch % unit == 0,
+        "execution.micro_batch",
+        e.micro_batch,
+        f"it has to divide budget.batch_size = {spec.budget.batch_size} and be a multiple of router.group = {unit}",
+    )
+    require(e.unroll > 0, "execution.unroll", e.unroll, "use a number above 0")
+    require(e.checkpoint_seconds > 0, "execution.checkpoint_seconds", e.checkpoint_seconds, "use seconds above 0")
+    return Execution(**{**e.to_dict(), "micro_batch": micro_batch})
+
+
+def override(config: ConfigDict, overrides: dict[str, Any], *, where: str) -> ConfigDict:
+    """Returns a copy of `config` with dotted fields replaced.
+
+    Raises:
+      SpecError: a field does not exist or a value has another type; `where` says who asked for it.
+    """
+    fields = flat_fields(config)
+    copy = config.copy_and_resolve_references()
+    for field, value in overrides.items():
+        require(field in fields, field, value, f"{where} sets it, and there is no such field: {', '.join(fields)}")
+        try:
+            copy.update_from_flattened_dict({field: value})
+        except (TypeError, ValueError) as error:
+            kind = type(fields[field]).__name__
+            raise SpecError(field, value, f"{where} sets it, and it has to be of type {kind}") from error
+    return copy
+
+
+def flat_fields(config: ConfigDict) -> dict[str, Any]:
+    """All leaves of `config` by dotted name."""
+    leaves = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            leaves |= {f"{key}.{name}": leaf for name, leaf in flat_fields(value).items()}
+        else:
+            leaves[key] = value
+    return leaves
+
+

@@ -1,0 +1,110 @@
+"""A run's id and name, and the key of the program that trains it.
+
+The id is the first 12 hex digits of the sha256 of the canonical JSON of the resolved spec with the schema
+version. Two grids that share a point share the run. The scale's label, git revisions, devices and package
+versions never enter it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from fractions import Fraction
+from typing import Any
+
+from slicedice.spec.run import Execution, RunSpec
+
+SCHEMA = 1
+"""Raised when the same spec comes to mean another experiment: old results are then never taken for new."""
+
+TRACED = ("seed", "optimizer.learning_rate", "optimizer.weight_decay", "router.alpha", "router.gamma")
+"""Numbers that reach a compiled program as arguments, so that runs differing only in them share it."""
+
+
+def to_dict(spec: Any) -> Any:
+    """A spec as JSON types: fractions as "1/4", tuples as lists."""
+    if dataclasses.is_dataclass(spec):
+        return {f.name: to_dict(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
+    if isinstance(spec, Fraction):
+        return str(spec)
+    if isinstance(spec, tuple):
+        return [to_dict(item) for item in spec]
+    return spec
+
+
+def canonical_json(spec: RunSpec) -> str:
+    """The spec with its schema version as one canonical line of JSON."""
+    content = {"schema": SCHEMA, **to_dict(spec)}
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def from_json(text: str) -> RunSpec:
+    """Reads back what `canonical_json` wrote.
+
+    Raises:
+      ValueError: the text is of another schema or is no spec.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
+        raise ValueError(f"not a run spec of schema {SCHEMA}")
+    try:
+        return _build(RunSpec, content)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a run spec of schema {SCHEMA}: {error}") from error
+
+
+def _build(kind: Any, content: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _build(hint, content[name]) for name, hint in hints.items()})  # type: ignore[operator]
+    if isinstance(kind, types.UnionType):
+        return None if content is None else _build(typing.get_args(kind)[0], content)
+    if typing.get_origin(kind) is tuple:
+        return tuple(_build(typing.get_args(kind)[0], item) for item in content)
+    return kind(content)
+
+
+def run_id(spec: RunSpec) -> str:
+    """The 12 hex digits that name a run's folder."""
+    content = json.loads(canonical_json(spec))
+    del content["scale"]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_name(spec: RunSpec) -> str:
+    """A name for people, such as `nano-g1/4-n32-s8-dropless-seed0`. Names may repeat; ids do not."""
+    layer, router = spec.model.layer, spec.router
+    if layer.is_dense:
+        parts = [spec.scale, "dense"]
+    else:
+        sets = layer.experts
+        parts = [
+            spec.scale,
+            "g" + "+".join(str(e.g) for e in sets),
+            "n" + "+".join(str(e.n) for e in sets),
+            f"s{layer.sparsity}",
+            str(router.kind),
+        ]
+        if layer.generalist:
+            parts.append(f"gen{layer.generalist}-{layer.wiring}")
+        if router.alpha not in (None, 0.01):
+            parts.append(f"alpha{router.alpha:g}")
+        if router.gamma:
+            parts.append(f"gamma{router.gamma:g}")
+    return "-".join([*parts, f"seed{spec.seed}"])
+
+
+def program_key(spec: RunSpec, execution: Execution) -> str:
+    """What XLA compiles, as 12 hex digits: equal for runs that differ only in `TRACED` numbers."""
+    content = {"spec": to_dict(spec), "execution": to_dict(execution)}
+    del content["spec"]["scale"]
+    for field in TRACED:
+        *parents, leaf = field.split(".")
+        node = content["spec"]
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = None
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,112 @@
+"""A run in full: `RunSpec` holds what can change a result in expectation, `Execution` how it is run.
+
+Only the first makes a run's id, so nothing about machines may enter it, and nothing that changes results
+may enter the second.
+"""
+
+from dataclasses import dataclass
+
+from slicedice.spec.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    """How tokens reach experts. A field is None where it has no effect.
+
+    kind: "dropless", or "default", which drops what exceeds an expert's capacity.
+    capacity_factor: capacity over the mean load.
+    alpha: weight of the load-balancing loss. gamma: step of the loss-free bias; 0 is off.
+    z_loss: weight of the router z-loss.
+    group: sequences over which capacity and the load-balancing loss are counted (a routing group, as in
+      GShard). It is part of the science because both depend on it, while the micro-batch is not.
+    """
+
+    kind: str | None
+    capacity_factor: float | None
+    alpha: float | None
+    gamma: float | None
+    z_loss: float | None
+    group: int | None
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Where text comes from and how it is cut. `source` is "embedded" or a path."""
+
+    source: str
+    tokenizer: str
+    sequence_length: int
+    heldout_fraction: float
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """AdamW with clipping, linear warm-up and a cosine to `final_fraction` of the peak `learning_rate`."""
+
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    final_fraction: float
+    b1: float
+    b2: float
+    eps: float
+    clip: float
+    output_z_loss: float
+
+
+@dataclass(frozen=True)
+class BudgetSpec:
+    """How long a run trains: `steps` of `batch_size` sequences."""
+
+    steps: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """Held-out evaluation over at most `tokens` targets of each domain."""
+
+    tokens: int
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One point of a grid, resolved and canonical: what is trained, on what, for how long."""
+
+    scale: str
+    seed: int
+    compute_dtype: str
+    model: ModelSpec
+    router: RouterSpec
+    data: DataSpec
+    optimizer: OptimizerSpec
+    budget: BudgetSpec
+    evaluation: EvaluationSpec
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on."""
+        return self.budget.steps * self.budget.batch_size * self.data.sequence_length
+
+    @property
+    def flops(self) -> int:
+        """Training FLOPs of the whole run."""
+        return self.tokens * self.model.flops_per_token(self.data.sequence_length)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is executed; never part of its id.
+
+    micro_batch: sequences for one forward and backward pass; the rest of a batch is accumulated.
+    remat: recompute block activations in the backward pass.
+    unroll: layers in one turn of the scan over layers.
+    implementation: grouped-matmul implementation by name; "" chooses by platform.
+    checkpoint_seconds: time between checkpoints.
+    """
+
+    micro_batch: int
+    remat: bool
+    unroll: int
+    implementation: str
+    checkpoint_seconds: float

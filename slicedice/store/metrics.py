@@ -1,0 +1,71 @@
+"""A run's metrics: one JSON line for every step, in order.
+
+A worker that dies may leave a torn last line, or lines past its last checkpoint. Both are cut off when
+training goes on, so that the file is what an undisturbed run would have written.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Metrics = dict[str, Any]
+
+
+def read(path: Path) -> Iterator[Metrics]:
+    """Yields the lines that are whole; stops at the first that is not."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below, after the generator's last line
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            record = _parse(line)
+            if record is None:
+                return
+            yield record
+
+
+def last_step(path: Path) -> int | None:
+    """The step of the last whole line, from the file's end alone; None if there is none."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4096))
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return None
+    records = (_parse(line) for line in reversed(lines))
+    return next((record["step"] for record in records if record), None)
+
+
+def cut(path: Path, step: int) -> None:
+    """Keeps the lines of steps before `step`, and nothing that follows them."""
+    if not path.exists():
+        return
+    size = 0
+    with open(path, "rb") as file:
+        for line in file:
+            record = _parse(line)
+            if record is None or record["step"] >= step:
+                break
+            size += len(line)
+    os.truncate(path, size)
+
+
+def tail_means(path: Path, count: int) -> Metrics:
+    """The mean of every metric over the last `count` steps."""
+    records = list(read(path))[-count:]
+    names = [name for name in records[-1] if name != "step"] if records else []
+    return {name: sum(record[name] for record in records) / len(records) for name in names}
+
+
+def _parse(line: bytes) -> Metrics | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

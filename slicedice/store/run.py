@@ -1,0 +1,138 @@
+"""One run's folder, and what it says of the run's state.
+
+`spec.json` is what is trained, `result.json` appears, whole, when it is done, `failure.json` says how it
+ended otherwise. The folder's lock is held by whoever trains it, and is let go of by the system when that
+process dies, however it dies. So the state needs no heartbeat, and no half-written run counts as done.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from slicedice.spec import SCHEMA, RunSpec, canonical_json
+from slicedice.store import metrics
+from slicedice.store.files import read_json, write_json, write_whole
+
+
+class Kind(StrEnum):
+    """The states of a run. DONE and DIVERGED are results; the kinds after them are failures."""
+
+    MISSING = "missing"
+    RUNNING = "running"
+    DONE = "done"
+    DIVERGED = "diverged"
+    PREEMPTED = "preempted"
+    CRASHED = "crashed"
+    OUT_OF_MEMORY = "out_of_memory"
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the run is over and reports may read it."""
+        return self in (Kind.DONE, Kind.DIVERGED)
+
+    @property
+    def needs_retry(self) -> bool:
+        """Whether it would fail again as it is, and so runs again only when asked to."""
+        return self in (Kind.CRASHED, Kind.OUT_OF_MEMORY)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run's kind, the steps it has metrics for, and why it failed if it did."""
+
+    kind: Kind
+    steps: int = 0
+    reason: str = ""
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.log = path / "log.txt"
+        self.checkpoints = path / "checkpoints"
+        self._result = path / "result.json"
+        self._failure = path / "failure.json"
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.path.name
+
+    def create(self, spec: RunSpec) -> None:
+        """Makes the folder and writes the spec, if that has not been done."""
+        if not (self.path / "spec.json").exists():
+            write_whole(self.path / "spec.json", canonical_json(spec) + "\n")
+
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run found; None if it is not done, or this version cannot read it."""
+        result = read_json(self._result)
+        return result if result and result.get("schema") == SCHEMA else None
+
+    def finish(self, kind: Kind, content: dict[str, Any]) -> None:
+        """Writes the result, which makes the run count as done."""
+        write_json(self._result, {"schema": SCHEMA, "kind": kind, **content})
+        self._failure.unlink(missing_ok=True)
+
+    def fail(self, kind: Kind, reason: str) -> None:
+        """Writes how the run ended without a result."""
+        write_json(self._failure, {"kind": kind, "reason": reason})
+
+    def forget_failure(self) -> None:
+        """Lets a failed run be taken up again."""
+        self._failure.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Removes all that training wrote, so that the run starts over."""
+        for path in (self._result, self._failure, self.metrics):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def state(self) -> RunState:
+        """Reads the run's state off its files and its lock."""
+        result = self.result()
+        if result:
+            return RunState(Kind(result["kind"]), result["steps"])
+        steps = (metrics.last_step(self.metrics) or -1) + 1
+        if self.is_locked():
+            return RunState(Kind.RUNNING, steps)
+        failure = read_json(self._failure)
+        if failure:
+            return RunState(Kind(failure["kind"]), steps, failure["reason"])
+        if steps or self.checkpoints.exists():
+            return RunState(Kind.PREEMPTED, steps, "its worker ended without a word")
+        return RunState(Kind.MISSING)
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Holds the run while training it; yields False if another process does."""
+        with open(self.path / "lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def is_locked(self) -> bool:
+        """Whether some process trains this run now."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            # A shared lock, so that two lookers do not take each other for a worker.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False

@@ -1,0 +1,73 @@
+"""Orbax behind one small door: a checkpoint is complete or it does not exist.
+
+The training state is kept under `training/`, newest only; the finished model, parameters and router biases
+without the optimizer's state, under `model/`. Leaves are saved by their path in the state, so a checkpoint
+can be read without this code.
+"""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from slicedice.training.program import TrainState
+
+T = TypeVar("T")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read."""
+
+
+class Checkpoints:
+    """Checkpoints of one run below `folder`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder / "training", options=options)
+
+    def save(self, state: TrainState) -> None:
+        """Saves the state after its last step."""
+        self._manager.save(int(state.step), args=ocp.args.StandardSave(_by_path(state)), force=True)  # pyright: ignore
+
+    def restore(self, like: TrainState) -> TrainState:
+        """Returns the newest state saved, or `like` itself if there is none.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged, or of another model.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return like
+        try:
+            leaves = self._manager.restore(step, args=ocp.args.StandardRestore(_by_path(like)))  # pyright: ignore
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self.folder / 'training'} cannot be read "
+                f"({type(error).__name__}). Nothing else is lost: remove that folder and use --retry, and the "
+                "run starts over."
+            ) from error
+        return _into(like, leaves)
+
+    def finish(self, state: TrainState) -> None:
+        """Saves the finished model and drops the training state."""
+        with ocp.StandardCheckpointer() as saver:
+            saver.save(self.folder / "model", _by_path((state.params, state.bias)), force=True)
+        for step in list(self._manager.all_steps()):
+            self._manager.delete(step)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()
+
+
+def _by_path(tree: Any) -> dict[str, jax.Array]:
+    return {keystr(path, simple=True, separator="."): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
+
+
+def _into(like: T, leaves: dict[str, jax.Array]) -> T:
+    paths, treedef = tree_flatten_with_path(like)
+    return jax.tree.unflatten(treedef, [leaves[keystr(path, simple=True, separator=".")] for path, _ in paths])

@@ -1,0 +1,91 @@
+"""The training loop of one run, in the order things happen."""
+
+import math
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from slicedice.data import TokenStore, train_batch
+from slicedice.spec import RunSpec
+from slicedice.training.checkpoint import Checkpoints
+from slicedice.training.program import Hyper, Program, TrainState
+
+Metrics = dict[str, float | int]
+
+
+class Stopped(Exception):
+    """Training was asked to stop; its state is saved."""
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number. This is a result, not an error."""
+
+    def __init__(self, step: int):
+        super().__init__(f"the loss was not finite at step {step}")
+        self.step = step
+
+
+def train(
+    program: Program,
+    spec: RunSpec,
+    tokens: TokenStore,
+    checkpoints: Checkpoints,
+    *,
+    checkpoint_seconds: float,
+    begin: Callable[[int], None],
+    report: Callable[[Metrics], None],
+    should_stop: Callable[[], bool],
+) -> TrainState:
+    """Trains `spec` from its newest checkpoint, or from the beginning, to the end of its budget.
+
+    Args:
+      program: compiled functions of the run's program.
+      spec: the run.
+      tokens: what it trains on; batches are a function of (tokens, seed, step).
+      checkpoints: where its state is saved.
+      checkpoint_seconds: time between checkpoints.
+      begin: called once with the step that training starts from.
+      report: called with the metrics of every step, in order.
+      should_stop: asked after every step.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      Stopped: `should_stop` said so; the state is saved.
+      Diverged: a loss was not finite.
+      CheckpointError: the newest checkpoint cannot be read.
+    """
+    hyper = Hyper.of(spec)
+    state = checkpoints.restore(program.init(jnp.uint32(spec.seed)))
+    first = int(state.step)
+    begin(first)
+    saved, pending = time.monotonic(), None
+    for step in range(first, spec.budget.steps):
+        batch = train_batch(tokens, spec.seed, step, spec.budget.batch_size, spec.data.sequence_length)
+        state, metrics = program.step(state, jnp.asarray(batch), hyper)
+        # While this step runs, look at the one before.
+        if pending is not None:
+            _report(*pending, report)
+        pending = step, metrics
+        last, stop = step + 1 == spec.budget.steps, should_stop()
+        if not last and (stop or time.monotonic() - saved > checkpoint_seconds):
+            # Metrics come first, so that every step of a checkpoint has its line.
+            _report(*pending, report)
+            pending = None
+            checkpoints.save(state)
+            saved = time.monotonic()
+            if stop:
+                raise Stopped(f"stopped after step {step}")
+    if pending is not None:
+        _report(*pending, report)
+    return state
+
+
+def _report(step: int, metrics: dict[str, jax.Array], report: Callable[[Metrics], None]) -> None:
+    values: Metrics = {"step": step, **{name: value.item() for name, value in metrics.items()}}
+    report(values)
+    if not math.isfinite(values["loss"]):
+        raise Diverged(step)
