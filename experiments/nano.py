@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.model.layers = 2
     config.model.heads = 4
     config.model.vocab_size = 256
+    config.router.group = 0
     config.data.sequence_length = 128
     config.optimizer.learning_rate = 4e-3
     config.budget.tokens = 2_000_000
@@ -25,4 +26,5 @@ def get_config() -> ConfigDict:
     config.evaluation.tokens = 65_536
     config.execution.unroll = 2  # 2 layers: faster to run and to compile than a loop
     config.execution.checkpoint_seconds = 60.0
+    config.execution.micro_batch = 0
     return config

@@ -14,10 +14,12 @@ def get_config() -> ConfigDict:
     config.model.layers = 2
     config.model.heads = 2
     config.model.vocab_size = 256
+    config.router.group = 0
     config.data.sequence_length = 32
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 5
     config.budget.tokens = 60 * 8 * 32
     config.budget.batch_size = 8
     config.evaluation.tokens = 2048
+    config.execution.micro_batch = 0
     return config

@@ -1,5 +1,5 @@
 """Held-out cross-entropy by domain. Imports `model` and `data`; knows no grid and no store."""
 
-from slicedice.evaluation.cross_entropy import Evaluation, evaluate
+from slicedice.evaluation.cross_entropy import Scores, evaluate, held_out
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Scores", "evaluate", "held_out"]

@@ -1,7 +1,6 @@
 """Cross-entropy in nats a token and in bits a byte, for each domain and macro-averaged over domains."""
 
 import math
-from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -13,25 +12,45 @@ from jaxtyping import Array, Bool, Int
 from slicedice.data import TokenStore, evaluation_batches
 from slicedice.model import Decoder
 from slicedice.moe import Routing
+from slicedice.spec import RunSpec
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Held-out results. `nats` is a target token's mean cross-entropy, `bits_per_byte` of the text it stands for."""
+Scores = dict[str, dict[str, float]]
+"""For each domain, and for "macro", their mean: `nats` a target, `bits_per_byte` of text, `targets`."""
 
-    nats: dict[str, float]
-    bits_per_byte: dict[str, float]
-    targets: dict[str, int]
 
-    @property
-    def macro_nats(self) -> float:
-        """The mean over domains, each counting alike."""
-        return sum(self.nats.values()) / len(self.nats)
+def held_out(
+    model: Decoder, tokens: TokenStore, spec: RunSpec, routing: Routing, *, batch_size: int
+) -> dict[str, Scores]:
+    """Evaluates a trained model as its run asks for.
 
-    @property
-    def macro_bits_per_byte(self) -> float:
-        """The mean over domains, each counting alike."""
-        return sum(self.bits_per_byte.values()) / len(self.bits_per_byte)
+    A model trained with a capacity is evaluated both with it and without, since much of what dropping costs
+    may be dropping at evaluation.
+
+    Args:
+      model: the trained model.
+      tokens: the token store it was trained on.
+      spec: its run.
+      routing: its routing in training.
+      batch_size: sequences at a time, a multiple of the routing group.
+
+    Returns:
+      Scores under "held_out", and for such a model also under "without_capacity".
+    """
+
+    def scores(routing: Routing) -> Scores:
+        return evaluate(
+            model,
+            tokens,
+            routing,
+            batch_size=batch_size,
+            sequence_length=spec.data.sequence_length,
+            max_tokens=spec.evaluation.tokens,
+        )
+
+    if routing.capacity_factor is None:
+        return {"held_out": scores(routing)}
+    return {"held_out": scores(routing), "without_capacity": scores(Routing())}
 
 
 def evaluate(
@@ -42,23 +61,26 @@ def evaluate(
     batch_size: int,
     sequence_length: int,
     max_tokens: int,
-) -> Evaluation:
-    """Evaluates on at most `max_tokens` held-out targets of every domain.
+) -> Scores:
+    """Cross-entropy on at most `max_tokens` held-out targets of every domain.
 
-    Padding takes no expert's room and is not counted. With a capacity in `routing`, it is counted over the
-    same routing groups as in training.
+    Padding takes no expert's room and is not counted.
     """
     graphdef, state = nnx.split(model)
-    nats, bits, targets = {}, {}, {}
+    scores: Scores = {}
     for domain in tokens.domains:
-        total, count, size = 0.0, 0, 0
+        total, targets, size = 0.0, 0, 0
         for batch in evaluation_batches(tokens, domain, batch_size, sequence_length, max_tokens):
             total += float(_summed(graphdef, routing, state, jnp.asarray(batch.tokens), jnp.asarray(batch.mask)))
-            count += int(batch.mask.sum())
-            size += int(batch.target_bytes)
-        nats[domain], targets[domain] = total / count, count
-        bits[domain] = total / math.log(2) / size
-    return Evaluation(nats, bits, targets)
+            targets += int(batch.mask.sum())
+            size += batch.target_bytes
+        scores[domain] = {
+            "nats": total / targets,
+            "bits_per_byte": total / math.log(2) / size,
+            "targets": targets,
+        }
+    macro = {name: sum(s[name] for s in scores.values()) / len(scores) for name in ("nats", "bits_per_byte")}
+    return {**scores, "macro": {**macro, "targets": sum(s["targets"] for s in scores.values())}}
 
 
 @partial(jax.jit, static_argnums=(0, 1))

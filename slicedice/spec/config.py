@@ -53,7 +53,7 @@ def study_config() -> ConfigDict:
     router.alpha = 1e-2  # weight of the load-balancing loss
     router.gamma = 0.0  # step of the loss-free bias
     router.z_loss = 1e-3
-    router.group = 0  # sequences over which capacity and balance are counted; 0: the batch
+    router.group = 8  # sequences over which capacity and balance are counted; 0: the batch
 
     config.data = data = ConfigDict()
     data.source = "embedded"  # or a file or folder of text
@@ -80,7 +80,7 @@ def study_config() -> ConfigDict:
     evaluation.tokens = 1_048_576  # held-out targets of each domain, at most
 
     config.execution = execution = ConfigDict()
-    execution.micro_batch = 0  # sequences; 0: the batch
+    execution.micro_batch = 8  # sequences; 0: the batch
     execution.remat = False  # recompute activations in the backward pass: less memory, more time
     execution.unroll = 1  # layers in one turn of the scan over layers
     execution.implementation = ""  # of the grouped matmul; "": by platform

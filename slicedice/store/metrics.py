@@ -4,13 +4,45 @@ A worker that dies may leave a torn last line, or lines past its last checkpoint
 training goes on, so that the file is what an undisturbed run would have written.
 """
 
+import errno
 import json
 import os
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 Metrics = dict[str, Any]
+
+
+class Writer:
+    """Appends the metrics of one run, and knows how fast steps came."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self._times: list[float] = []
+
+    def begin(self, step: int) -> None:
+        """Drops what was written for `step` and after, since training goes on from there."""
+        cut(self._path, step)
+
+    def write(self, metrics: Metrics) -> None:
+        """Appends the metrics of one step as a line."""
+        self._times.append(time.monotonic())
+        line = json.dumps(metrics).encode() + b"\n"
+        if self._file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+
+    def seconds_per_step(self) -> float | None:
+        """The median time between two lines; None if there were not two."""
+        times = self._times
+        return statistics.median(b - a for a, b in zip(times, times[1:], strict=False)) if len(times) > 1 else None
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 def read(path: Path) -> Iterator[Metrics]:

@@ -5,6 +5,7 @@ ended otherwise. The folder's lock is held by whoever trains it, and is let go o
 process dies, however it dies. So the state needs no heartbeat, and no half-written run counts as done.
 """
 
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -15,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from slicedice.spec import SCHEMA, RunSpec, canonical_json
+from slicedice.spec import SCHEMA, Execution, RunSpec, canonical_json
 from slicedice.store import metrics
 from slicedice.store.files import read_json, write_json, write_whole
 
@@ -67,10 +68,15 @@ class RunFolder:
         """The run's id."""
         return self.path.name
 
-    def create(self, spec: RunSpec) -> None:
-        """Makes the folder and writes the spec, if that has not been done."""
+    def create(self, spec: RunSpec, execution: Execution) -> None:
+        """Makes the folder and writes what is to be trained, and how."""
         if not (self.path / "spec.json").exists():
             write_whole(self.path / "spec.json", canonical_json(spec) + "\n")
+        write_json(self.path / "execution.json", dataclasses.asdict(execution))
+
+    def execution(self) -> Execution:
+        """How the run is to be executed, as `create` wrote it."""
+        return Execution(**(read_json(self.path / "execution.json") or {}))
 
     def result(self) -> dict[str, Any] | None:
         """What the finished run found; None if it is not done, or this version cannot read it."""

@@ -2,7 +2,7 @@
 
 from slicedice.training.checkpoint import CheckpointError, Checkpoints
 from slicedice.training.loop import Diverged, Stopped, train
-from slicedice.training.program import Hyper, Program, TrainState
+from slicedice.training.program import Hyper, Program, TrainState, routing_of
 
 __all__ = [
     "CheckpointError",
@@ -12,5 +12,6 @@ __all__ = [
     "Program",
     "Stopped",
     "TrainState",
+    "routing_of",
     "train",
 ]

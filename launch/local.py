@@ -1,0 +1,152 @@
+"""Trains runs on this machine, as many workers at once as pay, each fed one run after the other.
+
+A worker that dies takes down the run it was training, and no other: a fresh one goes on with the next.
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from typing import IO
+
+from slicedice.launching import Job, LaunchError
+from slicedice.machine import Slot, slots
+from slicedice.store import Kind
+from slicedice.work import DISK_FULL
+
+GRACE_SECONDS = 60.0
+"""For workers to finish a step and save a checkpoint when they are told to stop."""
+
+
+class Worker:
+    """A worker process on one slot, and the run it has been given."""
+
+    def __init__(self, slot: Slot, job: Job):
+        self.run: str | None = None
+        command = [sys.executable, "-m", "slicedice.work", "--store", str(job.store.root), "--parent", str(os.getpid())]
+        with _on_cores(slot), open(job.store.root / "workers.log", "ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | slot.environment,
+                start_new_session=True,  # Ctrl-C reaches the launcher, which asks workers to stop in order
+            )
+
+    @property
+    def output(self) -> IO[bytes]:
+        """Where the worker says that a run has ended."""
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def give(self, run: str) -> None:
+        """Gives the worker its next run."""
+        assert self.process.stdin is not None
+        self.run = run
+        with contextlib.suppress(BrokenPipeError):  # it has just died, which its output will tell
+            self.process.stdin.write(f"{run}\n".encode())
+            self.process.stdin.flush()
+
+    def close(self) -> None:
+        """Lets an idle worker end."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+
+def launch(job: Job) -> None:
+    """Trains the job's runs on this machine and returns when all have ended, one way or another.
+
+    Raises:
+      LaunchError: the disk is full, or workers cannot be started.
+      KeyboardInterrupt: after the workers have saved what they were training.
+    """
+    queue = deque(job.runs)
+    selector = selectors.DefaultSelector()
+    workers: set[Worker] = set()
+
+    def start(slot: Slot) -> None:
+        worker = Worker(slot, job)
+        workers.add(worker)
+        selector.register(worker.output, selectors.EVENT_READ, (worker, slot))
+        worker.give(queue.popleft())
+
+    def retire(worker: Worker) -> int:
+        selector.unregister(worker.output)
+        workers.remove(worker)
+        worker.close()
+        return worker.process.wait()
+
+    try:
+        for slot in slots(job.max_concurrent):
+            if queue:
+                start(slot)
+        while workers:
+            for key, _ in selector.select(timeout=0.5):
+                worker, slot = key.data
+                line = worker.output.readline()
+                if line and queue:
+                    worker.give(queue.popleft())
+                elif line:
+                    retire(worker)
+                else:
+                    _mourn(job, worker, retire(worker))
+                    if queue:
+                        start(slot)
+            job.watch()
+    except BaseException:
+        _stop(workers)
+        raise
+
+
+def _mourn(job: Job, worker: Worker, status: int) -> None:
+    """Settles what a dead worker leaves behind, and judges whether the others can go on."""
+    assert worker.run is not None
+    folder = job.store.run(worker.run)
+    if status == DISK_FULL:
+        raise LaunchError(
+            f"The disk of {job.store.root} is full. Finished runs are safe; make room and run the same command again."
+        )
+    if folder.state().kind is Kind.MISSING and status > 0:
+        # It did not come as far as training: so it would be with every other run.
+        raise LaunchError(
+            f"A worker ended with status {status} before it began to train. The end of "
+            f"{job.store.root / 'workers.log'} says why."
+        )
+    if status < 0:
+        folder.fail(Kind.PREEMPTED, f"its worker was killed by {signal.Signals(-status).name}")
+    elif not folder.state().kind.has_result:
+        folder.fail(Kind.CRASHED, f"its worker ended with status {status}; see {job.store.root / 'workers.log'}")
+
+
+def _stop(workers: set[Worker]) -> None:
+    """Asks workers to save and end, and kills those that do not in time."""
+    for worker in workers:
+        worker.process.send_signal(signal.SIGTERM)
+        worker.close()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for worker in workers:
+        try:
+            worker.process.wait(max(0.0, deadline - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            worker.process.kill()
+            worker.process.wait()
+
+
+@contextlib.contextmanager
+def _on_cores(slot: Slot):
+    """Has processes started meanwhile inherit the slot's cores: XLA makes one thread for each core it sees."""
+    if not slot.cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, slot.cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

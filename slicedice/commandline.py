@@ -1,0 +1,70 @@
+"""What the doors share: `--config.FIELD=VALUE`, and errors as one paragraph instead of a traceback."""
+
+import errno
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from slicedice.data import DataError
+from slicedice.files import FileError
+from slicedice.grid import GridError
+from slicedice.launching import LaunchError
+from slicedice.spec import SpecError
+from slicedice.spec.config import flat_fields
+from slicedice.store import StoreError
+
+EXPECTED = (DataError, FileError, GridError, LaunchError, SpecError, StoreError)
+"""Errors whose message is written for the user."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def overrides(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
+    """Reads arguments of the form `--config.FIELD=VALUE` as the types that `config` has.
+
+    Raises:
+      SpecError: a field does not exist or a value does not fit its type.
+    """
+    known, found = flat_fields(config), {}
+    for argument in arguments:
+        field, equals, value = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config.") or not equals:
+            raise SpecError("argument", argument, "it is unknown; see --help. Fields are set by --config.FIELD=VALUE")
+        if field not in known:
+            raise SpecError(f"--config.{field}", value, f"there is no such field. Fields are: {', '.join(known)}")
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_dict("config", config.copy_and_resolve_references(), flag_values=values)
+        try:
+            values(["", argument])
+        except (flags.Error, TypeError, ValueError) as error:
+            kind = type(known[field]).__name__
+            raise SpecError(f"--config.{field}", value, f"it has to be of type {kind}") from error
+        found[field] = flat_fields(values["config"].value)[field]
+    return found
+
+
+def door(main: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:
+    """Makes a door's `main` end in a paragraph on standard error where the user can do something about it."""
+
+    @functools.wraps(main)
+    def wrapped(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except EXPECTED as error:
+            print(error, file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            print(f"The disk is full ({error}). Finished runs are safe; make room and run again.", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("Stopped. What was training is saved; the same command goes on from there.", file=sys.stderr)
+            return INTERRUPTED
+
+    return wrapped

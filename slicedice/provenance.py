@@ -1,0 +1,56 @@
+"""Where a result comes from: code, packages, devices, data. Recorded beside it, never part of a run's id."""
+
+import datetime
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from slicedice import __version__
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def provenance(fingerprint: str) -> dict[str, Any]:
+    """Describes this process; asks JAX for its devices.
+
+    Args:
+      fingerprint: of the token store that was trained on.
+    """
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "slicedice": __version__,
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": device.platform,
+        "device": device.device_kind if device.platform != "cpu" else platform.processor() or platform.machine(),
+        "devices": jax.device_count(),
+        "data_fingerprint": fingerprint,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of the checkout that this package runs from, with "+changes" if it has any; None outside one."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

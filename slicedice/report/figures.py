@@ -1,0 +1,106 @@
+"""Draws declared figures from rows: PNG for screens and papers, SVG for the page."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from slicedice.grid import Figure, Panel
+from slicedice.grid.figures import AXES
+from slicedice.report.results import Row
+from slicedice.report.statistics import Cell, cells
+
+# Okabe and Ito's palette: told apart by colour-blind readers; markers tell lines apart in print as well.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
+MARKERS = "os^Dv<>pP"
+
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "slicedice",
+    "savefig.bbox": "tight",
+}
+
+LABELS = {"loss": "held-out cross-entropy (nats)", "train_loss": "train cross-entropy (nats)"}
+
+
+def draw(figure: Figure, rows: list[Row], folder: Path) -> list[Path]:
+    """Draws `figure` as PNG and SVG into `folder`; returns the files.
+
+    Error bars are 95 % intervals, 1.96 standard errors with the noise pooled over cells. Runs that are not
+    done are gaps; those that diverged are open markers at the panel's upper edge.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = cells(rows, figure.y)
+    with plt.rc_context(STYLE):
+        drawing, axes = plt.subplots(
+            1, len(figure.panels), figsize=(3.6 * len(figure.panels), 3.4), sharey=True, squeeze=False
+        )
+        for panel, ax in zip(figure.panels, axes[0], strict=True):
+            _panel(panel, ax, measured, rows)
+        axes[0][0].set_ylabel(LABELS.get(figure.y, figure.y.replace("_", " ")))
+        scales = sorted({row["scale"] for row in rows})
+        drawing.suptitle(f"{figure.title} · {', '.join(scales)}", x=0.01, ha="left", fontweight="bold")
+        drawing.tight_layout()
+        files = [folder / f"{figure.name}.png", folder / f"{figure.name}.svg"]
+        for file in files:
+            metadata = {"Date": None} if file.suffix == ".svg" else None
+            drawing.savefig(file, dpi=160, metadata=metadata)
+        plt.close(drawing)
+    return files
+
+
+def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> None:
+    routed = [cell for cell in measured if not cell.row["dense"]]
+    ax.set_title(panel.title, loc="left")
+    ax.set_xlabel(AXES[panel.x])
+    ax.set_xscale("log", base=2)
+    hues = sorted({row[panel.hue] for row in rows if not row["dense"]})
+    style = {hue: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, hue in enumerate(hues)}
+    for hue in hues:
+        line = sorted((cell for cell in routed if cell.row[panel.hue] == hue), key=lambda c: c.row[panel.x])
+        if line:
+            color, marker = style[hue]
+            ax.errorbar(
+                [cell.row[panel.x] for cell in line],
+                [cell.mean for cell in line],
+                yerr=[1.96 * (cell.error or 0.0) for cell in line],
+                color=color,
+                marker=marker,
+                markersize=5,
+                linewidth=1.4,
+                capsize=2.5,
+                label=f"{panel.hue} = {_number(panel.hue, hue)}",
+            )
+    for cell in measured:
+        if cell.row["dense"]:
+            ax.axhline(cell.mean, color="black", linestyle="--", linewidth=1.2, label="dense")
+            if cell.error:
+                ax.axhspan(cell.mean - 1.96 * cell.error, cell.mean + 1.96 * cell.error, color="black", alpha=0.07)
+    for row in rows:
+        if row["state"] == "diverged" and not row["dense"]:
+            color, marker = style[row[panel.hue]]
+            ax.plot(row[panel.x], 0.98, marker, color=color, fillstyle="none", transform=ax.get_xaxis_transform())
+    ticks = sorted({row[panel.x] for row in rows if not row["dense"]})
+    ax.set_xticks(ticks, [_number(panel.x, tick) for tick in ticks])
+    ax.minorticks_off()
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=7.5, handlelength=1.6, labelspacing=0.3)
+
+
+def _number(axis: str, value: float) -> str:
+    """A tick or hue as people write it: granularities as fractions, big counts short."""
+    if axis == "g" and value < 1:
+        return f"1/{round(1 / value)}"
+    if value >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    return f"{value:g}"

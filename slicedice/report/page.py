@@ -1,0 +1,55 @@
+"""One HTML page that holds a report whole: figures, table, data. It opens offline and asks no one for anything."""
+
+from pathlib import Path
+
+import jinja2
+
+from slicedice.report.results import Results, Row
+from slicedice.report.statistics import cells
+from slicedice.report.tables import verdict
+
+
+def write_page(path: Path, *, title: str, about: str, results: Results, figures: list[Path]) -> None:
+    """Writes the page.
+
+    Args:
+      path: of the page.
+      title: of the page.
+      about: what the grid asks, from its file's docstring.
+      results: rows and notes.
+      figures: SVG files, which are put into the page.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("slicedice.report", ""), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    measured = cells(results.rows, "loss")
+    dense = next((cell for cell in measured if cell.row["dense"]), None)
+    page = environment.get_template("page.html.j2").render(
+        title=title,
+        about=[part.replace("\n", " ") for part in about.strip().split("\n\n")],
+        notes=results.notes,
+        # Only the element itself: a document type within a page is an error.
+        figures=[jinja2.utils.markupsafe.Markup(_element(path.read_text())) for path in figures],
+        cells=[{"cell": cell, "verdict": verdict(cell, dense)} for cell in measured],
+        domains=_domains(results.rows),
+        runs=results.rows,
+        counts=_counts(results.rows),
+        origin=next((row for row in results.rows if row.get("device")), None),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _element(svg: str) -> str:
+    return svg[svg.index("<svg") :]
+
+
+def _domains(rows: list[Row]) -> list[str]:
+    names = {name for row in rows for name in row if name.startswith("loss_")}
+    return sorted(name.removeprefix("loss_") for name in names)
+
+
+def _counts(rows: list[Row]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["state"]] = counts.get(row["state"], 0) + 1
+    return counts

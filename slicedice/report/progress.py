@@ -1,0 +1,76 @@
+"""Live progress of a sweep, read off the store: what trains, how far it is, and when all will be done."""
+
+import time
+from datetime import timedelta
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from slicedice.spec import RunSpec, run_name
+from slicedice.store import Kind, Store
+
+PLAIN_SECONDS = 30.0
+"""Between two lines where the output is no terminal."""
+
+
+class Progress:
+    """Shows the state of `runs` whenever `watch` is called, as a live table or as a line now and then."""
+
+    def __init__(self, store: Store, runs: dict[str, RunSpec], console: Console):
+        self.store, self.runs, self.console = store, runs, console
+        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self.began = time.monotonic()
+        self.states = {id_: store.run(id_).state() for id_ in runs}
+        self.first_steps = self._steps()
+        self._said = -PLAIN_SECONDS
+
+    def __enter__(self) -> "Progress":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def watch(self) -> None:
+        """Reads the store and draws."""
+        for id_, state in self.states.items():
+            if not state.kind.has_result:
+                self.states[id_] = self.store.run(id_).state()
+        if self.live:
+            self.live.update(self._table(), refresh=True)
+        elif time.monotonic() - self._said > PLAIN_SECONDS:
+            self._said = time.monotonic()
+            self.console.print(self._line(), soft_wrap=True)
+
+    def _steps(self) -> int:
+        return sum(state.steps for state in self.states.values())
+
+    def remaining(self) -> float | None:
+        """Seconds to the end at the rate of steps so far; None as long as there is no rate."""
+        total = sum(spec.budget.steps for spec in self.runs.values())
+        done = self._steps() - self.first_steps
+        if done <= 0:
+            return None
+        return (total - self._steps()) * (time.monotonic() - self.began) / done
+
+    def _line(self) -> str:
+        kinds = [state.kind for state in self.states.values()]
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in Kind if kind in kinds)
+        elapsed, remaining = timedelta(seconds=int(time.monotonic() - self.began)), self.remaining()
+        end = "" if remaining is None else f", about {timedelta(seconds=int(remaining))} to go"
+        return f"{len(kinds)} runs: {counts}; {elapsed} so far{end}"
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for id_, state in self.states.items():
+            if state.kind is Kind.RUNNING:
+                spec = self.runs[id_]
+                share = state.steps / spec.budget.steps
+                bar = Text("━" * round(24 * share), style="cyan") + Text("─" * (24 - round(24 * share)), style="dim")
+                table.add_row(f"{run_name(spec)} · {id_}", bar, f"step {state.steps} of {spec.budget.steps}")
+        table.add_row(self._line())
+        return table

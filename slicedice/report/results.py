@@ -1,0 +1,109 @@
+"""A grid's runs as rows of a table: coordinates, state, losses. What cannot be read is named, never guessed."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from slicedice.grid import Plan
+from slicedice.spec import RunSpec, run_name
+from slicedice.store import Store
+
+Row = dict[str, Any]
+
+TRAIN = {
+    "train_loss": "cross_entropy",
+    "load_balancing_loss": "load_balancing_loss",
+    "load_imbalance": "load_imbalance",
+    "dropped_share": "dropped_share",
+    "dead_experts": "dead_experts",
+}
+"""Columns that are means over the last 50 steps, with their name among the metrics."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows of all runs, in training order, and sentences on what was left out of them."""
+
+    rows: list[Row]
+    notes: list[str]
+
+
+def coordinates(spec: RunSpec) -> Row:
+    """Where a run lies: what varies between runs and can be an axis, a hue or a filter."""
+    layer, router = spec.model.layer, spec.router
+    return {
+        "scale": spec.scale,
+        "seed": spec.seed,
+        "dense": layer.is_dense,
+        "n": layer.count,
+        "k": layer.active,
+        "g": float(layer.granularity),
+        "granularity": "+".join(str(e.g) for e in layer.experts) or "1",
+        "s": float(layer.sparsity),
+        "generalist": float(layer.generalist) if layer.generalist and not layer.is_dense else None,
+        "wiring": layer.wiring,
+        "router": router.kind,
+        "alpha": router.alpha,
+        "gamma": router.gamma,
+        "learning_rate": spec.optimizer.learning_rate,
+        "tokens": spec.tokens,
+        "total_parameters": spec.model.parameters(),
+        "active_parameters": spec.model.parameters(active=True),
+        "flops": spec.flops,
+    }
+
+
+def read_results(plan: Plan, store: Store) -> Results:
+    """Reads the state and result of every run of `plan`.
+
+    Runs trained on other text than most are left out, since their losses do not compare.
+    """
+    rows, fingerprints = [], Counter()
+    for id_, (spec, _) in plan.runs.items():
+        folder = store.run(id_)
+        state = folder.state()
+        row: Row = {"id": id_, "name": run_name(spec), **coordinates(spec), "state": str(state.kind)}
+        row |= {"steps": state.steps, "reason": state.reason or None}
+        result = folder.result()
+        if result:
+            row |= _measured(result)
+            fingerprints[row["data_fingerprint"]] += 1
+        rows.append(row)
+    notes = []
+    if len(fingerprints) > 1:
+        kept, _ = fingerprints.most_common(1)[0]
+        foreign = [row for row in rows if row.get("data_fingerprint") not in (None, kept)]
+        rows = [row for row in rows if row.get("data_fingerprint") in (None, kept)]
+        notes.append(
+            f"{len(foreign)} runs were trained on other text (fingerprint not {kept}) and are left out: "
+            + ", ".join(row["name"] for row in foreign[:5])
+            + ("…" if len(foreign) > 5 else "")
+        )
+    return Results(rows, notes)
+
+
+def _measured(result: dict[str, Any]) -> Row:
+    train, evaluation, origin = result["train"], result["evaluation"], result["provenance"]
+    row: Row = {column: train.get(metric) for column, metric in TRAIN.items()}
+    for name, prefix in (("held_out", ""), ("without_capacity", "without_capacity_")):
+        for domain, score in evaluation.get(name, {}).items():
+            suffix = "" if domain == "macro" else f"_{domain}"
+            row[f"{prefix}loss{suffix}"] = score["nats"]
+            row[f"{prefix}bits_per_byte{suffix}"] = score["bits_per_byte"]
+    row["seconds_per_step"] = result["seconds_per_step"]
+    row |= {key: origin[key] for key in ("data_fingerprint", "device", "git_revision", "finished")}
+    return row
+
+
+def write_tables(results: Results, folder: Path) -> None:
+    """Writes `results.parquet` and `results.csv`, every row with every column."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(name for row in results.rows for name in row))
+    table = pa.table({name: [row.get(name) for row in results.rows] for name in columns})
+    pyarrow.parquet.write_table(table, folder / "results.parquet")
+    pyarrow.csv.write_csv(table, folder / "results.csv")

@@ -1,0 +1,165 @@
+"""Sweeps: `python -m slicedice.sweep [VERB] --grid NAME [--scale NAME]`.
+
+Without a verb: trains the runs of the grid that the store does not have yet, then reports.
+  plan    what would be trained, and what it costs
+  status  the state of every run
+  report  tables, figures and the page, from what is done
+"""
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from rich.console import Console
+
+from slicedice import files, machine
+from slicedice.commandline import door, overrides
+from slicedice.cost import RATES, cost
+from slicedice.data import prepare
+from slicedice.grid import Plan, enumerate_runs, load_grid
+from slicedice.launching import Job
+from slicedice.report.progress import Progress
+from slicedice.report.report import write_report
+from slicedice.report.results import read_results
+from slicedice.report.tables import cell_table, show, status_table
+from slicedice.spec import run_name
+from slicedice.store import Kind, Store
+
+VERBS = ("run", "plan", "status", "report")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m slicedice.sweep",
+        description=__doc__,
+        epilog="Any field of the scale's config is set by --config.FIELD=VALUE, as in "
+        "--config.optimizer.learning_rate=1e-3 or --config.data.source=my_texts/.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("verb", nargs="?", choices=VERBS, default="run", help=argparse.SUPPRESS, metavar="VERB")
+    p.add_argument("--grid", required=True, help=f"a name ({', '.join(files.names('sweeps'))}) or the path of a grid file")
+    p.add_argument("--scale", help="an experiment's name or path; without an accelerator nano, else 10m")
+    p.add_argument("--seeds", type=int, help="how many seeds for each point; else as many as the grid says")
+    p.add_argument("--only", default="", metavar="PATTERN", help='runs whose name or id matches, as in "*-n32-*"')
+    p.add_argument("--store", default="runs", help="folder where runs live (default: %(default)s)")
+    p.add_argument("--retry", action="store_true", help="train crashed and out-of-memory runs again, and only these")
+    p.add_argument("--launcher", default="local", help=f"one of {', '.join(files.names('launch'))}, or a path")
+    p.add_argument("--max_concurrent", type=int, default=0, help="runs at once; 0 for as many as pay")
+    p.add_argument("--device", choices=sorted(RATES), help="plan hours for this device")
+    p.add_argument("--dry_run", action="store_true", help="say what would be trained, and train nothing")
+    p.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return p
+
+
+@door
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit status: 0, or 1 if runs failed."""
+    options, rest = parser().parse_known_args(arguments)
+    scale = options.scale or ("10m" if machine.has_accelerator() else "nano")
+    config = files.load("experiments", scale).get_config()
+    grid = load_grid(options.grid, config.scale)
+    plan = enumerate_runs(
+        grid, config, overrides=overrides(config, rest), seeds=options.seeds, only=options.only
+    )
+    console = Console(stderr=options.json)
+    if options.verb == "plan" or options.dry_run:
+        return _plan(plan, options, console)
+    store = Store(options.store)
+    if options.verb == "run":
+        _train(plan, store, options, console)
+    if options.verb == "status":
+        return _status(plan, store, options, console)
+    return _report(plan, store, options, config.scale, console)
+
+
+def to_train(plan: Plan, store: Store | None, *, retry: bool) -> list[str]:
+    """Ids of the runs to launch: what is missing or was interrupted, or with `retry` what failed instead."""
+    if store is None:
+        return [] if retry else list(plan.runs)
+    kinds = {id_: store.run(id_).state().kind for id_ in plan.runs}
+    if retry:
+        return [id_ for id_, kind in kinds.items() if kind.needs_retry]
+    return [id_ for id_, kind in kinds.items() if kind in (Kind.MISSING, Kind.PREEMPTED)]
+
+
+def _train(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> None:
+    missing = to_train(plan, store, retry=options.retry)
+    if not missing:
+        return
+    # Text is tokenised before workers start, so that bad input ends here, in one paragraph.
+    for source in {spec.data for spec, _ in (plan.runs[id_] for id_ in missing)}:
+        prepare(source.source, source.tokenizer, store.data, source.heldout_fraction)
+    for id_ in missing:
+        store.run(id_).create(*plan.runs[id_])
+    launcher: ModuleType = files.load("launch", options.launcher)
+    with Progress(store, {id_: plan.runs[id_][0] for id_ in missing}, console) as progress:
+        launcher.launch(Job(store, tuple(missing), options.max_concurrent, progress.watch))
+
+
+def _plan(plan: Plan, options: argparse.Namespace, console: Console) -> int:
+    store = Store(options.store) if Path(options.store).exists() else None
+    missing = set(to_train(plan, store, retry=options.retry))
+    device = options.device or ("h100" if machine.gpus() else "cpu")
+    costs = {id_: cost(spec, execution, RATES[device]) for id_, (spec, execution) in plan.runs.items()}
+    if options.json:
+        runs = [
+            {"id": id_, "name": run_name(spec), "to_train": id_ in missing, **costs[id_].as_dict()}
+            for id_, (spec, _) in plan.runs.items()
+        ]
+        print(json.dumps({"device": device, "runs": runs}, indent=1))
+        return 0
+    for id_, (spec, _) in plan.runs.items():
+        c = costs[id_]
+        console.print(
+            f"{run_name(spec)} · {id_}  {c.parameters / 1e6:,.1f}M parameters, {c.active_parameters / 1e6:,.1f}M active, "
+            f"{c.tokens / 1e6:,.0f}M tokens, {c.flops:.2e} FLOPs, {c.bytes / 2**30:,.1f} GiB, "
+            f"{c.seconds / 3600:,.2f} h" + ("" if id_ in missing else "  (not to train)"),
+            highlight=False,
+            soft_wrap=True,
+        )
+    hours = sum(costs[id_].seconds for id_ in missing) / 3600
+    flops = sum(costs[id_].flops for id_ in missing)
+    console.print(
+        f"{len(missing)} of {len(plan.runs)} runs to train: {flops:.2e} FLOPs, {hours:,.1f} hours on one {device} at "
+        f"{RATES[device].sustained:.1e} FLOP/s."
+    )
+    return 0
+
+
+def _status(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
+    results = read_results(plan, store)
+    if options.json:
+        print(json.dumps({"runs": results.rows, "notes": results.notes}, indent=1))
+    else:
+        show(status_table(results.rows), console)
+    return 0
+
+
+def _report(plan: Plan, store: Store, options: argparse.Namespace, scale: str, console: Console) -> int:
+    path = files.find("sweeps", options.grid)
+    about = inspect.getdoc(files.load("sweeps", options.grid)) or ""
+    name = f"{path.stem}-{scale}"
+    results, page = write_report(plan, store, name=name, title=f"{path.stem} at {scale}", about=about)
+    if options.json:
+        print(json.dumps({"page": str(page), "runs": results.rows, "notes": results.notes}, indent=1))
+    else:
+        show(cell_table(results), console)
+        for note in results.notes:
+            console.print(note)
+        console.print(f"{page.parent}: index.html, results.parquet, results.csv and figures", highlight=False, soft_wrap=True)
+    failed = [row for row in results.rows if Kind(row["state"]).needs_retry]
+    for row in failed:
+        console.print(f"{row['name']} · {row['id']} {row['state']}: {row['reason']}", highlight=False, soft_wrap=True)
+    if failed:
+        console.print("--retry trains these again.")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

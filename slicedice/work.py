@@ -1,0 +1,186 @@
+"""The worker: `python -m slicedice.work --store STORE [RUN ...]` trains runs, one after the other.
+
+Every launcher starts this. Runs are named by id, as arguments or as lines on standard input, and their
+folders say what they are; a run that another process holds, or that has a result, is passed over. However a
+run ends, its folder says so, a line "RUN KIND" is printed, and the next one begins.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from slicedice.spec import Execution, RunSpec, program_key, run_name
+from slicedice.store import Kind, RunFolder, Store, StoreError, metrics
+
+if TYPE_CHECKING:
+    from slicedice.training import Program
+
+log = logging.getLogger("slicedice.work")
+
+TAIL_STEPS = 50
+"""Over which training metrics are averaged for the result (the study's figures 9 to 11)."""
+
+DISK_FULL = 28
+"""Exit status of a worker that could not write: nothing else that writes there will fare better."""
+
+
+class Worker:
+    """Trains runs of one store in this process. Programs are kept, so that seeds share them."""
+
+    def __init__(self, store: Store, parent: int | None = None):
+        self.store, self.parent = store, parent
+        self._stop = False
+        self._programs: dict[str, Program] = {}
+
+    def stop(self, *_: object) -> None:
+        """Asks for a checkpoint and an end after the step that runs."""
+        self._stop = True
+
+    def should_stop(self) -> bool:
+        """Whether a signal came, or the launcher that started this process is gone."""
+        return self._stop or (self.parent is not None and os.getppid() != self.parent)
+
+    def train(self, run: str) -> Kind | None:
+        """Trains one run to a result or a failure, which is written; None if it was not ours to train."""
+        folder = self.store.run(run)
+        spec, execution = self.store.read_spec(run), folder.execution()
+        with folder.lock() as ours, _log_to(folder):
+            if not ours or folder.result():
+                return None
+            log.info("%s · %s", run_name(spec), run)
+            kind = self._attempt(folder, spec, execution)
+            while kind is Kind.OUT_OF_MEMORY and (smaller := halve(execution, spec)):
+                log.warning("out of memory; again with micro-batches of %d", smaller.micro_batch)
+                execution = smaller
+                kind = self._attempt(folder, spec, execution)
+            return kind
+
+    def _attempt(self, folder: RunFolder, spec: RunSpec, execution: Execution) -> Kind:
+        from slicedice import training
+
+        folder.forget_failure()
+        try:
+            self._train(folder, spec, execution)
+            return Kind.DONE
+        except training.Stopped as stopped:
+            folder.fail(Kind.PREEMPTED, str(stopped))
+            return Kind.PREEMPTED
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            log.exception("the run failed")
+            kind = Kind.OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else Kind.CRASHED
+            folder.fail(kind, f"{type(error).__name__}: {error}")
+            return kind
+
+    def _train(self, folder: RunFolder, spec: RunSpec, execution: Execution) -> None:
+        from slicedice import data, evaluation, training
+        from slicedice.provenance import provenance
+
+        tokens = data.prepare(spec.data.source, spec.data.tokenizer, self.store.data, spec.data.heldout_fraction)
+        key = program_key(spec, execution)
+        program = self._programs.setdefault(key, training.Program(spec, execution))
+        with (
+            contextlib.closing(metrics.Writer(folder.metrics)) as writer,
+            contextlib.closing(training.Checkpoints(folder.checkpoints)) as checkpoints,
+        ):
+            try:
+                state = training.train(
+                    program,
+                    spec,
+                    tokens,
+                    checkpoints,
+                    checkpoint_seconds=execution.checkpoint_seconds,
+                    begin=writer.begin,
+                    report=writer.write,
+                    should_stop=self.should_stop,
+                )
+            except training.Diverged as diverged:
+                kind, steps, losses = Kind.DIVERGED, diverged.step, {}
+                log.warning("%s", diverged)
+            else:
+                kind, steps = Kind.DONE, spec.budget.steps
+                losses = evaluation.held_out(
+                    program.model(state), tokens, spec, training.routing_of(spec), batch_size=execution.micro_batch
+                )
+                checkpoints.finish(state)
+            folder.finish(
+                kind,
+                {
+                    "steps": steps,
+                    "train": metrics.tail_means(folder.metrics, TAIL_STEPS),
+                    "evaluation": losses,
+                    "seconds_per_step": writer.seconds_per_step(),
+                    "provenance": provenance(tokens.fingerprint),
+                },
+            )
+
+
+def halve(execution: Execution, spec: RunSpec) -> Execution | None:
+    """The execution with half the micro-batch; None if that cuts a routing group or there is none."""
+    half, odd = divmod(execution.micro_batch, 2)
+    if odd or half % (spec.router.group or 1):
+        return None
+    return dataclasses.replace(execution, micro_batch=half)
+
+
+@contextlib.contextmanager
+def _log_to(folder: RunFolder) -> Iterator[None]:
+    """Sends what is logged meanwhile to the run's log as well."""
+    handler = logging.FileHandler(folder.log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def use_compilation_cache(store: Store) -> None:
+    """Lets all processes that use `store` share compiled programs."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(store.compilation_cache.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the worker; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m slicedice.work", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--store", required=True, help="folder where runs live")
+    parser.add_argument("--parent", type=int, help="stop, with a checkpoint, when this process is no longer the parent")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="ids; read from standard input if none is given")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of a save
+    try:
+        store = Store(options.store)
+        use_compilation_cache(store)
+        worker = Worker(store, options.parent)
+        signal.signal(signal.SIGTERM, worker.stop)
+        for line in options.runs or iter(sys.stdin.readline, ""):
+            if worker.should_stop():
+                break
+            kind: Any = worker.train(line.strip())
+            print(line.strip(), kind or "passed_over", flush=True)
+    except StoreError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"The disk of {options.store} is full ({error}). Finished runs are safe; make room and run again.", file=sys.stderr)
+        return DISK_FULL
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

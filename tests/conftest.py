@@ -1,0 +1,46 @@
+"""What the rooms' tests share: fresh random draws that can be repeated, and specs of tiny runs."""
+
+import os
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slicedice.spec import Execution, RunSpec, resolve, study_config
+from slicedice.spec.config import override
+
+SEED = "SLICEDICE_TEST_SEED"
+
+TINY = {
+    "scale": "tiny",
+    "compute_dtype": "float32",
+    "model.d_model": 16,
+    "model.layers": 2,
+    "model.heads": 2,
+    "model.vocab_size": 256,
+    "data.sequence_length": 16,
+    "optimizer.warmup_steps": 2,
+    "budget.tokens": 6 * 8 * 16,
+    "budget.batch_size": 8,
+}
+"""Six steps of the smallest run in which every part does something."""
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random draws that differ every time; the environment variable SLICEDICE_TEST_SEED repeats them."""
+    seed = int(os.environ.get(SEED) or secrets.randbits(32))
+    print(f"repeat with {SEED}={seed}")
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., tuple[RunSpec, Execution]]:
+    """Resolves a tiny run with the given fields replaced."""
+
+    def resolved(overrides: dict[str, Any] | None = None) -> tuple[RunSpec, Execution]:
+        return resolve(override(study_config(), {**TINY, **(overrides or {})}, where="a test"))
+
+    return resolved

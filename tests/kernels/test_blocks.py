@@ -1,0 +1,48 @@
+"""What is particular to row blocks: the loop over chunks, and how rows are aligned."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slicedice.kernels import blocks
+
+SIZES = np.array([16, 0, 8, 0, 0, 32, 8], np.int32)  # of 80 rows
+
+
+def _compiled(name: str, lhs, other, alignment: int):
+    """Compiled anew, since CHUNK_BYTES is read when a function is traced."""
+    function = getattr(blocks, name)
+    compiled = (
+        jax.jit(lambda lhs, other, sizes: function(lhs, other, sizes, alignment)).lower(lhs, other, SIZES).compile()
+    )
+    return compiled.as_text(), np.asarray(compiled(lhs, other, SIZES))
+
+
+@pytest.mark.parametrize("alignment", [1, 8])
+@pytest.mark.parametrize("name", ["gmm", "tgmm"])
+def test_a_loop_over_chunks_gives_what_one_chunk_gives(name: str, alignment: int, rng, monkeypatch):
+    lhs = rng.standard_normal((80, 5)).astype(np.float32)
+    other = rng.standard_normal({"gmm": (7, 5, 3), "tgmm": (80, 3)}[name]).astype(np.float32)
+    lhs[SIZES.sum() :] = 0.0
+    program, want = _compiled(name, lhs, other, alignment)
+    assert " while(" not in program
+    # A chunk of all blocks but one, of three, and less than one matrix, which is one block.
+    for chunk_blocks in (9, 3, 0.1):
+        monkeypatch.setattr(blocks, "CHUNK_BYTES", int(chunk_blocks * 4 * 5 * 3))
+        program, got = _compiled(name, lhs, other, alignment)
+        assert " while(" in program
+        inside = slice(None) if name == "tgmm" else slice(SIZES.sum())
+        np.testing.assert_allclose(got[inside], want[inside], rtol=1e-5, atol=1e-5)
+    assert np.abs(want).max() > 1
+
+
+@given(groups=st.integers(1, 5000), rows=st.integers(1, 10**7))
+def test_row_alignment(groups: int, rows: int):
+    alignment = blocks.row_alignment(rows, groups)
+    assert alignment in (8, 16, 32, 64, 128)
+    if rows >= 32 * groups:
+        assert groups * (alignment - 1) <= rows / 4, "filling up costs at most a quarter more rows"
+    if 32 * groups <= rows < 1024 * groups:
+        assert groups * alignment * 8 > rows, "blocks are as large as that allows"

@@ -1,0 +1,139 @@
+"""Selection, auxiliary losses and capacity, each against its definition in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slicedice.moe import routing
+
+BOTH_WAYS = pytest.mark.parametrize("k", [1, 2, routing.MAXIMA, routing.MAXIMA + 1, 16])
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)
+
+
+@BOTH_WAYS
+def test_top_k_and_ties(k: int, rng):
+    scores = rng.integers(0, 6, (40, 16)).astype(np.float32)
+    got = jax.jit(routing.top_k_indices, static_argnums=1)(scores, k)
+    np.testing.assert_array_equal(got, np.argsort(-scores, axis=1, kind="stable")[:, :k])
+
+
+@BOTH_WAYS
+def test_the_bias_selects_and_weights_are_plain_probabilities(k: int, rng):
+    probabilities = _softmax(rng.standard_normal((40, 16))).astype(np.float32)
+    bias = rng.uniform(-0.2, 0.2, 16).astype(np.float32)
+    experts, weights = jax.jit(routing.select, static_argnums=2)(probabilities, bias, k)
+    np.testing.assert_array_equal(experts, np.argsort(-(probabilities + bias), axis=1, kind="stable")[:, :k])
+    np.testing.assert_array_equal(weights, np.take_along_axis(probabilities, np.asarray(experts), axis=1))
+    plain = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    assert k == 16 or (np.sort(experts) != np.sort(plain)).any(), "this bias changes nothing"
+
+
+@BOTH_WAYS
+def test_gradients_of_the_selection(k: int, rng):
+    probabilities = _softmax(rng.standard_normal((10, 16))).astype(np.float32)
+    bias = rng.standard_normal(16).astype(np.float32)
+    cotangent = rng.standard_normal((10, k)).astype(np.float32)
+
+    @jax.jit
+    def gradients(probabilities, bias):
+        _, pull, experts = jax.vjp(
+            lambda p, b: routing.select(p, b, k)[::-1], probabilities, bias, has_aux=True
+        )
+        return experts, *pull(cotangent)
+
+    experts, of_probabilities, of_bias = gradients(probabilities, bias)
+    want = np.zeros_like(probabilities)
+    np.put_along_axis(want, np.asarray(experts), cotangent, axis=1)
+    np.testing.assert_array_equal(of_probabilities, want)
+    np.testing.assert_array_equal(of_bias, 0.0)
+
+
+@pytest.mark.parametrize(("n", "k"), [(8, 1), (8, 2), (12, 4), (5, 5)])
+def test_load_balancing_loss_at_its_ends(n: int, k: int):
+    tokens, mask = 2 * n, jnp.ones(2 * n, bool)
+    even, counts = jnp.full((tokens, n), 1 / n), jnp.full(n, tokens * k // n)
+    np.testing.assert_allclose(routing.load_balancing_loss(even, counts, mask, k), 1.0, rtol=1e-6)
+    chosen = jnp.arange(n) < k
+    worst = routing.load_balancing_loss(jnp.tile(chosen / k, (tokens, 1)), tokens * chosen, mask, k)
+    np.testing.assert_allclose(worst, n / k, rtol=1e-6)
+
+
+def test_auxiliary_losses_and_their_gradients_with_padding(rng):
+    logits = 3 * rng.standard_normal((50, 6)).astype(np.float32)
+    mask = rng.random(50) < 0.6
+    mask[:2] = True, False
+    logits[~mask] *= 100  # padding that is counted shows
+    counts = rng.integers(0, 30, 6)
+
+    @jax.jit
+    def losses(logits):
+        return routing.load_balancing_loss(jax.nn.softmax(logits), counts, mask, 2), routing.router_z_loss(logits, mask)
+
+    real, t = logits[mask].astype(np.float64), mask.sum()
+    p, z = _softmax(real), np.log(np.exp(real).sum(1))
+    balance, router_z = losses(logits)
+    np.testing.assert_allclose(balance, 6 / 2 * np.sum(counts / t * p.mean(0)), rtol=1e-6)
+    np.testing.assert_allclose(router_z, np.mean(z**2), rtol=1e-6)
+
+    of_balance, of_z = jax.jacrev(losses)(logits)
+    want = np.zeros((2, 50, 6))
+    slope = 6 / 2 * counts / t / t  # counts are constants: only probabilities learn
+    want[0, mask] = p * (slope - (p * slope).sum(1, keepdims=True))
+    want[1, mask] = 2 * z[:, None] * p / t
+    np.testing.assert_allclose(of_balance, want[0], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(of_z, want[1], rtol=1e-4, atol=1e-7)
+
+
+def test_losses_without_a_single_token():
+    mask, logits = jnp.zeros(4, bool), jnp.ones((4, 3))
+    balance = jax.jit(routing.load_balancing_loss, static_argnums=3)(logits, jnp.zeros(3, int), mask, 1)
+    assert balance == jax.jit(routing.router_z_loss)(logits, mask) == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "n", "k", "factor", "want"),
+    [
+        (2048, 16, 2, 1.2, 312),  # 307.2: cut to 307, then up to the next multiple of 8
+        (64, 8, 1, 1.0, 8),  # 8 is a multiple of 8 and stays
+        (71, 8, 1, 1.0, 8),  # 8.875 is cut, not rounded up
+        (72, 8, 1, 1.0, 16),  # 9
+        (65_536, 4096, 16, 1.2, 312),
+        (2048, 32, 32, 1.0, 2048),
+        (2048, 16, 2, 2.5, 640),
+    ],
+)
+def test_capacity(tokens: int, n: int, k: int, factor: float, want: int):
+    assert routing.capacity(tokens, n, k, factor) == want
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 1000])
+def test_the_first_tokens_find_room(limit: int, rng):
+    experts = np.stack([rng.permutation(5)[:3] for _ in range(30)]).astype(np.int32)
+    mask = rng.random(30) < 0.7
+    offered = np.tile(mask[:, None], (1, 3))
+    got = jax.jit(routing.within_capacity, static_argnums=(2, 3))(experts, offered, 5, limit)
+    taken, want = np.zeros(5, int), np.zeros((30, 3), bool)
+    for t in np.flatnonzero(mask):
+        for j, e in enumerate(experts[t]):
+            want[t, j] = taken[e] < limit
+            taken[e] += want[t, j]
+    np.testing.assert_array_equal(got, want)
+
+
+def test_load_counts_what_is_marked(rng):
+    experts, marked = rng.integers(0, 7, (30, 2)), rng.random((30, 2)) < 0.5
+    got = routing.load(jnp.asarray(experts), jnp.asarray(marked), 9)
+    np.testing.assert_array_equal(got, np.bincount(experts[marked], minlength=9))
+
+
+def test_sorting_is_stable_and_puts_what_is_not_offered_last(rng):
+    experts, offered = rng.integers(0, 4, (25, 2)).astype(np.int32), rng.random((25, 2)) < 0.7
+    order, counts = jax.jit(routing.sort_by_expert, static_argnums=2)(experts, offered, 4)
+    want = np.argsort(np.where(offered, experts, 4).reshape(-1), kind="stable")
+    np.testing.assert_array_equal(order, want)
+    np.testing.assert_array_equal(counts, np.bincount(experts[offered], minlength=4))
