@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from slicedice.data import DataError
 from slicedice.files import FileError
@@ -19,6 +18,14 @@ from slicedice.store import StoreError
 
 EXPECTED = (DataError, FileError, GridError, LaunchError, SpecError, StoreError)
 """Errors whose message is written for the user."""
+
+READ: dict[type, Callable[[str], Any]] = {
+    bool: {"true": True, "false": False, "True": True, "False": False}.__getitem__,
+    int: int,
+    float: float,
+    str: str,
+}
+"""How the text of a field is read, by the type of the value it replaces."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -37,14 +44,12 @@ def overrides(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
             raise SpecError("argument", argument, "it is unknown; see --help. Fields are set by --config.FIELD=VALUE")
         if field not in known:
             raise SpecError(f"--config.{field}", value, f"there is no such field. Fields are: {', '.join(known)}")
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_dict("config", config.copy_and_resolve_references(), flag_values=values)
+        # Not ml_collections' own flags: they read the arguments of the process, and nothing else.
         try:
-            values(["", argument])
-        except (flags.Error, TypeError, ValueError) as error:
+            found[field] = READ[type(known[field])](value)
+        except (KeyError, ValueError) as error:
             kind = type(known[field]).__name__
             raise SpecError(f"--config.{field}", value, f"it has to be of type {kind}") from error
-        found[field] = flat_fields(values["config"].value)[field]
     return found
 
 

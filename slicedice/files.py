@@ -5,6 +5,7 @@ the package, then in what was installed with it. A path, with a slash or ending 
 """
 
 import importlib.util
+import re
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -22,8 +23,13 @@ def folders(kind: str) -> list[Path]:
 
 
 def names(kind: str) -> list[str]:
-    """All names of a kind, sorted."""
-    return sorted({path.stem for folder in folders(kind) for path in folder.glob("[!_]*.py")})
+    """All names of a kind, sorted; those that begin with a number by that number."""
+
+    def order(name: str) -> tuple[int, str]:
+        digits = re.match(r"\d*", name)
+        return int(digits[0]) if digits and digits[0] else 0, name
+
+    return sorted({path.stem for folder in folders(kind) for path in folder.glob("[!_]*.py")}, key=order)
 
 
 def find(kind: str, name: str) -> Path:

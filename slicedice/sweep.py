@@ -12,17 +12,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 from rich.console import Console
 
 from slicedice import files, machine
 from slicedice.commandline import door, overrides
 from slicedice.cost import RATES, cost
-from slicedice.data import prepare
 from slicedice.grid import Plan, enumerate_runs, load_grid
-from slicedice.launching import Job
-from slicedice.report.progress import Progress
+from slicedice.launching import to_train, train_missing
 from slicedice.report.report import write_report
 from slicedice.report.results import read_results
 from slicedice.report.tables import cell_table, show, status_table
@@ -72,34 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _plan(plan, options, console)
     store = Store(options.store)
     if options.verb == "run":
-        _train(plan, store, options, console)
+        train_missing(plan, store, options.launcher, options.max_concurrent, retry=options.retry, console=console)
     if options.verb == "status":
         return _status(plan, store, options, console)
     return _report(plan, store, options, config.scale, console)
-
-
-def to_train(plan: Plan, store: Store | None, *, retry: bool) -> list[str]:
-    """Ids of the runs to launch: what is missing or was interrupted, or with `retry` what failed instead."""
-    if store is None:
-        return [] if retry else list(plan.runs)
-    kinds = {id_: store.run(id_).state().kind for id_ in plan.runs}
-    if retry:
-        return [id_ for id_, kind in kinds.items() if kind.needs_retry]
-    return [id_ for id_, kind in kinds.items() if kind in (Kind.MISSING, Kind.PREEMPTED)]
-
-
-def _train(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> None:
-    missing = to_train(plan, store, retry=options.retry)
-    if not missing:
-        return
-    # Text is tokenised before workers start, so that bad input ends here, in one paragraph.
-    for source in {spec.data for spec, _ in (plan.runs[id_] for id_ in missing)}:
-        prepare(source.source, source.tokenizer, store.data, source.heldout_fraction)
-    for id_ in missing:
-        store.run(id_).create(*plan.runs[id_])
-    launcher: ModuleType = files.load("launch", options.launcher)
-    with Progress(store, {id_: plan.runs[id_][0] for id_ in missing}, console) as progress:
-        launcher.launch(Job(store, tuple(missing), options.max_concurrent, progress.watch))
 
 
 def _plan(plan: Plan, options: argparse.Namespace, console: Console) -> int:

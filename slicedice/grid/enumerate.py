@@ -52,14 +52,14 @@ def enumerate_runs(
       grid: points over the scale's config.
       config: the scale's config.
       overrides: fields from the command line; they may not be ones that the grid varies.
-      seeds: how many seeds, 0, 1, ...; the grid's own number if None.
+      seeds: how many seeds, counted from that of the config; the grid's own number if None.
       only: a pattern such as "*-n32-*", of run names or ids; others are left out.
 
     Raises:
       SpecError: a field or value is not valid.
       GridError: an override touches what the grid varies, or `only` matches nothing.
     """
-    varied = {name for point in grid.points for name in point} | {"seed"}
+    varied = {name for point in grid.points for name in point}
     clash = sorted(varied & overrides.keys())
     if clash:
         raise GridError(f"--config.{clash[0]} cannot be set: the grid varies it. Use --only, --seeds or a grid of your own.")

@@ -5,6 +5,8 @@ matrix, and a batched product over blocks does the work. Blocks are taken some a
 of the matrices they meet stay in cache, and the loop ends with the last block in use.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -19,46 +21,46 @@ def row_alignment(rows: int, groups: int) -> int:
     return min(128, max(8, 1 << (quarter.bit_length() - 1)))
 
 
-def gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int) -> Array:
-    """[M, K], [G, K, N] -> [M, N] in float32."""
+def gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:
+    """[M, K], [G, K, N] -> [M, N] in float32; transposed, [M, N], [G, K, N] -> [M, K]."""
     if alignment == 1:
-        return _unaligned(gmm, lhs, rhs, group_sizes)
+        return _unaligned(functools.partial(gmm, transpose_rhs=transpose_rhs), lhs, rhs, group_sizes, moves_back=True)
     blocks, group_of_block, chunk, chunks = _chunks(lhs, rhs.shape[1] * rhs.shape[2], group_sizes, alignment)
 
+    def product(rows, groups):
+        form = "bmn,bkn->bmk" if transpose_rhs else "bmk,bkn->bmn"
+        return jnp.einsum(form, rows, rhs[groups], preferred_element_type=jnp.float32)
+
     def body(i, out):
-        rows = jax.lax.dynamic_slice_in_dim(blocks, i * chunk, chunk)
-        matrices = rhs[jax.lax.dynamic_slice_in_dim(group_of_block, i * chunk, chunk)]
-        product = jnp.einsum("bmk,bkn->bmn", rows, matrices, preferred_element_type=jnp.float32)
-        return jax.lax.dynamic_update_slice_in_dim(out, product, i * chunk, 0)
+        rows, groups = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (blocks, group_of_block))
+        return jax.lax.dynamic_update_slice_in_dim(out, product(rows, groups), i * chunk, 0)
 
     if chunk == blocks.shape[0]:
-        out = jnp.einsum("bmk,bkn->bmn", blocks, rhs[group_of_block], preferred_element_type=jnp.float32)
-        return out.reshape(-1, rhs.shape[2])[: lhs.shape[0]]
-    out = jnp.zeros((*blocks.shape[:2], rhs.shape[2]), jnp.float32)
-    out = jax.lax.fori_loop(0, chunks, body, out)
-    return out.reshape(-1, rhs.shape[2])[: lhs.shape[0]]
+        out = product(blocks, group_of_block)
+    else:
+        out = jnp.zeros((*blocks.shape[:2], rhs.shape[1 if transpose_rhs else 2]), jnp.float32)
+        out = jax.lax.fori_loop(0, chunks, body, out)
+    return out.reshape(-1, out.shape[2])[: lhs.shape[0]]
 
 
 def tgmm(lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:
     """[M, K], [M, N] -> [G, K, N] in float32."""
     if alignment == 1:
-        return _unaligned(tgmm, lhs, grad, group_sizes)
+        return _unaligned(tgmm, lhs, grad, group_sizes, moves_back=False)
     matrix = lhs.shape[1] * grad.shape[1]
     blocks, group_of_block, chunk, chunks = _chunks(lhs, matrix, group_sizes, alignment)
     grads = _in_blocks(grad, alignment, blocks.shape[0])
 
-    if chunk == blocks.shape[0]:
-        product = jnp.einsum("bmk,bmn->bkn", blocks, grads, preferred_element_type=jnp.float32)
-        return jax.ops.segment_sum(product, group_of_block, group_sizes.shape[0], indices_are_sorted=True)
-
-    def body(i, out):
-        rows, cotangents, groups = (
-            jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (blocks, grads, group_of_block)
-        )
+    def add(out, rows, cotangents, groups):
         product = jnp.einsum("bmk,bmn->bkn", rows, cotangents, preferred_element_type=jnp.float32)
         return out.at[groups].add(product, indices_are_sorted=True)
 
+    def body(i, out):
+        return add(out, *(jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (blocks, grads, group_of_block)))
+
     out = jnp.zeros((group_sizes.shape[0], lhs.shape[1], grad.shape[1]), jnp.float32)
+    if chunk == blocks.shape[0]:
+        return add(out, blocks, grads, group_of_block)
     return jax.lax.fori_loop(0, chunks, body, out)
 
 
@@ -79,8 +81,16 @@ def _in_blocks(rows: Array, block: int, count: int) -> Array:
     return rows.reshape(count, block, rows.shape[1])
 
 
-def _unaligned(function, lhs: Array, other: Array, group_sizes: Array) -> Array:
-    """Moves groups to multiples of a block, calls `function`, and moves rows back if there are any."""
+def _unaligned(function, lhs: Array, other: Array, group_sizes: Array, *, moves_back: bool) -> Array:
+    """Moves groups to multiples of a block and calls `function`.
+
+    Args:
+      function: `gmm` or `tgmm`.
+      lhs: rows.
+      other: rows too for `tgmm`, matrices for `gmm`.
+      group_sizes: of the rows as they are.
+      moves_back: whether the result is rows, as it is for `gmm`.
+    """
     rows, groups = lhs.shape[0], group_sizes.shape[0]
     block = row_alignment(rows, groups)
     aligned_sizes = -(-group_sizes // block) * block
@@ -94,6 +104,6 @@ def _unaligned(function, lhs: Array, other: Array, group_sizes: Array) -> Array:
     def align(x):
         return jnp.zeros((capacity, x.shape[1]), x.dtype).at[place].set(x, mode="drop", unique_indices=True)
 
-    if function is tgmm:
-        return tgmm(align(lhs), align(other), aligned_sizes, block)
-    return gmm(align(lhs), other, aligned_sizes, block).at[place].get(mode="fill", fill_value=0)
+    if not moves_back:
+        return function(align(lhs), align(other), aligned_sizes, block)
+    return function(align(lhs), other, aligned_sizes, block).at[place].get(mode="fill", fill_value=0)

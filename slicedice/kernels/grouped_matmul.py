@@ -22,12 +22,15 @@ log = logging.getLogger(__name__)
 class Implementation(Protocol):
     """What a module of this room provides; see `blocks` for the reading of each argument."""
 
-    def gmm(self, lhs: Array, rhs: Array, group_sizes: Array, alignment: int) -> Array:
-        """[M, K], [G, K, N] -> [M, N] in float32; rows past the last group may hold anything."""
+    def gmm(self, lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:
+        """[M, K], [G, K, N] -> [M, N] in float32, or with `transpose_rhs`, [M, N], [G, K, N] -> [M, K].
+
+        Rows of `lhs` past the last group are zero, and so are those of the result.
+        """
         ...
 
     def tgmm(self, lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:
-        """[M, K], [M, N] -> [G, K, N] in float32; rows past the last group are already zero."""
+        """[M, K], [M, N] -> [G, K, N] in float32; rows past the last group are zero."""
         ...
 
     def row_alignment(self, rows: int, groups: int) -> int:
@@ -119,21 +122,23 @@ def _check_sizes(sizes: np.ndarray, rows: int, alignment: int) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _grouped_matmul(options: _Options, lhs: Array, rhs: Array, group_sizes: Array) -> Array:
-    gmm = IMPLEMENTATIONS[options.implementation].gmm
-    return _select(gmm(lhs, rhs, group_sizes, options.alignment), group_sizes).astype(options.dtype)
+    return _forward(options, lhs, rhs, group_sizes)[0]
 
 
 def _forward(options: _Options, lhs: Array, rhs: Array, group_sizes: Array):
-    return _grouped_matmul(options, lhs, rhs, group_sizes), (lhs, rhs, group_sizes)
+    lhs = _select(lhs, group_sizes)
+    gmm = IMPLEMENTATIONS[options.implementation].gmm
+    out = gmm(lhs, rhs, group_sizes, options.alignment, transpose_rhs=False)
+    return out.astype(options.dtype), (lhs, rhs, group_sizes)
 
 
 def _backward(options: _Options, residuals, grad: Array):
     lhs, rhs, group_sizes = residuals
     implementation = IMPLEMENTATIONS[options.implementation]
     grad = _select(grad, group_sizes)
-    dlhs = implementation.gmm(grad, rhs.swapaxes(1, 2), group_sizes, options.alignment)
-    drhs = implementation.tgmm(_select(lhs, group_sizes), grad, group_sizes, options.alignment)
-    return _select(dlhs, group_sizes).astype(lhs.dtype), drhs.astype(rhs.dtype), None
+    dlhs = implementation.gmm(grad, rhs, group_sizes, options.alignment, transpose_rhs=True)
+    drhs = implementation.tgmm(lhs, grad, group_sizes, options.alignment)
+    return dlhs.astype(lhs.dtype), drhs.astype(rhs.dtype), None
 
 
 def _select(rows: Array, group_sizes: Array) -> Array:

@@ -10,10 +10,13 @@ _WEIGHT_GRADIENT = jax.lax.RaggedDotDimensionNumbers(
 )
 
 
-def gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int) -> Array:
-    """[M, K], [G, K, N] -> [M, N] in float32."""
+def gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:
+    """[M, K], [G, K, N] -> [M, N] in float32; transposed, [M, N], [G, K, N] -> [M, K]."""
     del alignment  # groups may begin anywhere
-    return jax.lax.ragged_dot(lhs, rhs, group_sizes, preferred_element_type=jnp.float32)
+    rhs = rhs.swapaxes(1, 2) if transpose_rhs else rhs
+    out = jax.lax.ragged_dot(lhs, rhs, group_sizes, preferred_element_type=jnp.float32)
+    # What the native lowerings leave in rows past the last group is not defined.
+    return jnp.where((jnp.arange(lhs.shape[0]) < group_sizes.sum())[:, None], out, 0.0)
 
 
 def tgmm(lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:

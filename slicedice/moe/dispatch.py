@@ -57,36 +57,44 @@ def _dispatch_forward(x, plan):
 
 def _dispatch_backward(plan, grad):
     # Float32, since k gradients add up in it.
-    per_expert = grad.at[plan.row_of_assignment].get(mode="fill", fill_value=0)
-    return per_expert.sum(1, dtype=jnp.float32).astype(grad.dtype), None
+    per_expert, kept = _of_assignments(grad, plan)
+    return jnp.einsum("tkd,tk->td", per_expert, kept, preferred_element_type=jnp.float32).astype(grad.dtype), None
 
 
 dispatch.defvjp(_dispatch_forward, _dispatch_backward)
 
 
 @jax.custom_vjp
-def combine(
-    rows: Float[Array, "M D"], weights: Float[Array, "T K"], plan: Plan
-) -> Float[Array, "T D"]:
+def combine(rows: Float[Array, "M D"], weights: Float[Array, "T K"], plan: Plan) -> Float[Array, "T D"]:
     """Adds up each token's expert outputs by weight, in float32; what was dropped adds zero."""
-    outputs = rows.at[plan.row_of_assignment].get(mode="fill", fill_value=0)
-    return jnp.einsum("tkd,tk->td", outputs, weights, preferred_element_type=jnp.float32).astype(rows.dtype)
+    return _combine_forward(rows, weights, plan)[0]
 
 
 def _combine_forward(rows, weights, plan):
-    return combine(rows, weights, plan), (rows, weights, plan)
+    outputs, kept = _of_assignments(rows, plan)
+    total = jnp.einsum("tkd,tk->td", outputs, weights * kept, preferred_element_type=jnp.float32)
+    return total.astype(rows.dtype), (rows, weights, plan)
 
 
 def _combine_backward(residuals, grad):
     rows, weights, plan = residuals
-    outputs = rows.at[plan.row_of_assignment].get(mode="fill", fill_value=0)
-    dweights = jnp.einsum("tkd,td->tk", outputs, grad, preferred_element_type=jnp.float32)
+    outputs, kept = _of_assignments(rows, plan)
+    dweights = jnp.einsum("tkd,td->tk", outputs, grad, preferred_element_type=jnp.float32) * kept
     weight_of_row = weights.reshape(-1).at[plan.assignment_of_row].get(mode="fill", fill_value=0)
     drows = grad[plan.token_of_row] * weight_of_row[:, None].astype(grad.dtype)
     return drows.astype(rows.dtype), dweights.astype(weights.dtype), None
 
 
 combine.defvjp(_combine_forward, _combine_backward)
+
+
+def _of_assignments(rows: Float[Array, "M D"], plan: Plan) -> tuple[Float[Array, "T K D"], Float[Array, "T K"]]:
+    """The row of each assignment, and 1 where it has one, 0 where it was dropped and the row is another's.
+
+    Clipping an index costs nothing; filling in zeros would pass over all of [T, K, D] once more.
+    """
+    kept = plan.row_of_assignment < rows.shape[0]
+    return rows.at[plan.row_of_assignment].get(mode="clip"), kept.astype(jnp.float32)
 
 
 def all_offered(mask: Bool[Array, " T"], k: int) -> Bool[Array, "T K"]:

@@ -73,7 +73,7 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
             ax.errorbar(
                 [cell.row[panel.x] for cell in line],
                 [cell.mean for cell in line],
-                yerr=[1.96 * (cell.error or 0.0) for cell in line],
+                yerr=[1.96 * (cell.error or 0.0) for cell in line] if any(cell.error for cell in line) else None,
                 color=color,
                 marker=marker,
                 markersize=5,

@@ -1,0 +1,50 @@
+"""One run: `python -m slicedice.train --config experiments/nano.py [--config.FIELD=VALUE ...]`.
+
+Trains it in the store, or goes on where it was, and prints what it found. The run is the same, and has the
+same id, as the point of a sweep with the same settings.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from slicedice import files
+from slicedice.commandline import door, overrides
+from slicedice.grid import Grid, enumerate_runs
+from slicedice.launching import train_missing
+from slicedice.report.results import read_results
+from slicedice.report.tables import cell_table, show
+from slicedice.store import Kind, Store
+
+
+@door
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit status: 0, or 1 if the run has no result."""
+    p = argparse.ArgumentParser(
+        prog="python -m slicedice.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("--config", required=True, help=f"path or name ({', '.join(files.names('experiments'))})")
+    p.add_argument("--store", default="runs", help="folder where runs live (default: %(default)s)")
+    p.add_argument("--retry", action="store_true", help="train it again if it crashed")
+    options, rest = p.parse_known_args(arguments)
+    config = files.load("experiments", options.config).get_config()
+    plan = enumerate_runs(Grid([{}]), config, overrides=overrides(config, rest))
+    store, console = Store(options.store), Console()
+    # One run has the whole machine to itself.
+    train_missing(plan, store, "local", 1, retry=options.retry, console=console)
+    results = read_results(plan, store)
+    show(cell_table(results), console)
+    (row,) = results.rows
+    console.print(f"{row['name']} · {store.run(row['id']).path}", highlight=False, soft_wrap=True)
+    if row["reason"]:
+        console.print(row["reason"], highlight=False, soft_wrap=True)
+    return 0 if Kind(row["state"]).has_result else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
