@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 @door
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit status: 0, or 1 if runs failed."""
+    """Runs the command line; returns its exit status: 0, or 1 if runs ended without a result."""
     options, rest = parser().parse_known_args(arguments)
     scale = options.scale or ("10m" if machine.has_accelerator() else "nano")
     config = files.load("experiments", scale).get_config()
@@ -126,12 +126,14 @@ def _report(plan: Plan, store: Store, options: argparse.Namespace, scale: str, c
         for note in results.notes:
             console.print(note)
         console.print(f"{page.parent}: index.html, results.parquet, results.csv and figures", highlight=False, soft_wrap=True)
-    failed = [row for row in results.rows if Kind(row["state"]).needs_retry]
-    for row in failed:
+    ended = [row for row in results.rows if Kind(row["state"]).needs_retry or row["state"] == Kind.PREEMPTED]
+    for row in ended:
         console.print(f"{row['name']} · {row['id']} {row['state']}: {row['reason']}", highlight=False, soft_wrap=True)
-    if failed:
-        console.print("--retry trains these again.")
-    return 1 if failed else 0
+    if any(Kind(row["state"]).needs_retry for row in ended):
+        console.print("Runs that crashed or ran out of memory are trained again with --retry; their logs are beside them.")
+    if any(row["state"] == Kind.PREEMPTED for row in ended):
+        console.print("Runs that were preempted go on with the same command.")
+    return 1 if ended else 0
 
 
 if __name__ == "__main__":

@@ -20,10 +20,12 @@ TINY = {
     "model.layers": 2,
     "model.heads": 2,
     "model.vocab_size": 256,
+    "router.group": 0,
     "data.sequence_length": 16,
     "optimizer.warmup_steps": 2,
     "budget.tokens": 6 * 8 * 16,
     "budget.batch_size": 8,
+    "execution.micro_batch": 0,
 }
 """Six steps of the smallest run in which every part does something."""
 

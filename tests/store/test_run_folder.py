@@ -1,0 +1,232 @@
+"""A run's state, read off its files and its lock."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import slicedice
+from slicedice.spec import SCHEMA, canonical_json, run_id
+from slicedice.store import Kind, RunFolder, RunState, Store
+
+HOLD = """
+import sys
+from pathlib import Path
+from slicedice.store import RunFolder
+with RunFolder(Path(sys.argv[1])).lock() as ours:
+    print(ours, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny) -> RunFolder:
+    """A run that was made and not trained."""
+    spec, execution = tiny()
+    run = Store(tmp_path / "store").run(spec)
+    run.create(spec, execution)
+    return run
+
+
+def write_steps(folder: RunFolder, count: int) -> None:
+    folder.metrics.write_text("".join(json.dumps({"step": i, "loss": 1.0}) + "\n" for i in range(count)))
+
+
+def hold(folder: RunFolder) -> subprocess.Popen[str]:
+    """A process that holds the run's lock until it dies."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(slicedice.__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "True\n"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_run_that_nobody_began_is_missing(folder: RunFolder, tmp_path: Path):
+    assert folder.state() == RunState(Kind.MISSING)
+    assert RunFolder(tmp_path / "store" / "runs" / "never").state() == RunState(Kind.MISSING)
+
+
+def test_create_writes_what_is_trained_and_how(folder: RunFolder, tiny):
+    spec, execution = tiny()
+    assert folder.id == run_id(spec)
+    assert (folder.path / "spec.json").read_text() == canonical_json(spec) + "\n"
+    assert folder.execution() == execution
+    _, other = tiny({"execution.micro_batch": 2, "router.group": 1, "execution.remat": True})
+    folder.create(spec, other)
+    assert folder.execution() == other
+
+
+@pytest.mark.parametrize("kind", [Kind.DONE, Kind.DIVERGED])
+def test_a_result_ends_a_run_whatever_else_is_there(folder: RunFolder, kind: Kind):
+    write_steps(folder, 3)
+    folder.fail(Kind.CRASHED, "long ago")
+    folder.finish(kind, {"steps": 5})
+    assert folder.state() == RunState(kind, 5)
+    assert folder.result() == {"schema": SCHEMA, "kind": kind, "steps": 5}
+    with folder.lock() as ours:
+        assert ours
+        assert folder.state() == RunState(kind, 5)
+    folder.clear()
+    assert folder.state() == RunState(Kind.MISSING)
+
+
+@pytest.mark.parametrize("kind", [Kind.PREEMPTED, Kind.CRASHED, Kind.OUT_OF_MEMORY])
+def test_a_failure_is_told_with_its_reason_until_it_is_forgotten(folder: RunFolder, kind: Kind):
+    write_steps(folder, 3)
+    folder.fail(kind, "because")
+    assert folder.state() == RunState(kind, 3, "because")
+    folder.forget_failure()
+    assert folder.state().kind is Kind.PREEMPTED
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_metrics_without_a_worker_are_a_preempted_run(folder: RunFolder, count: int):
+    write_steps(folder, count)
+    state = folder.state()
+    assert (state.kind, state.steps) == (Kind.PREEMPTED, count)
+    assert state.reason
+
+
+def test_checkpoints_without_metrics_are_a_preempted_run(folder: RunFolder):
+    folder.checkpoints.mkdir()
+    assert folder.state().kind is Kind.PREEMPTED
+    folder.clear()
+    assert folder.state() == RunState(Kind.MISSING)
+
+
+def test_a_process_that_is_killed_lets_go_of_its_run(folder: RunFolder):
+    write_steps(folder, 2)
+    process = hold(folder)
+    try:
+        assert folder.state() == RunState(Kind.RUNNING, 2)
+        with folder.lock() as ours:
+            assert not ours
+        assert folder.state().kind is Kind.RUNNING
+        process.send_signal(signal.SIGKILL)
+    finally:
+        end(process)
+    assert folder.state().kind is Kind.PREEMPTED
+    with folder.lock() as ours:
+        assert ours
+
+
+def test_a_worker_on_a_failed_run_makes_it_running(folder: RunFolder):
+    folder.fail(Kind.CRASHED, "long ago")
+    process = hold(folder)
+    try:
+        assert folder.state().kind is Kind.RUNNING
+    finally:
+        end(process)
+    assert folder.state() == RunState(Kind.CRASHED, 0, "long ago")
+
+
+def test_a_lock_is_let_go_of_when_training_raises(folder: RunFolder):
+    with pytest.raises(RuntimeError, match="in training"), folder.lock():
+        assert folder.is_locked()
+        raise RuntimeError("in training")
+    assert not folder.is_locked()
+
+
+def test_lookers_do_not_take_each_other_for_a_worker(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    with folder.lock():
+        pass
+    seen, close = [], os.close
+
+    def look_again(descriptor: int) -> None:
+        if not seen:
+            seen.append(None)
+            seen.append(folder.is_locked())
+        close(descriptor)
+
+    monkeypatch.setattr("slicedice.store.run.os.close", look_again)
+    assert not folder.is_locked()
+    assert seen == [None, False]
+
+
+def test_a_worker_does_not_take_a_looker_for_another_worker(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    # The parent looks at every run twice a second. A worker that comes just then must not pass its run over.
+    with folder.lock():
+        pass
+    looking, close = threading.Event(), os.close
+
+    def slowly(descriptor: int) -> None:
+        if threading.current_thread() is looker:
+            looking.set()
+            pause.wait(0.05)
+        close(descriptor)
+
+    pause = threading.Event()
+    monkeypatch.setattr("slicedice.store.run.os.close", slowly)
+    looker = threading.Thread(target=folder.is_locked)
+    looker.start()
+    try:
+        assert looking.wait(10)
+        with folder.lock() as ours:
+            assert ours
+    finally:
+        looker.join()
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"schema": 1, "kind": "done", "ste', "[1]", "null", '"done"', "\x00" * 40, "{}"]
+)
+def test_a_damaged_result_is_no_result(folder: RunFolder, text: str):
+    folder.finish(Kind.DONE, {"steps": 5})
+    (folder.path / "result.json").write_text(text)
+    assert folder.result() is None
+    assert folder.state() == RunState(Kind.MISSING)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA + 1, SCHEMA - 1, None, str(SCHEMA)])
+def test_a_result_of_another_schema_is_no_result(folder: RunFolder, schema: object):
+    content = {"schema": schema, "kind": "a kind to come", "something": "else"}
+    (folder.path / "result.json").write_text(json.dumps(content))
+    assert folder.result() is None
+    assert folder.state() == RunState(Kind.MISSING)
+
+
+def test_files_that_a_killed_process_had_half_written_are_ignored(folder: RunFolder):
+    whole = json.dumps({"schema": SCHEMA, "kind": "done", "steps": 5})
+    for name in ("result.json", "failure.json", "spec.json", "execution.json"):
+        (folder.path / f".{name}.{os.getpid() + 1}").write_text(whole)
+    assert folder.state() == RunState(Kind.MISSING)
+
+
+def test_clear_leaves_what_is_to_be_trained(folder: RunFolder, tiny):
+    spec, execution = tiny()
+    write_steps(folder, 3)
+    (folder.checkpoints / "training" / "3").mkdir(parents=True)
+    folder.finish(Kind.DONE, {"steps": 5})
+    folder.clear()
+    assert not folder.checkpoints.exists()
+    assert not folder.metrics.exists()
+    assert folder.result() is None
+    assert folder.execution() == execution
+    assert (folder.path / "spec.json").read_text() == canonical_json(spec) + "\n"
+    shutil.rmtree(folder.path)
+    folder.create(spec, execution)
+    assert folder.state() == RunState(Kind.MISSING)
+
+
+def test_kinds_are_results_or_failures_or_neither():
+    assert {kind for kind in Kind if kind.has_result} == {Kind.DONE, Kind.DIVERGED}
+    assert {kind for kind in Kind if kind.needs_retry} == {Kind.CRASHED, Kind.OUT_OF_MEMORY}

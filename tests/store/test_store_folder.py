@@ -1,0 +1,91 @@
+"""Which folders are stores, and reading specs back."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from slicedice.spec import SCHEMA, canonical_json, run_id
+from slicedice.store import Store, StoreError
+from slicedice.store.store import LAYOUT
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_store_is_made_and_opened_again(tmp_path: Path, tiny):
+    root = tmp_path / "deep" / "store"
+    spec, execution = tiny()
+    Store(root).run(spec).create(spec, execution)
+    before = contents(root)
+    again = Store(str(root))
+    assert again.read_spec(run_id(spec)) == spec
+    assert again.run(spec).path == again.run(run_id(spec)).path
+    assert contents(root) == before
+
+
+def test_an_empty_folder_becomes_a_store(tmp_path: Path):
+    Store(tmp_path)
+    assert json.loads((tmp_path / "store.json").read_text()) == {"layout": LAYOUT}
+    Store(tmp_path)
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("words")
+    with pytest.raises(StoreError) as caught:
+        Store(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert contents(tmp_path) == {"thesis.tex": b"words"}
+
+
+def test_a_file_is_refused(tmp_path: Path):
+    path = tmp_path / "runs"
+    path.write_text("words")
+    with pytest.raises(StoreError, match="runs"):
+        Store(path)
+    assert path.read_text() == "words"
+
+
+@pytest.mark.parametrize("marker", [json.dumps({"layout": LAYOUT + 1}), json.dumps({"layout": None}), "{", "[]", ""])
+def test_a_store_of_another_layout_is_refused_and_left_as_it_is(tmp_path: Path, marker: str):
+    (tmp_path / "store.json").write_text(marker)
+    with pytest.raises(StoreError, match="another version") as caught:
+        Store(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert contents(tmp_path) == {"store.json": marker.encode()}
+
+
+def test_a_store_whose_making_was_killed_can_be_made(tmp_path: Path):
+    (tmp_path / ".store.json.12345").write_text('{"lay')
+    Store(tmp_path)
+    assert json.loads((tmp_path / "store.json").read_text()) == {"layout": LAYOUT}
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(StoreError, match="0123456789ab"):
+        Store(tmp_path).read_spec("0123456789ab")
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "bytes", "schema", "list", "field gone", "wrong type"])
+def test_a_damaged_spec_is_told_and_left_as_it_is(tmp_path: Path, tiny, damage: str):
+    spec, execution = tiny({"model.experts": "n=4 g=1/2"})
+    store = Store(tmp_path)
+    store.run(spec).create(spec, execution)
+    path = store.run(spec).path / "spec.json"
+    text = canonical_json(spec)
+    content = json.loads(text)
+    damaged = {
+        "torn": text[: len(text) // 2].encode(),
+        "empty": b"",
+        "bytes": b"\xff\xfe" + text.encode(),
+        "schema": json.dumps({**content, "schema": SCHEMA + 1}).encode(),
+        "list": json.dumps([content]).encode(),
+        "field gone": json.dumps({name: value for name, value in content.items() if name != "model"}).encode(),
+        "wrong type": json.dumps({**content, "budget": "many"}).encode(),
+    }[damage]
+    path.write_bytes(damaged)
+    with pytest.raises(StoreError) as caught:
+        store.read_spec(run_id(spec))
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == damaged
