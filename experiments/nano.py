@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.model.vocab_size = 256
     config.router.group = 0
     config.data.sequence_length = 128
-    config.optimizer.learning_rate = 4e-3
+    config.optimizer.learning_rate = 8e-3
     config.budget.tokens = 2_000_000
     config.budget.batch_size = 32
     config.evaluation.tokens = 65_536

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from slicedice.kernels import blocks, ragged
+from slicedice.kernels import blocks, native, ragged
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ class Implementation(Protocol):
         ...
 
 
-IMPLEMENTATIONS: dict[str, Implementation] = {"blocks": blocks, "ragged_dot": ragged}
-"""By name: "blocks" costs FLOPs in proportion to rows everywhere and is what CPUs run; "ragged_dot" is XLA's
-own, native on TPU and GPU and dense on CPU, where only tests should name it."""
+IMPLEMENTATIONS: dict[str, Implementation] = {"native": native, "blocks": blocks, "ragged_dot": ragged}
+"""By name: "native" is for CPUs with a C++ compiler, "blocks" costs FLOPs in proportion to rows everywhere,
+"ragged_dot" is XLA's own, native on TPU and GPU and dense on CPU, where only tests should name it."""
 
 
 class _Options(NamedTuple):
@@ -54,12 +54,14 @@ def choose(implementation: str = "") -> str:
     """Resolves the name of an implementation, "" by platform, and says once what was chosen.
 
     Raises:
-      ValueError: there is no implementation of that name.
+      ValueError: there is no implementation of that name, or it cannot be used here.
     """
     if implementation and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation = {implementation!r}: choose one of {', '.join(IMPLEMENTATIONS)}")
     platform = jax.default_backend()
-    name = implementation or ("blocks" if platform == "cpu" else "ragged_dot")
+    if implementation == "native" and not (platform == "cpu" and native.available()):
+        raise ValueError("implementation = 'native' needs the CPU and a C++ compiler; the log says what failed")
+    name = implementation or ("ragged_dot" if platform != "cpu" else "native" if native.available() else "blocks")
     log.info("grouped matmul on %s: %s", platform, name)
     return name
 

@@ -1,0 +1,99 @@
+"""Grouped matmul in C++ for CPUs, compiled on first use by the machine's own compiler; optional.
+
+`available` says whether it can be used here. Where there is no compiler, "blocks" does the same, slower, in
+plain XLA. The library is kept in the user's cache folder, named by all that it depends on, so that a change
+of code, compiler flags, jaxlib or processor makes a new one.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+from jaxtyping import Array
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("native.cc")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
+
+
+@functools.cache
+def available() -> bool:
+    """Compiles and registers the kernels if that has not been done; False, and a line in the log, if it fails."""
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        log.info("no C++ compiler: the native grouped matmul is not available")
+        return False
+    try:
+        library = ctypes.CDLL(str(_library(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or error
+        log.warning("the native grouped matmul does not compile here and is not available: %s", said)
+        return False
+    for name in ("Gmm", "Tgmm"):
+        handler = jax.ffi.pycapsule(getattr(library, f"Slicedice{name}"))
+        jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
+    return True
+
+
+def gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:
+    """[M, K], [G, K, N] -> [M, N] in float32; transposed, [M, N], [G, K, N] -> [M, K]."""
+    del alignment  # groups may begin anywhere
+    width = rhs.shape[1 if transpose_rhs else 2]
+    return _call("Gmm", (lhs.shape[0], width), lhs, rhs, group_sizes, transpose_rhs=transpose_rhs)
+
+
+def tgmm(lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:
+    """[M, K], [M, N] -> [G, K, N] in float32."""
+    del alignment
+    return _call("Tgmm", (group_sizes.shape[0], lhs.shape[1], grad.shape[1]), lhs, grad, group_sizes)
+
+
+def row_alignment(rows: int, groups: int) -> int:
+    """Groups may begin anywhere."""
+    del rows, groups
+    return 1
+
+
+def _call(name: str, shape: tuple[int, ...], a: Array, b: Array, group_sizes: Array, **attributes) -> Array:
+    call = jax.ffi.ffi_call(_target(name), jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential")
+    return call(a.astype(jnp.float32), b.astype(jnp.float32), group_sizes.astype(jnp.int32), **attributes)
+
+
+@functools.cache
+def _key() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        processor = platform.processor()
+    parts = (SOURCE.read_text(), *FLAGS, jaxlib.__version__, platform.machine(), processor)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _target(name: str) -> str:
+    # With the key in its name, a compiled program never meets another version of the kernel.
+    return f"slicedice_{name.lower()}_{_key()}"
+
+
+def _library(compiler: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slicedice"
+    library = cache / f"native-{_key()}.so"
+    if not library.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            made = Path(folder) / library.name
+            command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            made.replace(library)  # at once, for other processes that look for it now
+    return library

@@ -1,0 +1,89 @@
+"""Costs counted by hand for a dense and a routed model."""
+
+import dataclasses
+
+import pytest
+
+from slicedice.cost import RATES, Rate, cost
+from slicedice.cost.estimate import activation_bytes
+from slicedice.spec import Execution, RunSpec
+
+# The tiny model: D = 16, 2 layers, 2 heads, d_ff = 64, V = 256, S = 16, 6 steps of 8 sequences.
+D, LAYERS, HEADS, D_FF, V, S, STEPS, B = 16, 2, 2, 64, 256, 16, 6, 8
+ATTENTION = 4 * D * D
+NORMS = 4 * D  # after attention, after the FFN, on queries, on keys
+RATE = Rate(peak=2e9, utilization=0.25)
+
+# Eight experts of width 16, four active; a router of D x 8.
+MOE = {"model.experts": "n=8 k=4 g=1/4"}
+POINTS = {"dense": {}, "moe": MOE, "generalist": {"model.experts": "n=8 k=3 g=1/4", "model.generalist": "1/4"}}
+MATRICES = {"dense": 3 * D * 64, "moe": 8 * 3 * D * 16, "generalist": 9 * 3 * D * 16}  # all the experts of a layer
+ROUTERS = {"dense": 0, "moe": D * 8, "generalist": D * 8}
+EXTRA_NORM = {"dense": 0, "moe": 0, "generalist": D}  # the parallel wiring's own
+
+
+@pytest.fixture(params=POINTS)
+def run(request: pytest.FixtureRequest, tiny) -> tuple[str, RunSpec, Execution]:
+    return request.param, *tiny(POINTS[request.param])
+
+
+def test_parameters(run):
+    name, spec, execution = run
+    found = cost(spec, execution, RATE)
+    shared = 2 * V * D + D + LAYERS * (ATTENTION + NORMS + EXTRA_NORM[name] + ROUTERS[name])
+    assert found.parameters == shared + LAYERS * MATRICES[name]
+    # k*g, with the generalist, is 1: every model is as wide as the dense one for a token.
+    assert found.active_parameters == shared + LAYERS * 3 * D * D_FF
+
+
+def test_flops_and_seconds(run):
+    name, spec, execution = run
+    found = cost(spec, execution, RATE)
+    assert found.tokens == STEPS * B * S
+    # Two FLOPs a weight forward and four backward; the head is a product, the embedding is a look-up.
+    weights = LAYERS * (ATTENTION + 3 * D * D_FF + ROUTERS[name]) + V * D
+    # Scores and values: 2 products of S x D a token and layer, 2 FLOPs each, three times over.
+    attention = LAYERS * 2 * (2 * S * D) * 3
+    assert found.flops == STEPS * B * S * (6 * weights + attention)
+    assert found.seconds == pytest.approx(found.flops / 0.5e9, rel=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+@pytest.mark.parametrize("name", POINTS)
+def test_bytes(tiny, name: str, dtype: str, size: int):
+    spec, execution = tiny({**POINTS[name], "compute_dtype": dtype})
+    experts = {"dense": 3 * 64, "moe": 4 * (2 * D + 3 * 16), "generalist": 3 * (2 * D + 3 * 16) + 3 * 16}[name]
+    values = LAYERS * (12 * D + HEADS * S + experts)
+    activations = B * S * (values * size + 2 * 4 * V)
+    found = cost(spec, execution, RATE)
+    # Parameters, gradients and two moments stay float32 whatever activations are.
+    assert found.bytes == 4 * 4 * found.parameters + activations
+
+
+def test_rematerialisation_and_small_batches_take_less_memory(run, tiny):
+    name, spec, execution = run
+    deep, _ = tiny({**POINTS[name], "model.layers": 8})
+    remat = dataclasses.replace(execution, remat=True)
+    assert activation_bytes(spec, remat) < activation_bytes(spec, execution)
+    # A layer more costs its input alone.
+    added = activation_bytes(deep, remat) - activation_bytes(spec, remat)
+    assert added == 6 * B * S * D * 4
+    half = dataclasses.replace(execution, micro_batch=execution.micro_batch // 2)
+    assert 2 * activation_bytes(spec, half) == activation_bytes(spec, execution)
+    assert cost(spec, half, RATE).flops == cost(spec, execution, RATE).flops
+
+
+def test_every_device_sustains_a_part_of_its_peak(run):
+    _, spec, execution = run
+    for name, rate in RATES.items():
+        assert 0 < rate.sustained < rate.peak, name
+        assert cost(spec, execution, rate).seconds == pytest.approx(spec.flops / rate.peak / rate.utilization)
+
+
+def test_a_cost_is_plain_numbers(run):
+    _, spec, execution = run
+    found = cost(spec, execution, RATE)
+    plain = found.as_dict()
+    assert {type(value) for value in plain.values()} == {int, float}
+    assert plain["parameters"] == found.parameters
+    assert plain["seconds"] == found.seconds

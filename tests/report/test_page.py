@@ -1,0 +1,185 @@
+"""The page: whole in itself, valid, complete, and safe against what names hold."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from slicedice.grid import Figure, Panel
+from slicedice.report.page import write_page
+from slicedice.report.report import write_report
+from slicedice.report.results import Results
+from slicedice.store import Kind
+
+VOID = {"meta", "link", "br", "hr", "img", "input", "base", "col", "embed", "source", "wbr"}
+POINTS = [{}, *({"model.experts": f"n={n} g={g}"} for n in (4, 8) for g in ("1/2", "1/4"))]
+FIGURES = tuple(Figure(name, name, (Panel("P", "g", "n"), Panel("Q", "n", "g"))) for name in ("first", "second"))
+
+
+class Page(HTMLParser):
+    """Reads a page and complains of tags that are not closed in order."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.rows: list[list[str]] = []
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    def attributes(self, *names: str) -> list[str]:
+        return [value or "" for _, attributes in self.tags for name, value in attributes.items() if name in names]
+
+    def row(self, text: str) -> list[str]:
+        (row,) = [row for row in self.rows if text in row]
+        return row
+
+
+@pytest.fixture
+def report(store, plan_of, finish):
+    """The report of a grid with a run of every kind, and with other text left out."""
+    plan = plan_of(*POINTS, {"seed": 1}, {"seed": 2}, figures=FIGURES)
+    finish(plan, 0, {"code": 1.0, "prose": 3.0, "macro": 2.0})
+    finish(plan, 1, {"code": 0.5, "prose": 2.0, "macro": 1.25})
+    finish(plan, 2, kind=Kind.DIVERGED, steps=3)
+    for i, kind in {3: Kind.CRASHED, 4: Kind.OUT_OF_MEMORY}.items():
+        id_ = list(plan.runs)[i]
+        store.run(id_).create(*plan.runs[id_])
+        store.run(id_).fail(kind, "ValueError: <b>a & b</b>")
+    finish(plan, 5, {"code": 1.5, "prose": 3.5, "macro": 2.5})
+    finish(plan, 6, {"code": 1.5, "macro": 1.5}, fingerprint="other text")
+    about = "What is <b>bold</b> & what\nis not?\n\nA second paragraph."
+    return plan, *write_report(plan, store, name="mine", title="<b>Mine</b> & yours", about=about)
+
+
+def test_the_report_is_whole(report, store):
+    _, results, page = report
+    assert page.parent == store.report("mine")
+    assert {path.name for path in page.parent.iterdir()} == {
+        "index.html",
+        "results.parquet",
+        "results.csv",
+        *(f"{figure.name}.{kind}" for figure in FIGURES for kind in ("png", "svg")),
+    }
+    assert len(results.rows) == len(POINTS) + 1
+
+
+def test_the_page_asks_no_one_for_anything(report):
+    page = Page(report[2])
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base", "img"}
+    assert [url for url in page.attributes("src", "srcset", "data", "action", "poster")] == []
+    links = page.attributes("href", "xlink:href")
+    assert links
+    assert all(link.startswith("#") for link in links)
+    assert "@import" not in page.html
+    assert all(url.strip("'\"").startswith("#") for url in re.findall(r"url\(([^)]*)\)", page.html))
+
+
+def test_ids_are_unique_and_links_lead_somewhere(report):
+    page = Page(report[2])
+    ids = page.attributes("id")
+    links = {link.removeprefix("#") for link in page.attributes("href", "xlink:href")}
+    links |= set(re.findall(r"url\(#([^)]*)\)", page.html))
+    assert links <= set(ids)
+    assert len(ids) == len(set(ids))
+
+
+def test_every_run_and_every_figure_is_there(report):
+    plan, results, path = report
+    page = Page(path)
+    for row in results.rows:
+        cells = page.row(row["id"])
+        assert cells[0] == row["name"]
+        assert cells[2] == row["state"]
+        assert cells[-1] == (row["reason"] or "")
+    assert [tag for tag, _ in page.tags].count("svg") == len(FIGURES)
+    assert "doctype" not in page.html[20:].lower()
+    assert all(figure.title in page.words for figure in FIGURES)
+    assert "3 done" in page.words
+    assert "1 diverged" in page.words
+    left_out = list(plan.runs)[6]
+    assert left_out not in page.words
+    assert results.notes[0] in page.words
+
+
+def test_cells_have_their_loss_domains_and_noise(report):
+    page = Page(report[2])
+    (header,) = [row for row in page.rows if "against dense" in row]
+    cells = {row[0]: dict(zip(header, row, strict=True)) for row in page.rows if len(row) == len(header)}
+    dense, moe = cells["dense"], cells["MoE"]
+    # Two seeds of the dense model, 2 and 2.5: one degree of freedom.
+    assert (dense["seeds"], dense["loss (nats)"]) == ("2", "2.2500")
+    assert dense["± 95 %"] == f"{1.96 * 0.125**0.5 / 2**0.5:.4f}"
+    assert (moe["seeds"], moe["loss (nats)"], moe["code"], moe["prose"]) == ("1", "1.2500", "0.5000", "2.0000")
+    assert moe["against dense"].startswith("-1.0000")
+    assert ("within noise" in moe["against dense"]) == (1.0 < 1.96 * (0.125 + 0.125 / 2) ** 0.5)
+
+
+def test_text_is_text_and_not_markup(report):
+    page = Page(report[2])
+    assert "<b>Mine</b> & yours" in page.words
+    assert "What is <b>bold</b> & what is not?" in page.words
+    assert "ValueError: <b>a & b</b>" in page.words
+    assert "b" not in {tag for tag, _ in page.tags}
+
+
+def test_the_page_of_a_sweep_that_has_not_begun(store, plan_of):
+    plan = plan_of(*POINTS, figures=FIGURES)
+    _, path = write_report(plan, store, name="mine", title="Mine", about="")
+    page = Page(path)
+    assert all(id_ in page.words for id_ in plan.runs)
+    assert f"{len(POINTS)} missing" in page.words
+
+
+def test_figures_that_hold_odd_names_stay_valid(tmp_path: Path, row_of):
+    svg = tmp_path / "f.svg"
+    svg.write_text('<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg><text>Größe · &lt;b&gt;</text></svg>\n', encoding="utf-8")
+    path = tmp_path / "index.html"
+    write_page(path, title="t", about="", results=Results([row_of({}, loss=1.0)], []), figures=[svg])
+    page = Page(path)
+    assert "Größe · <b>" in page.words
+    assert "<?xml" not in page.html
+
+
+def test_runs_that_ran_without_git_and_timing_are_shown(tmp_path: Path, store, plan_of, finish, content):
+    plan = plan_of({})
+    origin = {**content()["provenance"], "git_revision": None}
+    id_ = finish(plan, 0, {"a": 1.0, "macro": 1.0}, provenance=origin, seconds_per_step=None)
+    _, path = write_report(plan, store, name="mine", title="Mine", about="")
+    assert Page(path).row(id_)[4] == "1.0000"
+
+
+def test_a_new_report_takes_the_place_of_the_old(report, store, finish, plan_of):
+    plan, _, page = report
+    store.run(list(plan.runs)[6]).clear()
+    results, again = write_report(plan, store, name="mine", title="Mine", about="")
+    assert again == page
+    assert len(results.rows) == len(POINTS) + 2
+    assert Page(page).words.count("is not?") == 0
+    assert json.dumps(results.rows)

@@ -1,0 +1,162 @@
+"""Rows of a grid's runs: states, losses, what is left out, and the tables they are written to."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from slicedice.report.results import Results, coordinates, read_results, write_tables
+from slicedice.spec import run_name
+from slicedice.store import Kind, Store
+
+MOE = {"model.experts": "n=8 k=4 g=1/4"}
+
+
+def test_every_run_is_a_row_with_its_state(store: Store, plan_of, finish):
+    plan = plan_of({}, MOE, *({"seed": seed} for seed in (1, 2, 3)))
+    ids = list(plan.runs)
+    finish(plan, 0, {"a": 1.0, "b": 3.0, "macro": 2.0})
+    finish(plan, 1, kind=Kind.DIVERGED, steps=4)
+    for i, kind in {2: Kind.CRASHED, 3: Kind.OUT_OF_MEMORY}.items():
+        store.run(ids[i]).create(*plan.runs[ids[i]])
+        store.run(ids[i]).fail(kind, f"reason {i}")
+    results = read_results(plan, store)
+    assert [row["id"] for row in results.rows] == ids
+    assert [row["name"] for row in results.rows] == [run_name(spec) for spec, _ in plan.runs.values()]
+    assert [row["state"] for row in results.rows] == ["done", "diverged", "crashed", "out_of_memory", "missing"]
+    assert [row["steps"] for row in results.rows] == [6, 4, 0, 0, 0]
+    assert [row["reason"] for row in results.rows] == [None, None, "reason 2", "reason 3", None]
+    assert [row.get("loss") for row in results.rows] == [2.0, None, None, None, None]
+    assert results.notes == []
+    # JSON knows nothing of enums' subclasses or numpy: what `--json` prints has to be plain.
+    assert all(type(row["state"]) is str for row in results.rows)
+
+
+def test_measurements_keep_their_meaning(store: Store, plan_of, finish, content):
+    plan = plan_of({**MOE, "router.kind": "default"})
+    evaluation = content({"a": 1.0, "b": 3.0, "macro": 2.0})["evaluation"]
+    evaluation["without_capacity"] = content({"a": 0.5, "b": 1.5, "macro": 1.0})["evaluation"]["held_out"]
+    train = {
+        "loss": 9.0,
+        "cross_entropy": 2.25,
+        "load_balancing_loss": 1.5,
+        "load_imbalance": 1.75,
+        "dropped_share": 0.125,
+        "dead_experts": 3.0,
+    }
+    finish(plan, 0, evaluation=evaluation, train=train, seconds_per_step=0.75)
+    (row,) = read_results(plan, store).rows
+    expected = {
+        "loss": 2.0,
+        "loss_a": 1.0,
+        "loss_b": 3.0,
+        "bits_per_byte": 4.0,
+        "bits_per_byte_a": 2.0,
+        "without_capacity_loss": 1.0,
+        "without_capacity_loss_b": 1.5,
+        "without_capacity_bits_per_byte_b": 3.0,
+        "train_loss": 2.25,
+        "load_balancing_loss": 1.5,
+        "load_imbalance": 1.75,
+        "dropped_share": 0.125,
+        "dead_experts": 3.0,
+        "seconds_per_step": 0.75,
+        "data_fingerprint": "f" * 12,
+        "device": "a device",
+    }
+    assert {name: row[name] for name in expected} == expected
+
+
+def test_runs_on_other_text_are_left_out_and_named(store: Store, plan_of, finish):
+    plan = plan_of(*({**MOE, "seed": seed} for seed in range(5)))
+    for i, fingerprint in enumerate(["odd", "most", "most", "other"]):
+        finish(plan, i, {"a": 1.0, "macro": 1.0}, fingerprint=fingerprint)
+    results = read_results(plan, store)
+    # The last one has no result: nothing is known against it.
+    assert [row["seed"] for row in results.rows] == [1, 2, 4]
+    (note,) = results.notes
+    names = [run_name(spec) for spec, _ in plan.runs.values()]
+    assert [name in note for name in names] == [True, False, False, True, False]
+    assert note.startswith("2 runs")
+    assert "most" in note
+
+
+def test_coordinates_of_a_dense_and_of_a_mixed_layer(tiny):
+    dense, _ = tiny()
+    row = coordinates(dense)
+    assert (row["dense"], row["n"], row["k"], row["g"], row["s"], row["granularity"]) == (True, 1, 1, 1.0, 1.0, "1")
+    assert (row["generalist"], row["router"], row["alpha"]) == (None, None, None)
+    # 3 of 8 quarter experts, and a quarter that is always on; then two sets whose k*g are 3/4 and 1/4.
+    general, _ = tiny({"model.experts": "n=8 k=3 g=1/4", "model.generalist": "1/4"})
+    row = coordinates(general)
+    assert (row["dense"], row["n"], row["k"], row["s"], row["generalist"]) == (False, 8, 3, 2.25, 0.25)
+    mixed, _ = tiny({"model.experts": "n=4 k=3 g=1/4 + n=8 k=2 g=1/8"})
+    row = coordinates(mixed)
+    assert (row["n"], row["k"], row["g"], row["s"], row["granularity"]) == (12, 5, 0.125, 2.0, "1/4+1/8")
+    assert row["total_parameters"] == mixed.model.parameters()
+    assert row["active_parameters"] == mixed.model.parameters(active=True)
+
+
+def table_of(rng: np.random.Generator, row_of) -> Results:
+    losses = rng.normal(size=3)
+    rows = [row_of({**MOE, "seed": seed}, loss=float(loss)) for seed, loss in enumerate(losses)]
+    rows.append(row_of({}, loss=1.5, loss_a=1.0))
+    rows.append(row_of({**MOE, "router.alpha": 0.5}, state="crashed", reason='OSError: "a, b"\nand ä'))
+    return Results(rows, [])
+
+
+def test_parquet_has_every_row_with_every_column(tmp_path: Path, rng, row_of):
+    results = table_of(rng, row_of)
+    write_tables(results, tmp_path / "deep")
+    read = pyarrow.parquet.read_table(tmp_path / "deep" / "results.parquet").to_pylist()
+    columns = {name for row in results.rows for name in row}
+    assert read == [{name: row.get(name) for name in columns} for row in results.rows]
+
+
+def test_csv_has_every_row_with_every_column(tmp_path: Path, rng, row_of):
+    results = table_of(rng, row_of)
+    write_tables(results, tmp_path)
+    options = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    # A column without values is read as one of its type all the same.
+    conversion = pyarrow.csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
+    table = pyarrow.csv.read_csv(tmp_path / "results.csv", parse_options=options, convert_options=conversion)
+    read = table.to_pylist()
+    columns = {name for row in results.rows for name in row}
+    assert set(table.column_names) == columns
+    for row, back in zip(results.rows, read, strict=True):
+        for name in columns:
+            expected = row.get(name)
+            if isinstance(expected, str) and not isinstance(back[name], str):
+                expected = type(back[name])(expected)  # "1" among granularities, or digits of an id
+            assert back[name] == expected, name
+
+
+def test_tables_of_a_sweep_that_has_not_begun(tmp_path: Path, store: Store, plan_of):
+    results = read_results(plan_of(MOE, {}), store)
+    write_tables(results, tmp_path)
+    read = pyarrow.parquet.read_table(tmp_path / "results.parquet").to_pylist()
+    assert [row["state"] for row in read] == ["missing", "missing"]
+    assert (tmp_path / "results.csv").read_text().count("\n") == 3
+
+
+def test_a_diverged_run_keeps_what_is_known_of_it(store: Store, plan_of, finish):
+    plan = plan_of(MOE)
+    finish(plan, 0, kind=Kind.DIVERGED, steps=3, train={"cross_entropy": math.nan}, seconds_per_step=None)
+    (row,) = read_results(plan, store).rows
+    assert row["state"] == "diverged"
+    assert math.isnan(row["train_loss"])
+    assert row["seconds_per_step"] is None
+    assert "loss" not in row
+
+
+@pytest.mark.parametrize("torn", ['{"schema": 1, "kind": "done", "st', ""])
+def test_a_torn_result_is_no_row_with_numbers(store: Store, plan_of, finish, torn: str):
+    plan = plan_of(MOE)
+    id_ = finish(plan, 0, {"a": 1.0, "macro": 1.0})
+    (store.run(id_).path / "result.json").write_text(torn)
+    (row,) = read_results(plan, store).rows
+    assert row["state"] == "missing"
+    assert "loss" not in row
