@@ -22,7 +22,10 @@ def main() -> None:
     status = subprocess.run([*sweep, "status", *grid, "--json"], capture_output=True, text=True, check=True)
     if '"state": "missing"' in status.stdout:
         sys.exit(f"{options.store} does not hold the finished default sweep; run it first")
-    for name, command in (("again", [*sweep, *grid]), ("plan at 300m", [*sweep, "plan", *grid, "--scale", "300m"])):
+    for name, command in (
+        ("again", [*sweep, *grid]),
+        ("plan at 300m", [*sweep, "plan", *grid, "--scale", "300m"]),
+    ):
         print(f"{name}: {statistics.median(seconds(command) for _ in range(3)):.2f} s")
 
 

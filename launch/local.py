@@ -27,7 +27,15 @@ class Worker:
 
     def __init__(self, slot: Slot, job: Job):
         self.run: str | None = None
-        command = [sys.executable, "-m", "slicedice.work", "--store", str(job.store.root), "--parent", str(os.getpid())]
+        command = [
+            sys.executable,
+            "-m",
+            "slicedice.work",
+            "--store",
+            str(job.store.root),
+            "--parent",
+            str(os.getpid()),
+        ]
         with _on_cores(slot), open(job.store.root / "workers.log", "ab") as log:
             self.process = subprocess.Popen(
                 command,

@@ -53,7 +53,7 @@ def overrides(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def door(main: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:
+def door(main: Callable[..., int]) -> Callable[..., int]:
     """Makes a door's `main` end in a paragraph on standard error where the user can do something about it."""
 
     @functools.wraps(main)
@@ -66,7 +66,10 @@ def door(main: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str]
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            print(f"The disk is full ({error}). Finished runs are safe; make room and run again.", file=sys.stderr)
+            print(
+                f"The disk is full ({error}). Finished runs are safe; make room and run again.",
+                file=sys.stderr,
+            )
             return 2
         except KeyboardInterrupt:
             print("Stopped. What was training is saved; the same command goes on from there.", file=sys.stderr)

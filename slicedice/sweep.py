@@ -22,7 +22,7 @@ from slicedice.grid import Plan, enumerate_runs, load_grid
 from slicedice.launching import to_train, train_missing
 from slicedice.report.report import write_report
 from slicedice.report.results import read_results
-from slicedice.report.tables import cell_table, show, status_table
+from slicedice.report.tables import cell_table, plan_table, show, status_table
 from slicedice.spec import run_name
 from slicedice.store import Kind, Store
 
@@ -40,7 +40,11 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     p.add_argument("verb", nargs="?", choices=VERBS, default="run", help=argparse.SUPPRESS, metavar="VERB")
-    p.add_argument("--grid", required=True, help=f"a name ({', '.join(files.names('sweeps'))}) or the path of a grid file")
+    p.add_argument(
+        "--grid",
+        required=True,
+        help=f"a name ({', '.join(files.names('sweeps'))}) or the path of a grid file",
+    )
     p.add_argument("--scale", help="an experiment's name or path; without an accelerator nano, else 10m")
     p.add_argument("--seeds", type=int, help="how many seeds for each point; else as many as the grid says")
     p.add_argument("--only", default="", metavar="PATTERN", help='runs whose name or id matches, as in "*-n32-*"')
@@ -61,9 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scale = options.scale or ("10m" if machine.has_accelerator() else "nano")
     config = files.load("experiments", scale).get_config()
     grid = load_grid(options.grid, config.scale)
-    plan = enumerate_runs(
-        grid, config, overrides=overrides(config, rest), seeds=options.seeds, only=options.only
-    )
+    plan = enumerate_runs(grid, config, overrides=overrides(config, rest), seeds=options.seeds, only=options.only)
     console = Console(stderr=options.json)
     if options.verb == "plan" or options.dry_run:
         return _plan(plan, options, console)
@@ -80,27 +82,25 @@ def _plan(plan: Plan, options: argparse.Namespace, console: Console) -> int:
     missing = set(to_train(plan, store, retry=options.retry))
     device = options.device or ("h100" if machine.gpus() else "cpu")
     costs = {id_: cost(spec, execution, RATES[device]) for id_, (spec, execution) in plan.runs.items()}
+    total = {
+        "device": device,
+        "count": len(plan.runs),
+        "to_train": len(missing),
+        "flops": sum(costs[id_].flops for id_ in missing),
+        "hours": sum(costs[id_].seconds for id_ in missing) / 3600,
+    }
     if options.json:
         runs = [
             {"id": id_, "name": run_name(spec), "to_train": id_ in missing, **costs[id_].as_dict()}
             for id_, (spec, _) in plan.runs.items()
         ]
-        print(json.dumps({"device": device, "runs": runs}, indent=1))
+        print(json.dumps({**total, "runs": runs}, indent=1))
         return 0
-    for id_, (spec, _) in plan.runs.items():
-        c = costs[id_]
-        console.print(
-            f"{run_name(spec)} · {id_}  {c.parameters / 1e6:,.1f}M parameters, {c.active_parameters / 1e6:,.1f}M active, "
-            f"{c.tokens / 1e6:,.0f}M tokens, {c.flops:.2e} FLOPs, {c.bytes / 2**30:,.1f} GiB, "
-            f"{c.seconds / 3600:,.2f} h" + ("" if id_ in missing else "  (not to train)"),
-            highlight=False,
-            soft_wrap=True,
-        )
-    hours = sum(costs[id_].seconds for id_ in missing) / 3600
-    flops = sum(costs[id_].flops for id_ in missing)
+    show(plan_table(plan, costs, missing), console)
     console.print(
-        f"{len(missing)} of {len(plan.runs)} runs to train: {flops:.2e} FLOPs, {hours:,.1f} hours on one {device} at "
-        f"{RATES[device].sustained:.1e} FLOP/s."
+        f"{total['to_train']} of {total['count']} runs to train: {total['flops']:.2e} FLOPs, "
+        f"{total['hours']:,.2f} hours on one {device} at {RATES[device].sustained:.1e} FLOP/s.",
+        soft_wrap=True,
     )
     return 0
 
@@ -125,12 +125,16 @@ def _report(plan: Plan, store: Store, options: argparse.Namespace, scale: str, c
         show(cell_table(results), console)
         for note in results.notes:
             console.print(note)
-        console.print(f"{page.parent}: index.html, results.parquet, results.csv and figures", highlight=False, soft_wrap=True)
+        console.print(
+            f"{page.parent}: index.html, results.parquet, results.csv and figures",
+            highlight=False,
+            soft_wrap=True,
+        )
     ended = [row for row in results.rows if Kind(row["state"]).needs_retry or row["state"] == Kind.PREEMPTED]
     for row in ended:
         console.print(f"{row['name']} · {row['id']} {row['state']}: {row['reason']}", highlight=False, soft_wrap=True)
     if any(Kind(row["state"]).needs_retry for row in ended):
-        console.print("Runs that crashed or ran out of memory are trained again with --retry; their logs are beside them.")
+        console.print("Runs that crashed or ran out of memory are trained again with --retry; each has its log.txt.")
     if any(row["state"] == Kind.PREEMPTED for row in ended):
         console.print("Runs that were preempted go on with the same command.")
     return 1 if ended else 0

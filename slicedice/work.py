@@ -108,7 +108,11 @@ class Worker:
             else:
                 kind, steps = Kind.DONE, spec.budget.steps
                 losses = evaluation.held_out(
-                    program.model(state), tokens, spec, training.routing_of(spec), batch_size=execution.micro_batch
+                    program.model(state),
+                    tokens,
+                    spec,
+                    training.routing_of(spec),
+                    batch_size=execution.micro_batch,
                 )
                 checkpoints.finish(state)
             folder.finish(
@@ -160,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="ids; read from standard input if none is given")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of a save
+    for talkative in ("absl", "jax"):  # Orbax tells every step of a save, JAX of every platform it lacks
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         store = Store(options.store)
         use_compilation_cache(store)
@@ -177,7 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"The disk of {options.store} is full ({error}). Finished runs are safe; make room and run again.", file=sys.stderr)
+        print(
+            f"The disk of {options.store} is full ({error}). Finished runs are safe; make room, run again.",
+            file=sys.stderr,
+        )
         return DISK_FULL
     return 0
 

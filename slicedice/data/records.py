@@ -52,9 +52,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, str]]:
             table = pyarrow.parquet.ParquetFile(file)
             names = table.schema_arrow.names
             if "text" not in names:
-                raise DataError(
-                    f"{path} has the columns {', '.join(names)}, but needs a string column named text."
-                )
+                raise DataError(f"{path} has the columns {', '.join(names)}, but needs a string column named text.")
             number = 0
             for rows in table.iter_batches(batch_size=1024, columns=["text"]):
                 for text in rows.column(0).to_pylist():

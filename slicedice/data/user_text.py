@@ -70,9 +70,7 @@ class UserText:
                     blank = False
                     yield Document(self._domains[file], f"{name}:{number}", text)
             if blank:
-                raise DataError(
-                    f"{file}:1 holds no text: it is empty or blank throughout. Fill it or take it away."
-                )
+                raise DataError(f"{file}:1 holds no text: it is empty or blank throughout. Fill it or take it away.")
 
 
 def _domains(path: Path, files: list[Path]) -> dict[Path, str]:

@@ -14,7 +14,6 @@ from slicedice.model import Decoder
 from slicedice.moe import Routing
 from slicedice.spec import RunSpec
 
-
 Scores = dict[str, dict[str, float]]
 """For each domain, and for "macro", their mean: `nats` a target, `bits_per_byte` of text, `targets`."""
 
@@ -85,7 +84,11 @@ def evaluate(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _summed(
-    graphdef: nnx.GraphDef, routing: Routing, state: nnx.State, tokens: Int[Array, "B S1"], mask: Bool[Array, "B S"]
+    graphdef: nnx.GraphDef,
+    routing: Routing,
+    state: nnx.State,
+    tokens: Int[Array, "B S1"],
+    mask: Bool[Array, "B S"],
 ) -> Array:
     """Cross-entropy summed over the targets in `mask`. A padded target's input is padding as well."""
     logits, _ = nnx.merge(graphdef, state)(tokens[:, :-1], mask, routing)

@@ -62,7 +62,9 @@ def enumerate_runs(
     varied = {name for point in grid.points for name in point}
     clash = sorted(varied & overrides.keys())
     if clash:
-        raise GridError(f"--config.{clash[0]} cannot be set: the grid varies it. Use --only, --seeds or a grid of your own.")
+        raise GridError(
+            f"--config.{clash[0]} cannot be set: the grid varies it. Use --only, --seeds or a grid of your own."
+        )
     base = override(config, overrides, where="the command line")
     count = grid.seeds if seeds is None else seeds
     if count < 1:

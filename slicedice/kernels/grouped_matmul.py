@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from slicedice.kernels import blocks, native, ragged
@@ -109,7 +110,7 @@ def grouped_matmul(
         raise ValueError(
             f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {group_sizes.shape} do not fit [M, K], [G, K, N], [G]"
         )
-    if not isinstance(group_sizes, jax.core.Tracer):
+    if not isinstance(group_sizes, Tracer):
         _check_sizes(np.asarray(group_sizes), lhs.shape[0], alignment)
     dtype = np.dtype(preferred_element_type or lhs.dtype)
     return _grouped_matmul(_Options(choose(implementation), alignment, dtype), lhs, rhs, group_sizes)

@@ -14,11 +14,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 from jaxtyping import Array
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _key() -> str:
         processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         processor = platform.processor()
-    parts = (SOURCE.read_text(), *FLAGS, jaxlib.__version__, platform.machine(), processor)
+    parts = (SOURCE.read_text(), *FLAGS, version("jaxlib"), platform.machine(), processor)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 

@@ -23,9 +23,7 @@ def tgmm(lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:
     """[M, K], [M, N] -> [G, K, N] in float32."""
     del alignment
     lhs, grad = (x.astype(jnp.promote_types(lhs.dtype, grad.dtype)) for x in (lhs, grad))
-    return jax.lax.ragged_dot_general(
-        lhs, grad, group_sizes, _WEIGHT_GRADIENT, preferred_element_type=jnp.float32
-    )
+    return jax.lax.ragged_dot_general(lhs, grad, group_sizes, _WEIGHT_GRADIENT, preferred_element_type=jnp.float32)
 
 
 def row_alignment(rows: int, groups: int) -> int:

@@ -39,9 +39,7 @@ def causal_mix(
     past = jnp.tri(query.shape[2], dtype=bool)
     scores = jnp.where(past, scores / query.shape[3] ** 0.5, -jnp.inf)
     shares = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    mixed = jnp.einsum(
-        "bhqk,bhkc->bhqc", shares.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
+    mixed = jnp.einsum("bhqk,bhkc->bhqc", shares.astype(value.dtype), value, preferred_element_type=jnp.float32)
     return (mixed / shares.sum(-1, keepdims=True)).astype(value.dtype).swapaxes(1, 2)
 
 

@@ -21,9 +21,7 @@ class Decoder(nnx.Module):
     program does not grow with depth. Parameters are float32; activations are `compute_dtype`.
     """
 
-    def __init__(
-        self, spec: ModelSpec, *, compute_dtype: str = "float32", implementation: str = "", key: Array
-    ):
+    def __init__(self, spec: ModelSpec, *, compute_dtype: str = "float32", implementation: str = "", key: Array):
         init = truncated_normal()
         embed_key, head_key, blocks_key = jax.random.split(key, 3)
         self.compute_dtype = jnp.dtype(compute_dtype)

@@ -40,9 +40,7 @@ class RoutedExperts(nnx.Module):
         self.down = nnx.Param(init(rngs.params(), (n, width, d_model)))
         self.implementation = implementation
 
-    def __call__(
-        self, rows: Float[Array, "M D"], group_sizes: Int[Array, " E"], alignment: int
-    ) -> Float[Array, "M D"]:
+    def __call__(self, rows: Float[Array, "M D"], group_sizes: Int[Array, " E"], alignment: int) -> Float[Array, "M D"]:
         """Applies to each row the expert of its group; costs FLOPs in proportion to rows."""
 
         def product(lhs, weights):

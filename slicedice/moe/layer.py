@@ -58,7 +58,15 @@ class ExpertSet(nnx.Module):
     """
 
     def __init__(
-        self, n: int, k: int, d_model: int, width: int, *, init: Initializer, implementation: str, rngs: nnx.Rngs
+        self,
+        n: int,
+        k: int,
+        d_model: int,
+        width: int,
+        *,
+        init: Initializer,
+        implementation: str,
+        rngs: nnx.Rngs,
     ):
         self.n, self.k, self.implementation = n, k, implementation
         self.router = nnx.Param(init(rngs.params(), (d_model, n)))

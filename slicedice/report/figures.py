@@ -1,6 +1,7 @@
 """Draws declared figures from rows: PNG for screens and papers, SVG for the page."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -18,7 +19,7 @@ from slicedice.report.statistics import Cell, cells
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
 MARKERS = "os^Dv<>pP"
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from slicedice.report.results import Results, Row
 from slicedice.report.statistics import cells
@@ -29,7 +30,7 @@ def write_page(path: Path, *, title: str, about: str, results: Results, figures:
         about=[part.replace("\n", " ") for part in about.strip().split("\n\n")],
         notes=results.notes,
         # Only the element itself: a document type within a page is an error.
-        figures=[jinja2.utils.markupsafe.Markup(_element(path.read_text())) for path in figures],
+        figures=[Markup(_element(path.read_text())) for path in figures],
         cells=[{"cell": cell, "verdict": verdict(cell, dense)} for cell in measured],
         domains=_domains(results.rows),
         runs=results.rows,

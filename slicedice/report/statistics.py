@@ -6,7 +6,20 @@ from dataclasses import dataclass
 
 from slicedice.report.results import Row
 
-CELL = ("scale", "n", "k", "granularity", "s", "generalist", "wiring", "router", "alpha", "gamma", "learning_rate", "tokens")
+CELL = (
+    "scale",
+    "n",
+    "k",
+    "granularity",
+    "s",
+    "generalist",
+    "wiring",
+    "router",
+    "alpha",
+    "gamma",
+    "learning_rate",
+    "tokens",
+)
 """Coordinates that tell cells apart."""
 
 

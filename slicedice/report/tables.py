@@ -3,8 +3,11 @@
 from rich.console import Console
 from rich.table import Table
 
+from slicedice.cost import Cost
+from slicedice.grid import Plan
 from slicedice.report.results import Results, Row
 from slicedice.report.statistics import Cell, cells
+from slicedice.spec import run_name
 
 
 def cell_table(results: Results) -> Table:
@@ -20,7 +23,11 @@ def cell_table(results: Results) -> Table:
     for cell in measured.values():
         row = cell.row
         table.add_row(
-            *(["dense", "", "", ""] if row["dense"] else [row["granularity"], str(row["n"]), str(row["k"]), f"{row['s']:g}"]),
+            *(
+                ["dense", "", "", ""]
+                if row["dense"]
+                else [row["granularity"], str(row["n"]), str(row["k"]), f"{row['s']:g}"]
+            ),
             row["router"] or "",
             str(len(cell.values)),
             f"{row['total_parameters'] / 1e6:.2f}M",
@@ -46,6 +53,27 @@ def verdict(cell: Cell, dense: Cell | None) -> str:
         return f"{difference:+.4f}"
     margin = 1.96 * (cell.error**2 + dense.error**2) ** 0.5
     return f"{difference:+.4f}" + ("" if abs(difference) > margin else " within noise")
+
+
+def plan_table(plan: Plan, costs: dict[str, Cost], missing: set[str]) -> Table:
+    """A line for each run and what it costs."""
+    table = Table(title="Plan, by arithmetic", title_justify="left")
+    for name in ("run", "id", "to train"):
+        table.add_column(name, overflow="fold")
+    for name in ("parameters", "active", "tokens", "FLOPs", "GiB", "hours"):
+        table.add_column(name, justify="right")
+    for id_, (spec, _) in plan.runs.items():
+        c = costs[id_]
+        table.add_row(
+            run_name(spec),
+            id_,
+            "yes" if id_ in missing else "no",
+            *(f"{count / 1e6:,.1f}M" for count in (c.parameters, c.active_parameters, c.tokens)),
+            f"{c.flops:.2e}",
+            f"{c.bytes / 2**30:,.2f}",
+            f"{c.seconds / 3600:,.2f}",
+        )
+    return table
 
 
 def status_table(rows: list[Row]) -> Table:

@@ -20,23 +20,27 @@ from slicedice.spec.run import (
     RunSpec,
 )
 
+Config = Any
+"""A `ConfigDict`, whose fields no type checker can know."""
+
 ROUTERS = ("dropless", "default")
 DTYPES = ("bfloat16", "float32")
 ACTIVE_WIDTH = "active_width"
 """The check that a config may waive by name, in `model.waive`: that k*g, with the generalist, is 1."""
 
 
-def study_config() -> ConfigDict:
+def study_config() -> Config:
     """The study's training set-up, to which a scale adds widths and tokens.
 
     Source: arXiv 2605.11689 and its authors' public code; `docs/study.md` says which value is from where.
     """
-    config = ConfigDict()
+    config: Config = ConfigDict()
     config.scale = "custom"  # a label: names runs, never part of their id
     config.seed = 0  # of initial values and data order
     config.compute_dtype = "bfloat16"  # of activations; parameters stay float32
 
-    config.model = model = ConfigDict()
+    model: Config = ConfigDict()
+    config.model = model
     model.d_model = 0
     model.layers = 0
     model.heads = 0
@@ -47,7 +51,8 @@ def study_config() -> ConfigDict:
     model.wiring = "parallel"  # of the routed experts beside a generalist: parallel or plain
     model.waive = ""  # "active_width" allows layers whose active width is not d_ff
 
-    config.router = router = ConfigDict()
+    router: Config = ConfigDict()
+    config.router = router
     router.kind = "dropless"  # or "default": with a capacity
     router.capacity_factor = 1.2
     router.alpha = 1e-2  # weight of the load-balancing loss
@@ -55,13 +60,15 @@ def study_config() -> ConfigDict:
     router.z_loss = 1e-3
     router.group = 8  # sequences over which capacity and balance are counted; 0: the batch
 
-    config.data = data = ConfigDict()
+    data: Config = ConfigDict()
+    config.data = data
     data.source = "embedded"  # or a file or folder of text
     data.tokenizer = "bytes"
     data.sequence_length = 2048  # tokens
     data.heldout_fraction = 0.05  # of documents
 
-    config.optimizer = optimizer = ConfigDict()
+    optimizer: Config = ConfigDict()
+    config.optimizer = optimizer
     optimizer.learning_rate = 4e-4  # peak
     optimizer.weight_decay = 0.1  # on everything
     optimizer.warmup_steps = 50
@@ -72,14 +79,17 @@ def study_config() -> ConfigDict:
     optimizer.clip = 1.0  # global norm
     optimizer.output_z_loss = 1e-5
 
-    config.budget = budget = ConfigDict()
+    budget: Config = ConfigDict()
+    config.budget = budget
     budget.tokens = 0  # to train on
     budget.batch_size = 512  # sequences
 
-    config.evaluation = evaluation = ConfigDict()
+    evaluation: Config = ConfigDict()
+    config.evaluation = evaluation
     evaluation.tokens = 1_048_576  # held-out targets of each domain, at most
 
-    config.execution = execution = ConfigDict()
+    execution: Config = ConfigDict()
+    config.execution = execution
     execution.micro_batch = 8  # sequences; 0: the batch
     execution.remat = False  # recompute activations in the backward pass: less memory, more time
     execution.unroll = 1  # layers in one turn of the scan over layers
@@ -88,7 +98,7 @@ def study_config() -> ConfigDict:
     return config.lock()
 
 
-def resolve(config: ConfigDict) -> tuple[RunSpec, Execution]:
+def resolve(config: Config) -> tuple[RunSpec, Execution]:
     """Validates `config` and returns the canonical spec and how to execute it.
 
     Raises:
@@ -115,13 +125,16 @@ def resolve(config: ConfigDict) -> tuple[RunSpec, Execution]:
     return spec, _execution(c.execution, spec)
 
 
-def _model(c: ConfigDict) -> ModelSpec:
+def _model(c: Config) -> ModelSpec:
     m = c.model
     for field in ("d_model", "layers", "heads", "vocab_size"):
         require(m[field] > 0, f"model.{field}", m[field], "use a number above 0")
     require(m.d_model % m.heads == 0, "model.heads", m.heads, f"it has to divide model.d_model = {m.d_model}")
     require(
-        (m.d_model // m.heads) % 2 == 0, "model.heads", m.heads, "RoPE turns pairs: d_model / heads has to be even"
+        (m.d_model // m.heads) % 2 == 0,
+        "model.heads",
+        m.heads,
+        "RoPE turns pairs: d_model / heads has to be even",
     )
     d_ff = m.d_ff or 4 * m.d_model
     layer = parse_layer(m.experts, m.generalist, m.wiring)
@@ -134,11 +147,16 @@ def _model(c: ConfigDict) -> ModelSpec:
         f'set model.waive = "{ACTIVE_WIDTH}" to allow it',
     )
     for g in [e.g for e in layer.experts] + [layer.generalist or 1]:
-        require((g * d_ff).denominator == 1, "model.experts g", str(g), f"g * d_ff has to be whole, and d_ff = {d_ff}")
+        require(
+            (g * d_ff).denominator == 1,
+            "model.experts g",
+            str(g),
+            f"g * d_ff has to be whole, and d_ff = {d_ff}",
+        )
     return ModelSpec(m.d_model, m.layers, m.heads, d_ff, m.vocab_size, layer)
 
 
-def _router(r: ConfigDict, layer: LayerSpec, budget: BudgetSpec) -> RouterSpec:
+def _router(r: Config, layer: LayerSpec, budget: BudgetSpec) -> RouterSpec:
     require(r.kind in ROUTERS, "router.kind", r.kind, f"choose one of {', '.join(ROUTERS)}")
     for field in ("capacity_factor", "alpha", "gamma", "z_loss"):
         require(r[field] >= 0, f"router.{field}", r[field], "use a number from 0")
@@ -165,14 +183,14 @@ def _router(r: ConfigDict, layer: LayerSpec, budget: BudgetSpec) -> RouterSpec:
     )
 
 
-def _data(c: ConfigDict) -> DataSpec:
+def _data(c: Config) -> DataSpec:
     d = c.data
     require(d.sequence_length > 0, "data.sequence_length", d.sequence_length, "use a number above 0")
     require(0 < d.heldout_fraction <= 0.5, "data.heldout_fraction", d.heldout_fraction, "use a share up to 0.5")
     return DataSpec(**d.to_dict())
 
 
-def _optimizer(c: ConfigDict) -> OptimizerSpec:
+def _optimizer(c: Config) -> OptimizerSpec:
     o = c.optimizer
     for field in ("learning_rate", "eps", "clip"):
         require(o[field] > 0, f"optimizer.{field}", o[field], "use a number above 0")
@@ -183,7 +201,7 @@ def _optimizer(c: ConfigDict) -> OptimizerSpec:
     return OptimizerSpec(**o.to_dict())
 
 
-def _budget(c: ConfigDict) -> BudgetSpec:
+def _budget(c: Config) -> BudgetSpec:
     b = c.budget
     require(b.batch_size > 0, "budget.batch_size", b.batch_size, "use a number above 0")
     step = b.batch_size * c.data.sequence_length
@@ -192,7 +210,7 @@ def _budget(c: ConfigDict) -> BudgetSpec:
     return BudgetSpec(steps, b.batch_size)
 
 
-def _execution(e: ConfigDict, spec: RunSpec) -> Execution:
+def _execution(e: Config, spec: RunSpec) -> Execution:
     micro_batch = e.micro_batch or spec.budget.batch_size
     unit = spec.router.group or 1
     require(
@@ -206,7 +224,7 @@ def _execution(e: ConfigDict, spec: RunSpec) -> Execution:
     return Execution(**{**e.to_dict(), "micro_batch": micro_batch})
 
 
-def override(config: ConfigDict, overrides: dict[str, Any], *, where: str) -> ConfigDict:
+def override(config: Config, overrides: dict[str, Any], *, where: str) -> Config:
     """Returns a copy of `config` with dotted fields replaced.
 
     Raises:
@@ -224,7 +242,7 @@ def override(config: ConfigDict, overrides: dict[str, Any], *, where: str) -> Co
     return copy
 
 
-def flat_fields(config: ConfigDict) -> dict[str, Any]:
+def flat_fields(config: Config) -> dict[str, Any]:
     """All leaves of `config` by dotted name."""
     leaves = {}
     for key, value in config.items():
@@ -233,5 +251,3 @@ def flat_fields(config: ConfigDict) -> dict[str, Any]:
         else:
             leaves[key] = value
     return leaves
-
-

@@ -111,7 +111,12 @@ def _parse_set(text: str, generalist: Fraction | None) -> ExpertSet:
         k = _whole("k", pairs["k"])
     else:
         active = (1 - (generalist or 0)) / g
-        require(active.denominator == 1 and active >= 1, "model.experts", text.strip(), "no whole k gives k*g = 1: name k")
+        require(
+            active.denominator == 1 and active >= 1,
+            "model.experts",
+            text.strip(),
+            "no whole k gives k*g = 1: name k",
+        )
         k = int(active)
     require(k <= n, "model.experts", text.strip(), f"k = {k} experts cannot be active out of n = {n}: use k <= n")
     return ExpertSet(n, k, g)

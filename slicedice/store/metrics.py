@@ -5,6 +5,7 @@ training goes on, so that the file is what an undisturbed run would have written
 """
 
 import errno
+import itertools
 import json
 import os
 import statistics
@@ -38,7 +39,7 @@ class Writer:
     def seconds_per_step(self) -> float | None:
         """The median time between two lines; None if there were not two."""
         times = self._times
-        return statistics.median(b - a for a, b in zip(times, times[1:], strict=False)) if len(times) > 1 else None
+        return statistics.median(b - a for a, b in itertools.pairwise(times)) if len(times) > 1 else None
 
     def close(self) -> None:
         """Closes the file."""

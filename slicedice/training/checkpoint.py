@@ -5,6 +5,7 @@ without the optimizer's state, under `model/`. Leaves are saved by their path in
 can be read without this code.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,8 +48,8 @@ class Checkpoints:
         except Exception as error:
             raise CheckpointError(
                 f"the checkpoint of step {step} in {self.folder / 'training'} cannot be read "
-                f"({type(error).__name__}). Nothing else is lost: remove that folder and use --retry, and the "
-                "run starts over."
+                f"({type(error).__name__}). Nothing else is lost: remove that folder and use --retry, and "
+                "the run starts over."
             ) from error
         return _into(like, leaves)
 
@@ -68,6 +69,6 @@ def _by_path(tree: Any) -> dict[str, jax.Array]:
     return {keystr(path, simple=True, separator="."): leaf for path, leaf in tree_flatten_with_path(tree)[0]}
 
 
-def _into(like: T, leaves: dict[str, jax.Array]) -> T:
+def _into(like: T, leaves: Mapping[str, Any]) -> T:
     paths, treedef = tree_flatten_with_path(like)
     return jax.tree.unflatten(treedef, [leaves[keystr(path, simple=True, separator=".")] for path, _ in paths])

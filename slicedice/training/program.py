@@ -70,7 +70,7 @@ class Program:
     def __init__(self, spec: RunSpec, execution: Execution):
         self.spec, self.execution = spec, execution
         self.graphdef, _, _ = self._split(nnx.eval_shape(lambda: self._model(jnp.uint32(0))))
-        # Random initial values compile slowly and run once: on CPU, unoptimised code takes a quarter of the time.
+        # Random initial values compile slowly and run once: unoptimised, on CPU, in a quarter of the time.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         self.init = jax.jit(self._init, compiler_options=quick)
         self.step = jax.jit(self._step, donate_argnums=0)
@@ -96,9 +96,7 @@ class Program:
         optimizer = adamw(self.spec.optimizer, jnp.float32(0), jnp.float32(0)).init(params)
         return TrainState(params, bias, optimizer, jnp.int32(0))
 
-    def _step(
-        self, state: TrainState, batch: Int[Array, "B S1"], hyper: Hyper
-    ) -> tuple[TrainState, dict[str, Array]]:
+    def _step(self, state: TrainState, batch: Int[Array, "B S1"], hyper: Hyper) -> tuple[TrainState, dict[str, Array]]:
         """One optimizer step on a batch of B windows of S+1 tokens; returns the new state and metrics."""
         grads, losses = self._gradients(state, batch, hyper)
         rate = rate_at(self.spec.optimizer, self.spec.budget.steps, state.step, hyper.learning_rate)
@@ -160,17 +158,17 @@ def move_bias(bias: nnx.State, loads: tuple[Array, ...], gamma: Array) -> nnx.St
     `loads` holds one [layers, E] for each expert set, in the order of the leaves of `bias`.
     """
     leaves, treedef = jax.tree.flatten(bias)
-    moved = [
-        b + gamma * jnp.sign(load.mean(-1, keepdims=True) - load)
-        for b, load in zip(leaves, loads, strict=True)
-    ]
+    moved = [b + gamma * jnp.sign(load.mean(-1, keepdims=True) - load) for b, load in zip(leaves, loads, strict=True)]
     return jax.tree.unflatten(treedef, moved)
 
 
 def load_metrics(loads: tuple[Array, ...], dropped: Array) -> dict[str, Array]:
-    """Load imbalance (max over mean, averaged over layers and sets), dropped share, experts without a token."""
+    """Load imbalance (max over mean, averaged over layers and sets), share dropped, experts without a token."""
     imbalance = jnp.stack([(load.max(-1) / load.mean(-1)).mean() for load in loads]).mean()
     assignments = sum(load.sum() for load in loads)
     dead = sum((load == 0).sum() for load in loads)
-    return {"load_imbalance": imbalance, "dropped_share": dropped / assignments, "dead_experts": jnp.asarray(dead)}
-
+    return {
+        "load_imbalance": imbalance,
+        "dropped_share": dropped / assignments,
+        "dead_experts": jnp.asarray(dead),
+    }

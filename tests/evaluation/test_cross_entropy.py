@@ -48,7 +48,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tiny) -> Setting:
 def sure_model(spec: RunSpec, draw: np.random.Generator) -> Decoder:
     """A model whose logits are far apart. Initial ones are all but equal, and every token would cost the same."""
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Decoder(spec.model, key=jax.random.key(0))))
-    weights = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes)
+    weights = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 1, x.shape), x.dtype), shapes)
     return nnx.merge(graphdef, weights)
 
 
@@ -98,8 +98,8 @@ def test_scores_are_those_of_the_models_logits(setting: Setting, losses, max_tok
             "targets": min(max_tokens, losses[domain].size),
         }
         assert scores[domain] == pytest.approx(expected, rel=2e-5)
-    # The model is far from guessing: mistaken targets would not pass for these.
-    assert abs(scores["macro"]["nats"] - math.log(256)) > 0.5
+    # Tokens cost differently: mistaken targets would not pass for these.
+    assert all(values.std() > 0.5 for values in losses.values())
 
 
 def test_the_macro_average_counts_domains_and_not_tokens(setting: Setting, losses):
@@ -131,8 +131,9 @@ def test_a_model_trained_with_a_capacity_is_measured_without_as_well(setting: Se
     dropless = held_out(setting.model, setting.tokens, setting.spec, Routing(), batch_size=3)
     assert list(dropless) == ["held_out"]
     agree(scores["without_capacity"], dropless["held_out"])
-    for domain in setting.tokens.domains:
-        assert abs(scores["held_out"][domain]["nats"] / dropless["held_out"][domain]["nats"] - 1) > 1e-4
+    # Some expert had less room than it was offered tokens.
+    difference = scores["held_out"]["macro"]["nats"] - scores["without_capacity"]["macro"]["nats"]
+    assert abs(difference) > 1e-3
 
 
 def test_no_more_is_measured_than_the_run_asks_for(setting: Setting, tiny):

@@ -73,7 +73,10 @@ def test_errors_name_the_line(text: str, line: int, message: str, by: str, tmp_p
     ("text", "message"),
     [
         ("get_gird = None\n", r"has no function get_grid\(scale\) that returns a slicedice.grid.Grid"),
-        ("def get_grid(scale):\n    return [{'seed': 1}]\n", r"get_grid\('nano'\) in .*bad.py has to return.*'seed': 1"),
+        (
+            "def get_grid(scale):\n    return [{'seed': 1}]\n",
+            r"get_grid\('nano'\) in .*bad.py has to return.*'seed': 1",
+        ),
         ("def get_grid(scale):\n    pass\n", r"get_grid\('nano'\) in .*bad.py has to return.*not None"),
     ],
 )

@@ -41,9 +41,7 @@ def test_gradients_of_the_selection(k: int, rng):
 
     @jax.jit
     def gradients(probabilities, bias):
-        _, pull, experts = jax.vjp(
-            lambda p, b: routing.select(p, b, k)[::-1], probabilities, bias, has_aux=True
-        )
+        _, pull, experts = jax.vjp(lambda p, b: routing.select(p, b, k)[::-1], probabilities, bias, has_aux=True)
         return experts, *pull(cotangent)
 
     experts, of_probabilities, of_bias = gradients(probabilities, bias)
