@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.router.group = 0
     config.data.sequence_length = 128
     config.optimizer.learning_rate = 8e-3
-    config.budget.tokens = 2_000_000
+    config.budget.tokens = 1_500_000
     config.budget.batch_size = 32
     config.evaluation.tokens = 65_536
     config.execution.unroll = 2  # 2 layers: faster to run and to compile than a loop

@@ -85,9 +85,7 @@ def agree(found: Scores, expected: Scores) -> None:
 
 @pytest.mark.parametrize("max_tokens", [10**6, 50, 1])
 def test_scores_are_those_of_the_models_logits(setting: Setting, losses, max_tokens: int):
-    scores = evaluate(
-        setting.model, setting.tokens, Routing(), batch_size=3, sequence_length=S, max_tokens=max_tokens
-    )
+    scores = evaluate(setting.model, setting.tokens, Routing(), batch_size=3, sequence_length=S, max_tokens=max_tokens)
     assert list(scores) == [*setting.tokens.domains, "macro"]
     for domain in setting.tokens.domains:
         mine = losses[domain][:max_tokens]

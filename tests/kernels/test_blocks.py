@@ -23,7 +23,7 @@ def _compiled(name: str, lhs, other, alignment: int):
     """Compiled anew, since CHUNK_BYTES is read when a function is traced."""
     function = jax.jit(lambda lhs, other, sizes: FUNCTIONS[name](lhs, other, sizes, alignment))
     compiled = function.lower(lhs, other, SIZES).compile()
-    return compiled.as_text(), np.asarray(compiled(lhs, other, SIZES))
+    return str(compiled.as_text()), np.asarray(compiled(lhs, other, SIZES))
 
 
 @pytest.mark.parametrize(("name", "alignment"), [("gmm", 1), ("gmm transposed", 8), ("tgmm", 1), ("tgmm", 8)])

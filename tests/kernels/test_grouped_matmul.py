@@ -164,7 +164,7 @@ def test_sums_are_float32_however_long(implementation: str, rng):
 @EVERY
 def test_inside_scan_and_checkpoint(implementation: str, rng):
     """Three layers in a scan, recomputed in the backward pass, against the same layers written out in float64."""
-    sizes = np.array([5, 0, 9, 2], np.int32)
+    sizes = jnp.array([5, 0, 9, 2])
     lhs = jnp.asarray(rng.standard_normal((16, 6)), jnp.float32)
     rhs = jnp.asarray(rng.standard_normal((3, 4, 6, 6)) / 6**0.5, jnp.float32)
 

@@ -61,7 +61,8 @@ def test_attention_is_its_definition(rng):
     for param, values in zip((module.query, module.key, module.value, module.out), w, strict=True):
         param[...] = jnp.asarray(values, jnp.float32)
     gains = 1 + 0.5 * rng.standard_normal((2, d))
-    module.query_norm.scale[...], module.key_norm.scale[...] = jnp.asarray(gains, jnp.float32)
+    for module_norm, gain in zip((module.query_norm, module.key_norm), gains, strict=True):
+        nnx.update(module_norm, {"scale": jnp.asarray(gain, jnp.float32)})
     # One head much louder than the others: norms of each head by itself would even that out.
     x = rng.standard_normal((b, s, d))
     w[0][:, :4] *= 10

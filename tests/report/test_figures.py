@@ -139,7 +139,7 @@ def test_the_dense_model_is_a_line_across_with_its_interval(panels, grid_rows, r
         assert isinstance(band, Rectangle)
         assert np.allclose([band.get_y(), band.get_y() + band.get_height()], np.mean(dense) + np.array([-half, half]))
         # The dense model is no point of a line: it has no place on these axes.
-        assert not any("n = 1" == label or "g = 1" == label for label in lines(ax))
+        assert not any(label == "n = 1" or label == "g = 1" for label in lines(ax))
 
 
 @pytest.mark.parametrize("done", ["only dense", "nothing", "only diverged"])

@@ -93,7 +93,7 @@ def test_the_report_is_whole(report, store):
 def test_the_page_asks_no_one_for_anything(report):
     page = Page(report[2])
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base", "img"}
-    assert [url for url in page.attributes("src", "srcset", "data", "action", "poster")] == []
+    assert page.attributes("src", "srcset", "data", "action", "poster") == []
     links = page.attributes("href", "xlink:href")
     assert links
     assert all(link.startswith("#") for link in links)
@@ -159,7 +159,9 @@ def test_the_page_of_a_sweep_that_has_not_begun(store, plan_of):
 
 def test_figures_that_hold_odd_names_stay_valid(tmp_path: Path, row_of):
     svg = tmp_path / "f.svg"
-    svg.write_text('<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg><text>Größe · &lt;b&gt;</text></svg>\n', encoding="utf-8")
+    svg.write_text(
+        '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg><text>Größe · &lt;b&gt;</text></svg>\n', encoding="utf-8"
+    )
     path = tmp_path / "index.html"
     write_page(path, title="t", about="", results=Results([row_of({}, loss=1.0)], []), figures=[svg])
     page = Page(path)

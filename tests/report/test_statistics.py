@@ -15,7 +15,7 @@ MOE = {"model.experts": "n=8 k=4 g=1/4"}
 def test_pooled_deviation_is_the_root_of_the_mean_variance_by_freedom(rng: np.random.Generator):
     groups = [rng.normal(rng.normal(), 1.0, size).tolist() for size in (2, 3, 1, 5, 2)]
     freedom = [len(group) - 1 for group in groups]
-    variances = [np.var(group, ddof=1) if len(group) > 1 else 0.0 for group in groups]
+    variances = np.array([np.var(group, ddof=1) if len(group) > 1 else 0.0 for group in groups])
     expected = np.sqrt(np.average(variances, weights=freedom))
     assert pooled_deviation(groups) == pytest.approx(expected, rel=1e-12)
 

@@ -120,7 +120,7 @@ def test_overrides_leave_the_config_alone():
 
 @pytest.mark.parametrize("field", ["model.width", "model", "d_model", "model.d_model.x", ""])
 def test_a_field_that_there_is_not(field: str):
-    with pytest.raises(SpecError, match="the grid sets it, and there is no such field: .*model.d_model") as error:
+    with pytest.raises(SpecError, match=r"the grid sets it, and there is no such field: .*model\.d_model") as error:
         override(study_config(), {field: 1}, where="the grid")
     assert error.value.field == field
 

@@ -98,7 +98,7 @@ def test_generalists_that_cannot_be(arguments, field: str, value: str, valid: st
 
 def test_homogeneous():
     assert homogeneous(s=8, g="1/4") == {"model.experts": "n=32 k=4 g=1/4"}
-    assert homogeneous(s=1, g=1) == {"model.experts": "n=1 k=1 g=1"}
+    assert homogeneous(s=1, g="1") == {"model.experts": "n=1 k=1 g=1"}
     assert homogeneous(s=Fraction(3, 2), g=Fraction(1, 2)) == {"model.experts": "n=3 k=2 g=1/2"}
 
 

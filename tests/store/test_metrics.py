@@ -10,14 +10,16 @@ import pytest
 
 from slicedice.store import metrics
 
+NAMES = ["loss", *(f"metric_{i}" for i in range(1, 10_000))]
+
 
 def line(step: int, **values: float) -> str:
     return json.dumps({"step": step, **values}) + "\n"
 
 
-def write(path: Path, steps: range, torn: str = "", **values: float) -> str:
-    """Writes whole lines and a torn one; returns the whole ones."""
-    whole = "".join(line(step, **values) for step in steps)
+def write(path: Path, steps: range, torn: str = "", count: int = 1) -> str:
+    """Writes whole lines of so many metrics and a torn one; returns the whole ones."""
+    whole = "".join(line(step, **dict.fromkeys(NAMES[:count], 2.0)) for step in steps)
     path.write_text(whole + torn)
     return whole
 
@@ -52,7 +54,7 @@ def test_a_file_that_is_not_there_is_empty(path: Path):
 
 @pytest.mark.parametrize("torn", TORN)
 def test_a_torn_last_line_is_not_read(path: Path, torn: str):
-    write(path, range(5), torn, loss=2.0)
+    write(path, range(5), torn)
     assert [record["step"] for record in metrics.read(path)] == list(range(5))
     assert metrics.last_step(path) == 4
     assert metrics.tail_means(path, 2) == {"loss": 2.0}
@@ -61,7 +63,7 @@ def test_a_torn_last_line_is_not_read(path: Path, torn: str):
 @pytest.mark.parametrize("torn", TORN)
 @pytest.mark.parametrize("begin", [0, 3, 5])
 def test_training_goes_on_as_if_it_had_never_stopped(path: Path, torn: str, begin: int):
-    whole = write(path, range(5), torn, loss=2.0)
+    whole = write(path, range(5), torn)
     writer = metrics.Writer(path)
     writer.begin(begin)
     for step in range(begin, 7):
@@ -73,15 +75,14 @@ def test_training_goes_on_as_if_it_had_never_stopped(path: Path, torn: str, begi
 def test_lines_past_the_checkpoint_are_cut(path: Path):
     write(path, range(9))
     metrics.cut(path, 4)
-    assert path.read_text() == "".join(line(step) for step in range(4))
+    assert path.read_text() == "".join(line(step, loss=2.0) for step in range(4))
     metrics.cut(path, 0)
     assert path.read_text() == ""
 
 
 @pytest.mark.parametrize("width", [1000, 4096, 5000, 100_000])
 def test_the_last_step_is_found_behind_lines_of_any_length(path: Path, width: int):
-    numbers = {f"metric_{i}": 0.5 for i in range(width // 16)}
-    whole = write(path, range(3), **numbers)
+    whole = write(path, range(3), count=width // 12)
     assert len(whole) // 3 > width
     assert metrics.last_step(path) == 2
     path.write_text(whole + whole[: width // 2])
@@ -91,7 +92,7 @@ def test_the_last_step_is_found_behind_lines_of_any_length(path: Path, width: in
 
 
 def test_the_last_step_is_found_in_a_long_file(path: Path):
-    write(path, range(2000), loss=1.0)
+    write(path, range(2000))
     assert metrics.last_step(path) == 1999
 
 

@@ -1,5 +1,6 @@
 """A run's state, read off its files and its lock."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -140,7 +141,7 @@ def test_a_worker_on_a_failed_run_makes_it_running(folder: RunFolder):
 
 
 def test_a_lock_is_let_go_of_when_training_raises(folder: RunFolder):
-    with pytest.raises(RuntimeError, match="in training"), folder.lock():
+    with contextlib.suppress(RuntimeError), folder.lock():
         assert folder.is_locked()
         raise RuntimeError("in training")
     assert not folder.is_locked()
@@ -186,9 +187,7 @@ def test_a_worker_does_not_take_a_looker_for_another_worker(folder: RunFolder, m
         looker.join()
 
 
-@pytest.mark.parametrize(
-    "text", ["", '{"schema": 1, "kind": "done", "ste', "[1]", "null", '"done"', "\x00" * 40, "{}"]
-)
+@pytest.mark.parametrize("text", ["", '{"schema": 1, "kind": "done", "ste', "[1]", "null", '"done"', "\x00" * 40, "{}"])
 def test_a_damaged_result_is_no_result(folder: RunFolder, text: str):
     folder.finish(Kind.DONE, {"steps": 5})
     (folder.path / "result.json").write_text(text)

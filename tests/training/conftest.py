@@ -1,7 +1,6 @@
 """One tiny program that the tests of this room share, since compiling it takes longer than all of them."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax

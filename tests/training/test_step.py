@@ -22,7 +22,8 @@ def _copy(state: TrainState) -> TrainState:
 
 def _gradients(state: TrainState) -> Any:
     """The gradients of a first step, from the optimizer's first moment."""
-    return jax.tree.map(lambda m: m / np.float32(0.1), next(s.mu for s in state.optimizer if hasattr(s, "mu")))
+    parts: Any = state.optimizer
+    return jax.tree.map(lambda m: m / np.float32(0.1), next(part.mu for part in parts if hasattr(part, "mu")))
 
 
 def _assert_close(got: Any, want: Any, tolerance: float) -> None:
@@ -33,7 +34,7 @@ def _assert_close(got: Any, want: Any, tolerance: float) -> None:
         assert (error <= tolerance * (size + np.median(size))).all(), jax.tree_util.keystr(path)
 
 
-def _log_sum_exp(x: np.ndarray) -> np.ndarray:
+def _log_sum_exp(x: Any) -> Any:
     top = x.max(-1, keepdims=True)
     return np.log(np.exp(x - top).sum(-1)) + top[..., 0]
 

@@ -1,0 +1,295 @@
+"""The launcher of this machine, with workers that train nothing, and die when told to."""
+
+import gc
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slicedice import files
+from slicedice.launching import Job, LaunchError
+from slicedice.machine import Slot
+from slicedice.spec import SCHEMA, run_id
+from slicedice.store import Kind, RunState, Store
+from slicedice.work import DISK_FULL
+
+# Does with each run as behaviour.json beside it says, mostly after two steps.
+WORKER = """#!{python} -IS
+import json, os, signal, sys, time
+here = os.path.dirname(sys.argv[0])
+arguments = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+store = arguments["--store"]
+
+def note(word, **more):
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    more = dict(word=word, pid=os.getpid(), argv=sys.argv[1:], cores=cores, test=os.environ.get("SLOT"), **more)
+    with open(os.path.join(here, "notes.jsonl"), "a") as file:
+        file.write(json.dumps(more) + chr(10))
+
+def write(folder, name, *lines):
+    with open(os.path.join(folder, name), "w") as file:
+        file.writelines(json.dumps(line) + chr(10) for line in lines)
+
+note("started")
+with open(os.path.join(here, "behaviour.json")) as file:
+    behaviour = json.load(file)
+for line in iter(sys.stdin.readline, ""):
+    run = line.strip()
+    what = behaviour.get(run, "done")
+    note("given", run=run)
+    folder = os.path.join(store, "runs", run)
+    if what in ("die early", "exit early"):
+        os.kill(os.getpid(), signal.SIGKILL) if what == "die early" else sys.exit(3)
+    write(folder, "metrics.jsonl", dict(step=0), dict(step=1))
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if isinstance(what, int):
+        print("I end with", what, file=sys.stderr, flush=True)
+        sys.exit(what)
+    if what in ("stuck", "deaf"):
+        end = sys.exit if what == "stuck" else id
+        signal.signal(signal.SIGTERM, lambda *_: (note("stopped", run=run), end(0)))
+        note("stuck", run=run)
+        while True:
+            time.sleep(0.01)
+    if what == "leave":
+        write(folder, "failure.json", dict(kind="preempted", reason="asked to"))
+        print(run, "preempted", flush=True)
+        sys.exit(0)
+    if what == "crashed":
+        write(folder, "failure.json", dict(kind="crashed", reason="its own"))
+    else:
+        write(folder, "result.json", dict(schema=behaviour["schema"], kind="done", steps=6))
+    print(run, what, flush=True)
+note("ended")
+"""
+
+
+class Bench:
+    """A store of runs, and workers that do with each as they are told."""
+
+    def __init__(self, folder: Path, store: Store, ids: list[str], local: Any):
+        self.folder, self.store, self.ids, self.local = folder, store, ids, local
+        self.watched = 0
+
+    def launch(self, *ends: str | int, watch: Callable[[], None] | None = None) -> None:
+        """Launches a run for each of `ends`, which says how it ends."""
+        behaviour = {"schema": SCHEMA, **dict(zip(self.ids, ends, strict=False))}
+        (self.folder / "behaviour.json").write_text(json.dumps(behaviour))
+
+        def count() -> None:
+            self.watched += 1
+
+        self.local.launch(Job(self.store, tuple(self.ids[: len(ends)]), 0, watch or count))
+
+    @property
+    def states(self) -> list[RunState]:
+        return [self.store.run(id_).state() for id_ in self.ids]
+
+    @property
+    def kinds(self) -> list[Kind]:
+        return [state.kind for state in self.states]
+
+    def notes(self, word: str) -> list[dict[str, Any]]:
+        path = self.folder / "notes.jsonl"
+        notes = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [note for note in notes if note["word"] == word]
+
+    def all_gone(self) -> bool:
+        """Whether no worker is left, not even as a zombie."""
+        for note in self.notes("started"):
+            try:
+                os.kill(note["pid"], 0)
+            except ProcessLookupError:
+                continue
+            return False
+        return True
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Two slots and five runs."""
+    worker = tmp_path / "worker"
+    worker.write_text(WORKER.replace("{python}", sys.executable))
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    store = Store(tmp_path / "store")
+    ids = []
+    for seed in range(5):
+        spec, execution = tiny({"seed": seed})
+        store.run(spec).create(spec, execution)
+        ids.append(run_id(spec))
+    local = files.load("launch", "local")
+    monkeypatch.setattr(local, "slots", lambda most: [Slot(frozenset(), {"SLOT": str(i)}) for i in range(2)])
+    return Bench(tmp_path, store, ids, local)
+
+
+def test_every_run_is_trained_once_by_as_many_workers_as_there_are_slots(bench: Bench):
+    bench.launch(*["done"] * 5)
+    assert bench.kinds == [Kind.DONE] * 5
+    assert sorted(note["run"] for note in bench.notes("given")) == sorted(bench.ids)
+    assert len(bench.notes("started")) == 2
+    assert len(bench.notes("ended")) == 2
+    assert bench.watched > 0
+    assert bench.all_gone()
+
+
+def test_no_more_workers_are_started_than_there_are_runs(bench: Bench):
+    bench.launch("done")
+    assert bench.kinds == [Kind.DONE] + [Kind.MISSING] * 4
+    assert len(bench.notes("started")) == 1
+
+
+def test_nothing_to_train_is_no_worker(bench: Bench):
+    bench.launch()
+    assert bench.notes("started") == []
+
+
+def test_workers_are_started_as_the_protocol_says(bench: Bench):
+    bench.launch("done", "done", "done")
+    for note in bench.notes("started"):
+        expected = ["-m", "slicedice.work", "--store", str(bench.store.root), "--parent", str(os.getpid())]
+        assert note["argv"] == expected
+    assert {note["test"] for note in bench.notes("started")} == {"0", "1"}
+
+
+def test_the_order_is_that_of_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench.local, "slots", lambda most: [Slot(frozenset(), {})])
+    bench.launch(*["done"] * 5)
+    assert [note["run"] for note in bench.notes("given")] == bench.ids
+
+
+def test_the_launcher_asks_for_no_more_slots_than_the_job_allows(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(bench.local, "slots", lambda most: asked.append(most) or [Slot(frozenset(), {})])
+    (bench.folder / "behaviour.json").write_text(json.dumps({"schema": SCHEMA}))
+    bench.local.launch(Job(bench.store, tuple(bench.ids[:1]), 3, lambda: None))
+    assert asked == [3]
+
+
+def test_a_worker_that_is_killed_takes_down_its_run_and_no_other(bench: Bench):
+    bench.launch("done", "killed", "done", "killed", "done")
+    assert bench.kinds == [Kind.DONE, Kind.PREEMPTED, Kind.DONE, Kind.PREEMPTED, Kind.DONE]
+    assert "SIGKILL" in bench.states[1].reason
+    assert bench.all_gone()
+
+
+def test_a_worker_that_exits_takes_down_its_run_and_no_other(bench: Bench):
+    bench.launch(3, "done", 3, "done", "done")
+    assert bench.kinds == [Kind.CRASHED, Kind.DONE, Kind.CRASHED, Kind.DONE, Kind.DONE]
+    assert "3" in bench.states[0].reason
+    assert "workers.log" in bench.states[0].reason
+    assert (bench.store.root / "workers.log").read_text().count("I end with 3") == 2
+
+
+def test_a_run_that_crashed_in_order_keeps_its_reason(bench: Bench):
+    bench.launch("crashed", "done", "crashed", "done", "done")
+    assert bench.kinds == [Kind.CRASHED, Kind.DONE, Kind.CRASHED, Kind.DONE, Kind.DONE]
+    assert bench.states[0].reason == "its own"
+    assert len(bench.notes("started")) == 2
+
+
+def test_a_worker_killed_before_its_first_step_takes_down_its_run_alone(bench: Bench):
+    bench.launch("die early", "done", "die early", "done", "done")
+    assert [kind is Kind.DONE for kind in bench.kinds] == [False, True, False, True, True]
+    assert {bench.kinds[0], bench.kinds[2]} == {Kind.PREEMPTED}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted as Linux lists them")
+def test_workers_that_are_gone_leave_no_file_open(bench: Bench):
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    gc.disable()
+    try:
+        bench.launch("done", "killed", "done", "killed", "done")
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
+
+
+def test_a_worker_that_leaves_in_order_takes_down_no_run_it_never_began(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    # Someone ends a worker with `kill`: it saves, says so and goes. The next run is not its fault.
+    monkeypatch.setattr(bench.local, "slots", lambda most: [Slot(frozenset(), {})])
+    bench.launch("leave", "done", "done")
+    assert bench.states[0] == RunState(Kind.PREEMPTED, 2, "asked to")
+    assert Kind.CRASHED not in bench.kinds
+    assert bench.kinds[2] is Kind.DONE
+
+
+def test_workers_that_cannot_begin_end_the_launch(bench: Bench):
+    with pytest.raises(LaunchError, match="status 3") as caught:
+        bench.launch(*["exit early"] * 5)
+    assert "workers.log" in str(caught.value)
+    # Nobody is blamed for what every run would have met.
+    assert bench.kinds == [Kind.MISSING] * 5
+    assert len(bench.notes("started")) <= 2
+    assert bench.all_gone()
+
+
+def test_a_full_disk_ends_the_launch_and_stops_the_others(bench: Bench):
+    with pytest.raises(LaunchError, match="full") as caught:
+        bench.launch("stuck", DISK_FULL, "done", "done", "done")
+    assert str(bench.store.root) in str(caught.value)
+    assert bench.kinds[2:] == [Kind.MISSING] * 3
+    assert Kind.CRASHED not in bench.kinds
+    assert bench.all_gone()
+
+
+def test_ctrl_c_stops_workers_in_order(bench: Bench):
+    def watch() -> None:
+        if len(bench.notes("stuck")) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.launch("stuck", "stuck", "done", watch=watch)
+    assert sorted(note["run"] for note in bench.notes("stopped")) == sorted(bench.ids[:2])
+    assert bench.kinds[2] is Kind.MISSING
+    assert bench.all_gone()
+
+
+def test_workers_that_do_not_stop_are_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench.local, "GRACE_SECONDS", 0.1)
+
+    def watch() -> None:
+        if bench.notes("stuck"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.launch("deaf", watch=watch)
+    assert len(bench.notes("stopped")) == 1
+    assert bench.all_gone()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
+def test_workers_run_on_the_cores_of_their_slot_and_the_launcher_keeps_its_own(bench: Bench, monkeypatch):
+    before = os.sched_getaffinity(0)
+    slots = [Slot(frozenset([core]), {}) for core in sorted(before)[:2]]
+    monkeypatch.setattr(bench.local, "slots", lambda most: slots)
+    bench.launch(*["done"] * 4)
+    assert sorted(note["cores"] for note in bench.notes("started")) == [list(slot.cores) for slot in slots]
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_worker_is_out_of_reach_of_the_terminals_signals(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    # Ctrl-C reaches the whole group of the terminal: the launcher stops its workers in order instead.
+    groups = []
+
+    def watch() -> None:
+        if bench.notes("stuck"):
+            groups.append(os.getpgid(bench.notes("stuck")[0]["pid"]))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.launch("stuck", watch=watch)
+    assert groups
+    assert groups[0] != os.getpgid(0)
+
+
+def test_the_signal_of_a_death_is_named(bench: Bench):
+    bench.launch("killed")
+    assert bench.states[0] == RunState(Kind.PREEMPTED, 2, f"its worker was killed by {signal.SIGKILL.name}")

@@ -1,0 +1,120 @@
+"""Where workers run: cores, memory and accelerators of this machine, all of them made up here."""
+
+from pathlib import Path
+
+import pytest
+
+from slicedice import machine
+from slicedice.machine import ALLOCATOR, WORKER_BYTES, Slot, slots
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    plugins(monkeypatch)
+
+
+def plugins(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Has these modules be installed, and no other."""
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name if name in names else None)
+
+
+def cpu(monkeypatch: pytest.MonkeyPatch, cores: list[int], workers: float) -> None:
+    """Has the machine have these cores, and memory for so many workers."""
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(machine, "memory", lambda: int(workers * WORKER_BYTES))
+
+
+def test_cores_are_divided_between_workers(monkeypatch: pytest.MonkeyPatch):
+    cpu(monkeypatch, [2, 3, 5, 7, 11, 13], 3.9)
+    assert slots() == [Slot(frozenset(cores), ALLOCATOR) for cores in ([2, 3], [5, 7], [11, 13])]
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "wanted", "count"),
+    [
+        (2, 100, 0, 2),  # as many as there are cores
+        (8, 3.9, 0, 3),  # as many as there is memory for
+        (8, 0.5, 0, 1),  # at least one
+        (8, 100, 3, 3),  # no more than asked for
+        (8, 100, 20, 8),  # no more than cores
+        (1, 100, 5, 1),
+        (5, 100, 2, 2),
+    ],
+)
+def test_workers_are_as_many_as_pay(monkeypatch, cores: int, workers: float, wanted: int, count: int):
+    cpu(monkeypatch, list(range(10, 10 + cores)), workers)
+    found = slots(wanted)
+    assert len(found) == count
+    # Workers take nothing from each other, and each has its fair share.
+    taken = [core for slot in found for core in slot.cores]
+    assert len(taken) == len(set(taken))
+    assert set(taken) <= set(range(10, 10 + cores))
+    assert {len(slot.cores) for slot in found} == {cores // count}
+
+
+def test_each_gpu_has_a_worker(monkeypatch: pytest.MonkeyPatch):
+    plugins(monkeypatch, "jax_cuda13_plugin")
+    cpu(monkeypatch, [0, 1], 100)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,GPU-abc")
+    expected = [Slot(frozenset(), {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in ("2", "5", "GPU-abc")]
+    assert slots() == expected
+    assert slots(2) == expected[:2]
+    assert slots(9) == expected
+    assert machine.has_accelerator()
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_gpus_that_are_hidden_are_not_used(monkeypatch: pytest.MonkeyPatch, hidden: str):
+    plugins(monkeypatch, "jax_cuda12_plugin")
+    cpu(monkeypatch, [4], 100)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert machine.gpus() == []
+    assert slots() == [Slot(frozenset([4]), ALLOCATOR)]
+
+
+@pytest.mark.parametrize("reason", ["no plugin", "told so"])
+def test_gpus_that_jax_will_not_use_are_not_counted(monkeypatch: pytest.MonkeyPatch, reason: str):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    if reason == "told so":
+        plugins(monkeypatch, "jax_cuda13_plugin")
+        monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    cpu(monkeypatch, [0, 1], 100)
+    assert not machine.has_accelerator()
+    assert [slot.cores for slot in slots()] == [{0}, {1}]
+
+
+def test_gpus_are_found_by_their_device_files(monkeypatch: pytest.MonkeyPatch):
+    plugins(monkeypatch, "jax_cuda13_plugin")
+    there = [Path("/dev/nvidia1"), Path("/dev/nvidia0")]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: there if pattern.startswith("nvidia") else [])
+    assert machine.gpus() == ["0", "1"]
+
+
+def test_a_tpu_has_one_worker(monkeypatch: pytest.MonkeyPatch):
+    plugins(monkeypatch, "libtpu")
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / "accel0"] if pattern.startswith("accel") else [])
+    assert slots() == slots(4) == [Slot(frozenset(), {})]
+    plugins(monkeypatch)
+    cpu(monkeypatch, [0], 1)
+    assert slots() == [Slot(frozenset([0]), ALLOCATOR)]
+
+
+def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {7, 3}, raising=False)
+    assert machine.cores() == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("2147483648\n", 2**31), ("max\n", 2**35), (str(2**60), 2**35), (None, 2**35)]
+)
+def test_memory_is_that_of_the_control_group_if_it_is_less(monkeypatch, limit: str | None, expected: int):
+    def read_text(path: Path, *_: object) -> str:
+        if limit is None:
+            raise FileNotFoundError(path)
+        return limit
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(machine.os, "sysconf", {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**23}.__getitem__)
+    assert machine.memory() == expected

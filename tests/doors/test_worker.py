@@ -1,0 +1,337 @@
+"""The worker without its training: what it takes up, and what it makes of every way to end."""
+
+import dataclasses
+import errno
+import io
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slicedice import evaluation, training, work
+from slicedice.spec import Execution, RunSpec, run_id
+from slicedice.store import Kind, RunFolder, RunState, Store
+from slicedice.work import DISK_FULL, Worker, halve
+
+SCORES = {"held_out": {"macro": {"nats": 2.0, "bits_per_byte": 3.0, "targets": 4}}}
+
+# What Orbax raises when a checkpoint meets a full disk, shortened.
+DISK_MESSAGE = (
+    'RESOURCE_EXHAUSTED: Error writing "a/0.0" in OCDBT database at local file "x/": Failed writing: "x/d/d90f": '
+    "Failed to write 2724714 bytes to file 14: No space left on device [os_error_code='28']"
+)
+
+
+class Program:
+    """Stands for compiled functions."""
+
+    def __init__(self, spec: RunSpec, execution: Execution):
+        self.spec, self.execution = spec, execution
+
+    def model(self, state: str) -> str:
+        return f"the model of {state}"
+
+
+class Checkpoints:
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def finish(self, state: str) -> None:
+        (self.folder.parent / "finished.txt").write_text(state)
+
+    def close(self) -> None:
+        pass
+
+
+class Bench:
+    """A store with runs to train, and a training that ends as `ends` says, one call after the other."""
+
+    def __init__(self, store: Store, make: Callable[[dict[str, Any]], tuple[RunSpec, Execution]]):
+        self.store, self._make = store, make
+        self.calls: list[tuple[Program, RunSpec]] = []
+        self.ends: list[BaseException | None] = []
+        self.during: Callable[[RunFolder], object] = lambda folder: None
+        self.worker = Worker(store)
+
+    def add(self, **overrides: Any) -> str:
+        spec, execution = self._make({name.replace("__", "."): value for name, value in overrides.items()})
+        self.store.run(spec).create(spec, execution)
+        return run_id(spec)
+
+    def train(self, program, spec, tokens, checkpoints, *, checkpoint_seconds, begin, report, should_stop) -> str:
+        self.calls.append((program, spec))
+        begin(0)
+        for step in range(4):
+            report({"step": step, "loss": float(step)})
+        logging.getLogger("slicedice.training").warning("training seed %d", spec.seed)
+        self.during(self.store.run(spec))
+        end = self.ends.pop(0) if self.ends else None
+        if end is not None:
+            raise end
+        return f"seed {spec.seed}"
+
+    def main(self, *runs: str) -> int:
+        return work.main(["--store", str(self.store.root), *runs])
+
+    def log(self, run: str) -> str:
+        return self.store.run(run).log.read_text()
+
+
+@pytest.fixture
+def bench(texts: Path, tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    bench = Bench(Store(tmp_path / "store"), lambda overrides: tiny({"data.source": str(texts), **overrides}))
+    monkeypatch.setattr(training, "Program", Program)
+    monkeypatch.setattr(training, "Checkpoints", Checkpoints)
+    monkeypatch.setattr(training, "train", bench.train)
+    monkeypatch.setattr(evaluation, "held_out", lambda model, *_, **__: {**SCORES, "of": model})
+    monkeypatch.setattr(work, "use_compilation_cache", lambda store: None)
+    before = signal.getsignal(signal.SIGTERM), {name: logging.getLogger(name).level for name in ("absl", "jax")}
+    yield bench
+    signal.signal(signal.SIGTERM, before[0])
+    for name, level in before[1].items():
+        logging.getLogger(name).setLevel(level)
+
+
+MOE = {"model__experts": "n=4 g=1/2"}
+
+
+def test_a_run_is_trained_measured_and_written_down(bench: Bench):
+    run = bench.add(seed=5)
+    bench.during = lambda folder: folder.state().kind is Kind.RUNNING or pytest.fail("it is not locked")
+    assert bench.worker.train(run) is Kind.DONE
+    folder = bench.store.run(run)
+    assert folder.state() == RunState(Kind.DONE, 6)
+    result = folder.result()
+    assert result is not None
+    assert result["train"] == {"loss": 1.5}
+    assert result["evaluation"] == {**SCORES, "of": "the model of seed 5"}
+    assert (folder.path / "finished.txt").read_text() == "seed 5"
+    (tokens,) = bench.store.data.iterdir()
+    assert f'"{result["provenance"]["data_fingerprint"]}"' in (tokens / "meta.json").read_text()
+    assert "training seed 5" in bench.log(run)
+    assert not folder.is_locked()
+
+
+def test_only_the_last_steps_are_averaged(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(work, "TAIL_STEPS", 2)
+    run = bench.add()
+    bench.worker.train(run)
+    assert (bench.store.run(run).result() or {})["train"] == {"loss": 2.5}
+
+
+@pytest.mark.parametrize("kind", [Kind.DONE, Kind.DIVERGED])
+def test_a_run_with_a_result_is_passed_over(bench: Bench, kind: Kind, capsys: pytest.CaptureFixture[str]):
+    run = bench.add()
+    bench.store.run(run).finish(kind, {"steps": 3})
+    assert bench.worker.train(run) is None
+    assert bench.main(run) == 0
+    assert capsys.readouterr().out == f"{run} passed_over\n"
+    assert bench.calls == []
+    assert bench.store.run(run).state() == RunState(kind, 3)
+
+
+def test_a_run_that_another_process_holds_is_passed_over(bench: Bench):
+    run = bench.add()
+    folder = bench.store.run(run)
+    folder.fail(Kind.CRASHED, "long ago")
+    with folder.lock():
+        assert bench.worker.train(run) is None
+        assert bench.calls == []
+    assert folder.state() == RunState(Kind.CRASHED, 0, "long ago")
+    assert bench.worker.train(run) is Kind.DONE
+
+
+def test_a_crash_is_kept_with_its_traceback_and_the_next_run_begins(bench: Bench, capsys: pytest.CaptureFixture[str]):
+    first, second = bench.add(), bench.add(seed=1)
+    bench.ends = [ValueError("shapes (3,) and (4,)")]
+    assert bench.main(first, second) == 0
+    assert capsys.readouterr().out == f"{first} crashed\n{second} done\n"
+    folder = bench.store.run(first)
+    assert folder.state() == RunState(Kind.CRASHED, 4, "ValueError: shapes (3,) and (4,)")
+    assert folder.result() is None
+    log = bench.log(first)
+    assert "Traceback (most recent call last)" in log
+    assert "in train" in log
+    assert "ValueError: shapes (3,) and (4,)" in log
+    # Each run's log is its own.
+    assert "training seed 1" not in log
+    assert "ValueError" not in bench.log(second)
+    assert not folder.is_locked()
+
+
+def test_a_run_that_crashed_is_trained_anew_when_it_is_given_again(bench: Bench):
+    run = bench.add()
+    bench.ends = [ValueError("once")]
+    assert bench.worker.train(run) is Kind.CRASHED
+    assert bench.worker.train(run) is Kind.DONE
+    assert bench.store.run(run).state() == RunState(Kind.DONE, 6)
+
+
+def test_out_of_memory_is_tried_again_with_half_the_micro_batch(bench: Bench):
+    run = bench.add(**MOE, router__group=2)
+    bench.ends = [RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 42 bytes.")] * 2
+    assert bench.worker.train(run) is Kind.DONE
+    assert [program.execution.micro_batch for program, _ in bench.calls] == [8, 4, 2]
+    assert all(spec == bench.store.read_spec(run) for _, spec in bench.calls)
+    assert bench.store.run(run).state() == RunState(Kind.DONE, 6)
+    assert bench.store.run(run).metrics.read_text().count("\n") == 4
+    assert "micro-batches of 2" in bench.log(run)
+
+
+def test_out_of_memory_ends_at_a_routing_group(bench: Bench):
+    run = bench.add(**MOE, router__group=4)
+    bench.ends = [RuntimeError("RESOURCE_EXHAUSTED: Out of memory")] * 9
+    assert bench.worker.train(run) is Kind.OUT_OF_MEMORY
+    assert [program.execution.micro_batch for program, _ in bench.calls] == [8, 4]
+    state = bench.store.run(run).state()
+    assert state.kind is Kind.OUT_OF_MEMORY
+    assert "RESOURCE_EXHAUSTED" in state.reason
+
+
+def test_a_crash_after_out_of_memory_is_a_crash(bench: Bench):
+    run = bench.add()
+    bench.ends = [RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), ValueError("other")]
+    assert bench.worker.train(run) is Kind.CRASHED
+    assert len(bench.calls) == 2
+    assert bench.store.run(run).state().reason == "ValueError: other"
+
+
+def test_a_run_that_diverges_is_a_result_without_a_loss(bench: Bench, capsys: pytest.CaptureFixture[str]):
+    run = bench.add()
+    bench.ends = [training.Diverged(3)]
+    assert bench.main(run) == 0
+    folder = bench.store.run(run)
+    assert folder.state() == RunState(Kind.DIVERGED, 3)
+    result = folder.result()
+    assert result is not None
+    assert result["evaluation"] == {}
+    assert result["train"] == {"loss": 1.5}
+    assert not (folder.path / "finished.txt").exists()
+    assert "step 3" in bench.log(run)
+    # What launchers read is what the folder says.
+    assert capsys.readouterr().out == f"{run} diverged\n"
+
+
+def test_a_run_that_was_stopped_is_preempted_and_no_other_begins(bench: Bench, capsys: pytest.CaptureFixture[str]):
+    first, second = bench.add(), bench.add(seed=1)
+    bench.during = lambda folder: os.kill(os.getpid(), signal.SIGTERM)
+    bench.ends = [training.Stopped("stopped after step 3")]
+    assert bench.main(first, second) == 0
+    assert capsys.readouterr().out == f"{first} preempted\n"
+    assert bench.store.run(first).state() == RunState(Kind.PREEMPTED, 4, "stopped after step 3")
+    assert bench.store.run(second).state() == RunState(Kind.MISSING)
+
+
+def test_a_worker_stops_when_its_launcher_is_gone(bench: Bench):
+    assert not Worker(bench.store).should_stop()
+    assert not Worker(bench.store, os.getppid()).should_stop()
+    assert Worker(bench.store, os.getppid() + 1).should_stop()
+    worker = Worker(bench.store, os.getppid())
+    worker.stop(signal.SIGTERM, None)
+    assert worker.should_stop()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), ValueError(DISK_MESSAGE)],
+    ids=["of the system", "of a checkpoint"],
+)
+def test_a_full_disk_ends_the_worker_and_blames_no_run(bench: Bench, capsys, error: Exception):
+    first, second = bench.add(), bench.add(seed=1)
+    bench.ends = [error] * 9
+    assert bench.main(first, second) == DISK_FULL
+    assert len(bench.calls) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert str(bench.store.root) in said.err
+    assert "full" in said.err
+    state = bench.store.run(first).state()
+    assert state.kind is Kind.PREEMPTED
+    assert bench.store.run(first).result() is None
+    assert not bench.store.run(first).is_locked()
+
+
+def test_another_system_error_is_a_crash(bench: Bench):
+    run = bench.add()
+    bench.ends = [PermissionError(errno.EACCES, "Permission denied", "x")]
+    assert bench.worker.train(run) is Kind.CRASHED
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(bench: Bench):
+    run = bench.add()
+    bench.ends = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        bench.worker.train(run)
+    assert bench.store.run(run).state().kind is Kind.PREEMPTED
+    assert not bench.store.run(run).is_locked()
+
+
+def test_runs_are_read_from_standard_input(bench: Bench, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    first, second = bench.add(), bench.add(seed=1)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{first}\n{second}\n"))
+    assert bench.main() == 0
+    assert capsys.readouterr().out == f"{first} done\n{second} done\n"
+
+
+def test_seeds_share_a_program_and_other_runs_do_not(bench: Bench):
+    for run in (bench.add(seed=0), bench.add(seed=1), bench.add(optimizer__learning_rate=0.5), bench.add(**MOE)):
+        bench.worker.train(run)
+    zero, one, rate, other = (program for program, _ in bench.calls)
+    assert zero is one is rate
+    assert other is not zero
+    assert [program.spec.seed for program, _ in bench.calls] == [0, 0, 0, 0]
+    assert [spec.seed for _, spec in bench.calls] == [0, 1, 0, 0]
+
+
+def test_the_workers_log_goes_to_the_run_only_while_it_trains(bench: Bench):
+    handlers = list(logging.getLogger().handlers)
+    run = bench.add()
+    bench.ends = [ValueError("x")]
+    bench.worker.train(run)
+    assert logging.getLogger().handlers == handlers
+    bench.worker.train(run)
+    # A second attempt is written behind the first.
+    assert bench.log(run).count("training seed 0") == 2
+
+
+@pytest.mark.parametrize("damage", ["no run", "torn spec"])
+def test_a_run_that_cannot_be_read_is_told(bench: Bench, capsys: pytest.CaptureFixture[str], damage: str):
+    run = bench.add()
+    path = bench.store.run(run).path / "spec.json"
+    if damage == "torn spec":
+        path.write_text(path.read_text()[:50])
+    else:
+        run = "0123456789ab"
+    assert bench.main(run) == 1
+    said = capsys.readouterr()
+    assert run in said.err
+    assert "Traceback" not in said.err
+    assert bench.calls == []
+
+
+def test_a_folder_that_is_no_store_is_refused(texts: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(work, "use_compilation_cache", lambda store: None)
+    assert work.main(["--store", str(texts), "0123456789ab"]) == 1
+    assert str(texts) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "group", "half"), [(8, 4, 4), (8, 1, 4), (8, 8, None), (4, 4, None), (1, 1, None), (2, 2, None)]
+)
+def test_halves_are_whole_and_cut_no_routing_group(tiny, micro_batch: int, group: int, half: int | None):
+    spec, execution = tiny({"model.experts": "n=4 g=1/2", "router.group": group, "execution.micro_batch": micro_batch})
+    expected = None if half is None else dataclasses.replace(execution, micro_batch=half)
+    assert halve(execution, spec) == expected
+
+
+def test_odd_micro_batches_have_no_half(tiny):
+    spec, execution = tiny({"budget.batch_size": 6, "execution.micro_batch": 6})
+    three = halve(execution, spec)
+    assert three is not None
+    assert three.micro_batch == 3
+    assert halve(three, spec) is None
