@@ -60,8 +60,15 @@ class Worker:
             self.process.stdin.write(f"{run}\n".encode())
             self.process.stdin.flush()
 
+    def end(self) -> int:
+        """Lets an idle worker end, and waits for it; returns its status."""
+        self.close()
+        status = self.process.wait()
+        self.output.close()
+        return status
+
     def close(self) -> None:
-        """Lets an idle worker end."""
+        """Tells the worker that there are no more runs."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -74,42 +81,40 @@ def launch(job: Job) -> None:
       LaunchError: the disk is full, or workers cannot be started.
       KeyboardInterrupt: after the workers have saved what they were training.
     """
-    queue = deque(job.runs)
-    selector = selectors.DefaultSelector()
-    workers: set[Worker] = set()
+    queue, workers = deque(job.runs), set()
+    with selectors.DefaultSelector() as selector:
 
-    def start(slot: Slot) -> None:
-        worker = Worker(slot, job)
-        workers.add(worker)
-        selector.register(worker.output, selectors.EVENT_READ, (worker, slot))
-        worker.give(queue.popleft())
+        def start(slot: Slot) -> None:
+            worker = Worker(slot, job)
+            workers.add(worker)
+            selector.register(worker.output, selectors.EVENT_READ, (worker, slot))
+            worker.give(queue.popleft())
 
-    def retire(worker: Worker) -> int:
-        selector.unregister(worker.output)
-        workers.remove(worker)
-        worker.close()
-        return worker.process.wait()
+        def retire(worker: Worker) -> int:
+            selector.unregister(worker.output)
+            workers.remove(worker)
+            return worker.end()
 
-    try:
-        for slot in slots(job.max_concurrent):
-            if queue:
-                start(slot)
-        while workers:
-            for key, _ in selector.select(timeout=0.5):
-                worker, slot = key.data
-                line = worker.output.readline()
-                if line and queue:
-                    worker.give(queue.popleft())
-                elif line:
-                    retire(worker)
-                else:
-                    _mourn(job, worker, retire(worker))
-                    if queue:
-                        start(slot)
-            job.watch()
-    except BaseException:
-        _stop(workers)
-        raise
+        try:
+            for slot in slots(job.max_concurrent):
+                if queue:
+                    start(slot)
+            while workers:
+                for key, _ in selector.select(timeout=0.5):
+                    worker, slot = key.data
+                    line = worker.output.readline()
+                    if line and queue:
+                        worker.give(queue.popleft())
+                    elif line:
+                        retire(worker)
+                    else:
+                        _mourn(job, worker, retire(worker))
+                        if queue:
+                            start(slot)
+                job.watch()
+        except BaseException:
+            _stop(workers)
+            raise
 
 
 def _mourn(job: Job, worker: Worker, status: int) -> None:
@@ -126,9 +131,12 @@ def _mourn(job: Job, worker: Worker, status: int) -> None:
             f"A worker ended with status {status} before it began to train. The end of "
             f"{job.store.root / 'workers.log'} says why."
         )
+    kind = folder.state().kind
+    if kind.has_result or kind.needs_retry or status == 0:
+        return  # it said itself how the run ended, or, told to end, never began it
     if status < 0:
         folder.fail(Kind.PREEMPTED, f"its worker was killed by {signal.Signals(-status).name}")
-    elif not folder.state().kind.has_result:
+    else:
         folder.fail(Kind.CRASHED, f"its worker ended with status {status}; see {job.store.root / 'workers.log'}")
 
 
@@ -143,7 +151,7 @@ def _stop(workers: set[Worker]) -> None:
             worker.process.wait(max(0.0, deadline - time.monotonic()))
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             worker.process.kill()
-            worker.process.wait()
+        worker.end()
 
 
 @contextlib.contextmanager

@@ -31,6 +31,12 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
 
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Parts the arguments of a door: its own, and those that set fields, which argparse must not see."""
+    own = [argument for argument in arguments if not argument.startswith("--config.")]
+    return own, [argument for argument in arguments if argument.startswith("--config.")]
+
+
 def overrides(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
     """Reads arguments of the form `--config.FIELD=VALUE` as the types that `config` has.
 

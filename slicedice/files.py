@@ -7,8 +7,10 @@ the package, then in what was installed with it. A path, with a slash or ending 
 import importlib.util
 import re
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class FileError(ValueError):
@@ -62,13 +64,39 @@ def load(kind: str, name: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise FileError(blame(path, error)) from error
+        raise FileError(_blame(path, error)) from error
     return module
 
 
-def blame(path: Path, error: BaseException) -> str:
+def function(kind: str, name: str, wanted: str) -> Callable[..., Any]:
+    """The function `wanted` of a user's file.
+
+    Raises:
+      FileError: there is no such file, it raises, or it has no such function.
+    """
+    found = getattr(load(kind, name), wanted, None)
+    if not callable(found):
+        raise FileError(f"{find(kind, name)} has no function {wanted}: see what is in {kind}/ for examples.")
+    return found
+
+
+def call(kind: str, name: str, wanted: str, *arguments: Any) -> Any:
+    """Calls the function `wanted` of a user's file.
+
+    Raises:
+      FileError: as `function` does, or the call raises; the message names the line.
+    """
+    found = function(kind, name, wanted)
+    try:
+        return found(*arguments)
+    except Exception as error:
+        raise FileError(_blame(find(kind, name), error)) from error
+
+
+def _blame(path: Path, error: Exception) -> str:
     """A sentence on an error raised by a user's file, with the line of that file it came from."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
     if isinstance(error, SyntaxError):
         lines = [error.lineno]
     where = f"{path}, line {lines[-1]}" if lines else str(path)

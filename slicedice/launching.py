@@ -64,6 +64,6 @@ def train_missing(
         prepare(source.source, source.tokenizer, store.data, source.heldout_fraction)
     for id_ in missing:
         store.run(id_).create(*plan.runs[id_])
-    launch = files.load("launch", launcher).launch
+    launch = files.function("launch", launcher, "launch")
     with Progress(store, {id_: plan.runs[id_][0] for id_ in missing}, console) as progress:
         launch(Job(store, tuple(missing), max_concurrent, progress.watch))

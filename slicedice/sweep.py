@@ -16,14 +16,15 @@ from pathlib import Path
 from rich.console import Console
 
 from slicedice import files, machine
-from slicedice.commandline import door, overrides
+from slicedice.commandline import door, overrides, split
 from slicedice.cost import RATES, cost
-from slicedice.grid import Plan, enumerate_runs, load_grid
+from slicedice.grid import Plan, enumerate_runs, load_config, load_grid
 from slicedice.launching import to_train, train_missing
 from slicedice.report.report import write_report
 from slicedice.report.results import read_results
 from slicedice.report.tables import cell_table, plan_table, show, status_table
 from slicedice.spec import run_name
+from slicedice.spec.errors import require
 from slicedice.store import Kind, Store
 
 VERBS = ("run", "plan", "status", "report")
@@ -61,11 +62,14 @@ def parser() -> argparse.ArgumentParser:
 @door
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status: 0, or 1 if runs ended without a result."""
-    options, rest = parser().parse_known_args(arguments)
+    own, settings = split(sys.argv[1:] if arguments is None else arguments)
+    options, unknown = parser().parse_known_args(own)
+    require(options.max_concurrent >= 0, "--max_concurrent", options.max_concurrent, "use a number from 0")
     scale = options.scale or ("10m" if machine.has_accelerator() else "nano")
-    config = files.load("experiments", scale).get_config()
+    config = load_config(scale)
     grid = load_grid(options.grid, config.scale)
-    plan = enumerate_runs(grid, config, overrides=overrides(config, rest), seeds=options.seeds, only=options.only)
+    fields = overrides(config, [*unknown, *settings])
+    plan = enumerate_runs(grid, config, overrides=fields, seeds=options.seeds, only=options.only)
     console = Console(stderr=options.json)
     if options.verb == "plan" or options.dry_run:
         return _plan(plan, options, console)
@@ -78,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _plan(plan: Plan, options: argparse.Namespace, console: Console) -> int:
-    store = Store(options.store) if Path(options.store).exists() else None
+    root = Path(options.store)
+    store = Store(root) if root.is_file() or any(root.glob("[!.]*")) else None  # planning makes no store
     missing = set(to_train(plan, store, retry=options.retry))
     device = options.device or ("h100" if machine.gpus() else "cpu")
     costs = {id_: cost(spec, execution, RATES[device]) for id_, (spec, execution) in plan.runs.items()}

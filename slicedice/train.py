@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from slicedice import files
-from slicedice.commandline import door, overrides
-from slicedice.grid import Grid, enumerate_runs
+from slicedice.commandline import door, overrides, split
+from slicedice.grid import Grid, enumerate_runs, load_config
 from slicedice.launching import train_missing
 from slicedice.report.results import read_results
 from slicedice.report.tables import cell_table, show
@@ -31,9 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--config", required=True, help=f"path or name ({', '.join(files.names('experiments'))})")
     p.add_argument("--store", default="runs", help="folder where runs live (default: %(default)s)")
     p.add_argument("--retry", action="store_true", help="train it again if it crashed")
-    options, rest = p.parse_known_args(arguments)
-    config = files.load("experiments", options.config).get_config()
-    plan = enumerate_runs(Grid([{}]), config, overrides=overrides(config, rest))
+    own, settings = split(sys.argv[1:] if arguments is None else arguments)
+    options, unknown = p.parse_known_args(own)
+    config = load_config(options.config)
+    plan = enumerate_runs(Grid([{}]), config, overrides=overrides(config, [*unknown, *settings]))
     store, console = Store(options.store), Console()
     # One run has the whole machine to itself.
     train_missing(plan, store, "local", 1, retry=options.retry, console=console)

@@ -67,20 +67,19 @@ class Worker:
 
         folder.forget_failure()
         try:
-            self._train(folder, spec, execution)
-            return Kind.DONE
+            return self._train(folder, spec, execution)
         except training.Stopped as stopped:
             folder.fail(Kind.PREEMPTED, str(stopped))
             return Kind.PREEMPTED
         except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if is_disk_full(error):
                 raise
             log.exception("the run failed")
             kind = Kind.OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else Kind.CRASHED
             folder.fail(kind, f"{type(error).__name__}: {error}")
             return kind
 
-    def _train(self, folder: RunFolder, spec: RunSpec, execution: Execution) -> None:
+    def _train(self, folder: RunFolder, spec: RunSpec, execution: Execution) -> Kind:
         from slicedice import data, evaluation, training
         from slicedice.provenance import provenance
 
@@ -125,6 +124,12 @@ class Worker:
                     "provenance": provenance(tokens.fingerprint),
                 },
             )
+        return kind
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the disk was full; Orbax reports that in errors of its own, by the system's words."""
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def halve(execution: Execution, spec: RunSpec) -> Execution | None:
@@ -179,8 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoreError as error:
         print(error, file=sys.stderr)
         return 1
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if not is_disk_full(error):
             raise
         print(
             f"The disk of {options.store} is full ({error}). Finished runs are safe; make room, run again.",

@@ -30,17 +30,25 @@ def load_grid(name: str, scale: str) -> Grid:
       FileError: there is no such file, or it raises; the message names the line.
       GridError: it returns something else than a `Grid`.
     """
-    module = files.load("sweeps", name)
-    path = files.find("sweeps", name)
-    if not hasattr(module, "get_grid"):
-        raise GridError(f"{path} has no function get_grid(scale) that returns a slicedice.grid.Grid.")
-    try:
-        grid = module.get_grid(scale)
-    except Exception as error:
-        raise files.FileError(files.blame(path, error)) from error
+    grid = files.call("sweeps", name, "get_grid", scale)
     if not isinstance(grid, Grid):
+        path = files.find("sweeps", name)
         raise GridError(f"get_grid({scale!r}) in {path} has to return a slicedice.grid.Grid, not {grid!r}.")
     return grid
+
+
+def load_config(name: str) -> Any:
+    """Loads the experiment of a name or path and returns its config.
+
+    Raises:
+      FileError: there is no such file, or it raises; the message names the line.
+      GridError: it returns something else than a config.
+    """
+    config = files.call("experiments", name, "get_config")
+    if not isinstance(config, ConfigDict):
+        path = files.find("experiments", name)
+        raise GridError(f"get_config() in {path} has to return a ConfigDict made by study_config(), not {config!r}.")
+    return config
 
 
 def enumerate_runs(
@@ -59,6 +67,8 @@ def enumerate_runs(
       SpecError: a field or value is not valid.
       GridError: an override touches what the grid varies, or `only` matches nothing.
     """
+    if not grid.points:
+        raise GridError("The grid has no points at this scale: get_grid has to return at least one.")
     varied = {name for point in grid.points for name in point}
     clash = sorted(varied & overrides.keys())
     if clash:

@@ -1,5 +1,6 @@
 """Draws declared figures from rows: PNG for screens and papers, SVG for the page."""
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from slicedice.report.statistics import Cell, cells
 # Okabe and Ito's palette: told apart by colour-blind readers; markers tell lines apart in print as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
 MARKERS = "os^Dv<>pP"
+DASHES = ("-", ":", "-.")
 
 STYLE: Any = {
     "font.size": 9,
@@ -66,19 +68,23 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
     ax.set_xlabel(AXES[panel.x])
     ax.set_xscale("log", base=2)
     hues = sorted({row[panel.hue] for row in rows if not row["dense"]})
-    style = {hue: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, hue in enumerate(hues)}
+    style = {
+        hue: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], DASHES[i // len(COLORS) % len(DASHES)])
+        for i, hue in enumerate(hues)
+    }
     for hue in hues:
         line = sorted((cell for cell in routed if cell.row[panel.hue] == hue), key=lambda c: c.row[panel.x])
         if line:
-            color, marker = style[hue]
+            color, marker, dashes = style[hue]
             ax.errorbar(
                 [cell.row[panel.x] for cell in line],
                 [cell.mean for cell in line],
-                yerr=[1.96 * (cell.error or 0.0) for cell in line] if any(cell.error for cell in line) else None,
+                yerr=[1.96 * (cell.error or 0.0) for cell in line] if line[0].error is not None else None,
                 color=color,
                 marker=marker,
                 markersize=5,
                 linewidth=1.4,
+                linestyle=dashes,
                 capsize=2.5,
                 label=f"{panel.hue} = {_number(panel.hue, hue)}",
             )
@@ -89,7 +95,7 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
                 ax.axhspan(cell.mean - 1.96 * cell.error, cell.mean + 1.96 * cell.error, color="black", alpha=0.07)
     for row in rows:
         if row["state"] == "diverged" and not row["dense"]:
-            color, marker = style[row[panel.hue]]
+            color, marker, _ = style[row[panel.hue]]
             ax.plot(row[panel.x], 0.98, marker, color=color, fillstyle="none", transform=ax.get_xaxis_transform())
     ticks = sorted({row[panel.x] for row in rows if not row["dense"]})
     ax.set_xticks(ticks, [_number(panel.x, tick) for tick in ticks])
@@ -100,8 +106,8 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
 
 def _number(axis: str, value: float) -> str:
     """A tick or hue as people write it: granularities as fractions, big counts short."""
-    if axis == "g" and value < 1:
-        return f"1/{round(1 / value)}"
+    if axis == "g":
+        return str(Fraction(value).limit_denominator(1024))
     if value >= 1e6:
         return f"{value / 1e6:.3g}M"
     return f"{value:g}"

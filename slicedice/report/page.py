@@ -1,5 +1,6 @@
 """One HTML page that holds a report whole: figures, table, data. It opens offline and asks no one for anything."""
 
+import re
 from pathlib import Path
 
 import jinja2
@@ -29,8 +30,7 @@ def write_page(path: Path, *, title: str, about: str, results: Results, figures:
         title=title,
         about=[part.replace("\n", " ") for part in about.strip().split("\n\n")],
         notes=results.notes,
-        # Only the element itself: a document type within a page is an error.
-        figures=[Markup(_element(path.read_text())) for path in figures],
+        figures=[_element(path) for path in figures],
         cells=[{"cell": cell, "verdict": verdict(cell, dense)} for cell in measured],
         domains=_domains(results.rows),
         runs=results.rows,
@@ -40,8 +40,11 @@ def write_page(path: Path, *, title: str, about: str, results: Results, figures:
     path.write_text(page, encoding="utf-8")
 
 
-def _element(svg: str) -> str:
-    return svg[svg.index("<svg") :]
+def _element(path: Path) -> Markup:
+    """The figure as an element of the page: without its document type, and with ids that are its own."""
+    svg = path.read_text()
+    own = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{path.stem}-", svg[svg.index("<svg") :])
+    return Markup(own)
 
 
 def _domains(rows: list[Row]) -> list[str]:

@@ -23,6 +23,7 @@ class Progress:
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self.began = time.monotonic()
         self.states = {id_: store.run(id_).state() for id_ in runs}
+        self.first = dict(self.states)
         self.first_steps = self._steps()
         self._said = -PLAIN_SECONDS
 
@@ -51,11 +52,16 @@ class Progress:
 
     def remaining(self) -> float | None:
         """Seconds to the end at the rate of steps so far; None as long as there is no rate."""
-        total = sum(spec.budget.steps for spec in self.runs.values())
+        left = sum(self.runs[id_].budget.steps - self.states[id_].steps for id_ in self.runs if self._waits(id_))
         done = self._steps() - self.first_steps
-        if done <= 0:
-            return None
-        return (total - self._steps()) * (time.monotonic() - self.began) / done
+        if left == 0:
+            return 0.0
+        return left * (time.monotonic() - self.began) / done if done > 0 else None
+
+    def _waits(self, id_: str) -> bool:
+        """Whether the run is still to train: it is now, or is as it was when the sweep began."""
+        state = self.states[id_]
+        return state.kind is Kind.RUNNING or (not state.kind.has_result and state == self.first[id_])
 
     def _line(self) -> str:
         kinds = [state.kind for state in self.states.values()]

@@ -1,5 +1,7 @@
 """A grid's runs as rows of a table: coordinates, state, losses. What cannot be read is named, never guessed."""
 
+import dataclasses
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from slicedice.grid import Plan
-from slicedice.spec import RunSpec, run_name
+from slicedice.spec import RunSpec, run_id, run_name
 from slicedice.store import Store
 
 Row = dict[str, Any]
@@ -37,6 +39,7 @@ def coordinates(spec: RunSpec) -> Row:
     """Where a run lies: what varies between runs and can be an axis, a hue or a filter."""
     layer, router = spec.model.layer, spec.router
     return {
+        "cell": run_id(dataclasses.replace(spec, seed=0)),  # shared by runs that differ only in their seed
         "scale": spec.scale,
         "seed": spec.seed,
         "dense": layer.is_dense,
@@ -97,7 +100,8 @@ def _measured(result: dict[str, Any]) -> Row:
             row[f"{prefix}bits_per_byte{suffix}"] = score["bits_per_byte"]
     row["seconds_per_step"] = result["seconds_per_step"]
     row |= {key: origin[key] for key in ("data_fingerprint", "device", "git_revision", "finished")}
-    return row
+    # What is not a finite number is no measurement, and nothing that JSON could say.
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def write_tables(results: Results, folder: Path) -> None:

@@ -6,22 +6,6 @@ from dataclasses import dataclass
 
 from slicedice.report.results import Row
 
-CELL = (
-    "scale",
-    "n",
-    "k",
-    "granularity",
-    "s",
-    "generalist",
-    "wiring",
-    "router",
-    "alpha",
-    "gamma",
-    "learning_rate",
-    "tokens",
-)
-"""Coordinates that tell cells apart."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -39,10 +23,10 @@ class Cell:
 
 def cells(rows: list[Row], column: str) -> list[Cell]:
     """Groups the finished rows by cell; the error comes from the noise pooled over all of them."""
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         if row["state"] == "done" and row.get(column) is not None:
-            groups.setdefault(tuple(row[name] for name in CELL), []).append(row)
+            groups.setdefault(row["cell"], []).append(row)
     noise = pooled_deviation([[row[column] for row in group] for group in groups.values()])
     return [
         Cell(

@@ -32,7 +32,7 @@ def cell_table(results: Results) -> Table:
             str(len(cell.values)),
             f"{row['total_parameters'] / 1e6:.2f}M",
             f"{cell.mean:.4f}",
-            f"{1.96 * cell.error:.4f}" if cell.error else "one seed",
+            f"{1.96 * cell.error:.4f}" if cell.error is not None else "one seed",
             verdict(cell, dense),
             f"{train[row['id']].mean:.4f}" if row["id"] in train else "",
             "done",

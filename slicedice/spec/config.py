@@ -3,11 +3,13 @@
 A field may be set to 0 or "" where the comment beside it says what then stands in.
 """
 
+import math
+from fractions import Fraction
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from slicedice.spec.errors import SpecError, require
+from slicedice.spec.errors import require
 from slicedice.spec.layer import LayerSpec, parse_layer
 from slicedice.spec.model import ModelSpec
 from slicedice.spec.run import (
@@ -136,6 +138,7 @@ def _model(c: Config) -> ModelSpec:
         m.heads,
         "RoPE turns pairs: d_model / heads has to be even",
     )
+    require(m.d_ff >= 0, "model.d_ff", m.d_ff, "use a number above 0, or 0 for 4 * model.d_model")
     d_ff = m.d_ff or 4 * m.d_model
     layer = parse_layer(m.experts, m.generalist, m.wiring)
     require(m.waive in ("", ACTIVE_WIDTH), "model.waive", m.waive, f'use "" or "{ACTIVE_WIDTH}"')
@@ -146,20 +149,16 @@ def _model(c: Config) -> ModelSpec:
         f"its active width, the sum of k*g and the generalist, is {layer.active_width} of d_ff and has to be 1; "
         f'set model.waive = "{ACTIVE_WIDTH}" to allow it',
     )
-    for g in [e.g for e in layer.experts] + [layer.generalist or 1]:
-        require(
-            (g * d_ff).denominator == 1,
-            "model.experts g",
-            str(g),
-            f"g * d_ff has to be whole, and d_ff = {d_ff}",
-        )
+    widths = [("model.experts g", e.g) for e in layer.experts]
+    for field, g in [*widths, ("model.generalist", layer.generalist or Fraction(1))]:
+        require((g * d_ff).denominator == 1, field, str(g), f"g * d_ff has to be whole, and d_ff = {d_ff}")
     return ModelSpec(m.d_model, m.layers, m.heads, d_ff, m.vocab_size, layer)
 
 
 def _router(r: Config, layer: LayerSpec, budget: BudgetSpec) -> RouterSpec:
     require(r.kind in ROUTERS, "router.kind", r.kind, f"choose one of {', '.join(ROUTERS)}")
     for field in ("capacity_factor", "alpha", "gamma", "z_loss"):
-        require(r[field] >= 0, f"router.{field}", r[field], "use a number from 0")
+        require(0 <= r[field] < math.inf, f"router.{field}", r[field], "use a number from 0")
     group = r.group or budget.batch_size
     require(
         group > 0 and budget.batch_size % group == 0,
@@ -193,11 +192,12 @@ def _data(c: Config) -> DataSpec:
 def _optimizer(c: Config) -> OptimizerSpec:
     o = c.optimizer
     for field in ("learning_rate", "eps", "clip"):
-        require(o[field] > 0, f"optimizer.{field}", o[field], "use a number above 0")
+        require(0 < o[field] < math.inf, f"optimizer.{field}", o[field], "use a number above 0")
     for field in ("weight_decay", "warmup_steps", "output_z_loss"):
-        require(o[field] >= 0, f"optimizer.{field}", o[field], "use a number from 0")
-    for field in ("final_fraction", "b1", "b2"):
-        require(0 <= o[field] <= 1, f"optimizer.{field}", o[field], "use a share from 0 to 1")
+        require(0 <= o[field] < math.inf, f"optimizer.{field}", o[field], "use a number from 0")
+    for field in ("b1", "b2"):
+        require(0 <= o[field] < 1, f"optimizer.{field}", o[field], "use a share from 0, below 1")
+    require(0 <= o.final_fraction <= 1, "optimizer.final_fraction", o.final_fraction, "use a share from 0 to 1")
     return OptimizerSpec(**o.to_dict())
 
 
@@ -234,11 +234,10 @@ def override(config: Config, overrides: dict[str, Any], *, where: str) -> Config
     copy = config.copy_and_resolve_references()
     for field, value in overrides.items():
         require(field in fields, field, value, f"{where} sets it, and there is no such field: {', '.join(fields)}")
-        try:
-            copy.update_from_flattened_dict({field: value})
-        except (TypeError, ValueError) as error:
-            kind = type(fields[field]).__name__
-            raise SpecError(field, value, f"{where} sets it, and it has to be of type {kind}") from error
+        kind = type(fields[field])
+        value = float(value) if kind is float and type(value) is int else value
+        require(type(value) is kind, field, value, f"{where} sets it, and it has to be of type {kind.__name__}")
+        copy.update_from_flattened_dict({field: value})
     return copy
 
 

@@ -94,22 +94,26 @@ def parse_layer(experts: str, generalist: str = "", wiring: str = "parallel") ->
     if experts.strip() == "dense":
         require(general is None, "model.generalist", generalist, "a dense layer has no experts for it to stand by")
         return LayerSpec((), Fraction(1))
-    sets = tuple(_parse_set(part, general) for part in experts.split("+"))
+    parts = experts.split("+")
+    sets = tuple(_parse_set(part, general, alone=len(parts) == 1) for part in parts)
     if general is None and len(sets) == 1 and sets[0].n == 1 and sets[0].g == 1:
         return LayerSpec((), Fraction(1))  # one expert that is always on is the dense FFN
     return LayerSpec(sets, general, wiring if general else None)
 
 
-def _parse_set(text: str, generalist: Fraction | None) -> ExpertSet:
+def _parse_set(text: str, generalist: Fraction | None, *, alone: bool) -> ExpertSet:
     form = 'write "dense" or sets such as "n=32 k=4 g=1/4", joined by " + "'
-    pairs = dict(re.findall(r"\b([nkg])=(\S+)", text))
+    found = re.findall(r"\b([nkg])=(\S+)", text)
+    pairs = dict(found)
     leftover = re.sub(r"\b[nkg]=\S+", "", text).strip()
-    require(not leftover and {"n", "g"} <= set(pairs), "model.experts", text.strip(), form)
+    once = len(pairs) == len(found)
+    require(not leftover and once and {"n", "g"} <= set(pairs), "model.experts", text.strip(), form)
     g = fraction("model.experts g", pairs["g"])
     n = _whole("n", pairs["n"])
     if "k" in pairs:
         k = _whole("k", pairs["k"])
     else:
+        require(alone, "model.experts", text.strip(), "in a layer of several sets k follows from nothing: name k")
         active = (1 - (generalist or 0)) / g
         require(
             active.denominator == 1 and active >= 1,

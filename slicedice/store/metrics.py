@@ -7,6 +7,7 @@ training goes on, so that the file is what an undisturbed run would have written
 import errno
 import itertools
 import json
+import math
 import os
 import statistics
 import time
@@ -30,9 +31,10 @@ class Writer:
         cut(self._path, step)
 
     def write(self, metrics: Metrics) -> None:
-        """Appends the metrics of one step as a line."""
+        """Appends the metrics of one step as a line; what is not a finite number, which JSON lacks, as null."""
         self._times.append(time.monotonic())
-        line = json.dumps(metrics).encode() + b"\n"
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = json.dumps(finite).encode() + b"\n"
         if self._file.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
@@ -64,13 +66,16 @@ def last_step(path: Path) -> int | None:
     """The step of the last whole line, from the file's end alone; None if there is none."""
     try:
         with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 4096))
-            lines = file.read().splitlines(keepends=True)
+            size, tail = file.seek(0, os.SEEK_END), 4096
+            while True:
+                file.seek(max(0, size - tail))
+                records = (_parse(line) for line in reversed(file.read().splitlines(keepends=True)))
+                step = next((record["step"] for record in records if record), None)
+                if step is not None or tail >= size:
+                    return step
+                tail *= 16
     except FileNotFoundError:
         return None
-    records = (_parse(line) for line in reversed(lines))
-    return next((record["step"] for record in records if record), None)
 
 
 def cut(path: Path, step: int) -> None:
@@ -88,10 +93,11 @@ def cut(path: Path, step: int) -> None:
 
 
 def tail_means(path: Path, count: int) -> Metrics:
-    """The mean of every metric over the last `count` steps."""
+    """The mean of every metric over the last `count` steps; None if it was not finite in one of them."""
     records = list(read(path))[-count:]
     names = [name for name in records[-1] if name != "step"] if records else []
-    return {name: sum(record[name] for record in records) / len(records) for name in names}
+    columns = {name: [record[name] for record in records] for name in names}
+    return {name: None if None in column else statistics.fmean(column) for name, column in columns.items()}
 
 
 def _parse(line: bytes) -> Metrics | None:

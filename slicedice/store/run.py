@@ -9,6 +9,7 @@ import dataclasses
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,7 +108,8 @@ class RunFolder:
         result = self.result()
         if result:
             return RunState(Kind(result["kind"]), result["steps"])
-        steps = (metrics.last_step(self.metrics) or -1) + 1
+        last = metrics.last_step(self.metrics)
+        steps = 0 if last is None else last + 1
         if self.is_locked():
             return RunState(Kind.RUNNING, steps)
         failure = read_json(self._failure)
@@ -121,12 +123,7 @@ class RunFolder:
     def lock(self) -> Iterator[bool]:
         """Holds the run while training it; yields False if another process does."""
         with open(self.path / "lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield _take(file.fileno())
 
     def is_locked(self) -> bool:
         """Whether some process trains this run now."""
@@ -142,3 +139,15 @@ class RunFolder:
         finally:
             os.close(descriptor)
         return False
+
+
+def _take(descriptor: int) -> bool:
+    """Locks for good; tries for a second, since whoever looks at the lock holds it for a moment."""
+    for _ in range(20):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False

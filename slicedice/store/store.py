@@ -27,7 +27,7 @@ class Store:
         self.compilation_cache = self.root / "compilation_cache"
         marker = self.root / "store.json"
         if not marker.exists():
-            if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            if self.root.exists() and (not self.root.is_dir() or any(self.root.glob("[!.]*"))):
                 raise StoreError(
                     f"{self.root} is there already and is not a slicedice store (it has no store.json). "
                     "Name an empty folder, or one that does not exist yet, with --store."

@@ -17,7 +17,17 @@ def test_a_wheel_plans_from_an_empty_folder(tmp_path):
     installed, empty = tmp_path / "installed", tmp_path / "empty"
     zipfile.ZipFile(wheel).extractall(installed)
     empty.mkdir()
-    plan = [sys.executable, "-m", "slicedice.sweep", "plan", "--grid", "granularity_vs_count", "--scale", "300m", "--json"]
+    plan = [
+        sys.executable,
+        "-m",
+        "slicedice.sweep",
+        "plan",
+        "--grid",
+        "granularity_vs_count",
+        "--scale",
+        "300m",
+        "--json",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     code = "import slicedice; print(slicedice.__file__)"
     where = subprocess.run([sys.executable, "-c", code], cwd=empty, env=environment, text=True, capture_output=True)

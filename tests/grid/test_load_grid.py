@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from slicedice.files import FileError
-from slicedice.grid import GridError, load_grid
+from slicedice.grid import GridError, load_config, load_grid
 
 GRID = """
 from slicedice.grid import Grid, axis
@@ -72,7 +72,6 @@ def test_errors_name_the_line(text: str, line: int, message: str, by: str, tmp_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("get_gird = None\n", r"has no function get_grid\(scale\) that returns a slicedice.grid.Grid"),
         (
             "def get_grid(scale):\n    return [{'seed': 1}]\n",
             r"get_grid\('nano'\) in .*bad.py has to return.*'seed': 1",
@@ -80,7 +79,25 @@ def test_errors_name_the_line(text: str, line: int, message: str, by: str, tmp_p
         ("def get_grid(scale):\n    pass\n", r"get_grid\('nano'\) in .*bad.py has to return.*not None"),
     ],
 )
-def test_files_that_return_no_grid(text: str, message: str, tmp_path: Path):
+def test_functions_that_return_no_grid(text: str, message: str, tmp_path: Path):
     (tmp_path / "bad.py").write_text(text)
     with pytest.raises(GridError, match=message):
         load_grid(str(tmp_path / "bad.py"), "nano")
+
+
+def test_a_file_without_the_function(tmp_path: Path):
+    (tmp_path / "bad.py").write_text("get_gird = get_grid = None\n")
+    with pytest.raises(FileError, match=r"bad\.py has no function get_grid: .*sweeps/"):
+        load_grid(str(tmp_path / "bad.py"), "nano")
+    with pytest.raises(FileError, match=r"bad\.py has no function get_config: .*experiments/"):
+        load_config(str(tmp_path / "bad.py"))
+
+
+def test_an_experiment_returns_a_config(tmp_path: Path):
+    assert load_config("smoke").scale == "smoke"
+    (tmp_path / "bad.py").write_text("def get_config():\n    return {'seed': 1}\n")
+    with pytest.raises(GridError, match=r"get_config\(\) in .*bad.py has to return a ConfigDict.*'seed': 1"):
+        load_config(str(tmp_path / "bad.py"))
+    (tmp_path / "bad.py").write_text("def get_config():\n    return 1 / 0\n")
+    with pytest.raises(FileError, match=r"bad.py, line 2: ZeroDivisionError"):
+        load_config(str(tmp_path / "bad.py"))

@@ -129,6 +129,7 @@ def test_a_diverged_run_is_an_open_marker_at_the_upper_edge(panels, grid_rows, r
 def test_the_dense_model_is_a_line_across_with_its_interval(panels, grid_rows, row_of, rng):
     dense = rng.normal(3, 0.1, 2).tolist()
     rows = grid_rows(1) + [row_of({"seed": i}, loss=loss) for i, loss in enumerate(dense)]
+    rows.append(row_of({"model.experts": "n=4 g=1"}, loss=3.0))
     # The noise is that of the one cell with two seeds.
     half = 1.96 * np.std(dense, ddof=1) / np.sqrt(2)
     for ax in panels(rows):
@@ -138,8 +139,10 @@ def test_the_dense_model_is_a_line_across_with_its_interval(panels, grid_rows, r
         (band,) = ax.patches
         assert isinstance(band, Rectangle)
         assert np.allclose([band.get_y(), band.get_y() + band.get_height()], np.mean(dense) + np.array([-half, half]))
-        # The dense model is no point of a line: it has no place on these axes.
-        assert not any(label == "n = 1" or label == "g = 1" for label in lines(ax))
+    # The dense model is no point of a line, not even of one that shares its granularity.
+    over_g, over_n = panels(rows)
+    assert points(lines(over_n)["g = 1"][0]) == [[4, 3.0]]
+    assert "n = 1" not in lines(over_g)
 
 
 @pytest.mark.parametrize("done", ["only dense", "nothing", "only diverged"])

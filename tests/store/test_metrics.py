@@ -60,6 +60,16 @@ def test_a_torn_last_line_is_not_read(path: Path, torn: str):
     assert metrics.tail_means(path, 2) == {"loss": 2.0}
 
 
+@pytest.mark.parametrize("torn", [torn for torn in TORN if torn.endswith("\n")])
+def test_nothing_behind_a_torn_line_is_read(path: Path, torn: str):
+    # Where a line was torn, nobody knows what became of the steps behind it.
+    whole = write(path, range(3), torn)
+    path.write_text(path.read_text() + line(4, loss=9.0))
+    assert [record["step"] for record in metrics.read(path)] == [0, 1, 2]
+    metrics.cut(path, 9)
+    assert path.read_text() == whole
+
+
 @pytest.mark.parametrize("torn", TORN)
 @pytest.mark.parametrize("begin", [0, 3, 5])
 def test_training_goes_on_as_if_it_had_never_stopped(path: Path, torn: str, begin: int):
