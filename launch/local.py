@@ -103,6 +103,8 @@ def launch(job: Job) -> None:
                 for key, _ in selector.select(timeout=0.5):
                     worker, slot = key.data
                     line = worker.output.readline()
+                    if line and not line.startswith(f"{worker.run} ".encode()):
+                        continue  # some library said something
                     if line and queue:
                         worker.give(queue.popleft())
                     elif line:

@@ -58,7 +58,7 @@ def slots(max_concurrent: int = 0) -> list[Slot]:
     never depends on how many runs there are: a run that is taken up again meets the same threads.
 
     Args:
-      max_concurrent: how many workers at most; 0 for as many as pay.
+      max_concurrent: how many workers, if there are cores or devices for them; 0 for as many as pay.
     """
     if has_accelerator():
         places = [Slot(frozenset(), {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus()] or [Slot(frozenset(), {})]

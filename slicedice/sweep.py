@@ -135,14 +135,16 @@ def _report(plan: Plan, store: Store, options: argparse.Namespace, scale: str, c
             highlight=False,
             soft_wrap=True,
         )
-    ended = [row for row in results.rows if Kind(row["state"]).needs_retry or row["state"] == Kind.PREEMPTED]
-    for row in ended:
+    open_ = [row for row in results.rows if not Kind(row["state"]).has_result]
+    failed = [row for row in open_ if row["reason"]]
+    for row in failed:
         console.print(f"{row['name']} · {row['id']} {row['state']}: {row['reason']}", highlight=False, soft_wrap=True)
-    if any(Kind(row["state"]).needs_retry for row in ended):
+    if any(Kind(row["state"]).needs_retry for row in failed):
         console.print("Runs that crashed or ran out of memory are trained again with --retry; each has its log.txt.")
-    if any(row["state"] == Kind.PREEMPTED for row in ended):
-        console.print("Runs that were preempted go on with the same command.")
-    return 1 if ended else 0
+    if len(open_) > sum(Kind(row["state"]).needs_retry for row in open_) and options.verb == "run":
+        console.print("Runs that are missing or were preempted are trained by the same command.")
+    # A report of what there is so far is a success; a sweep that has not done all is not.
+    return 1 if failed or (open_ and options.verb == "run") else 0
 
 
 if __name__ == "__main__":

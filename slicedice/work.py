@@ -85,7 +85,9 @@ class Worker:
 
         tokens = data.prepare(spec.data.source, spec.data.tokenizer, self.store.data, spec.data.heldout_fraction)
         key = program_key(spec, execution)
-        program = self._programs.setdefault(key, training.Program(spec, execution))
+        if key not in self._programs:
+            self._programs[key] = training.Program(spec, execution)
+        program = self._programs[key]
         with (
             contextlib.closing(metrics.Writer(folder.metrics)) as writer,
             contextlib.closing(training.Checkpoints(folder.checkpoints)) as checkpoints,
@@ -120,6 +122,7 @@ class Worker:
                     "steps": steps,
                     "train": metrics.tail_means(folder.metrics, TAIL_STEPS),
                     "evaluation": losses,
+                    "execution": dataclasses.asdict(execution),
                     "seconds_per_step": writer.seconds_per_step(),
                     "provenance": provenance(tokens.fingerprint),
                 },
@@ -129,7 +132,9 @@ class Worker:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether the disk was full; Orbax reports that in errors of its own, by the system's words."""
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error)
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error):
+        return True
+    return error.__cause__ is not None and is_disk_full(error.__cause__)
 
 
 def halve(execution: Execution, spec: RunSpec) -> Execution | None:

@@ -15,6 +15,9 @@ from slicedice.data.records import read_jsonl, read_parquet
 from slicedice.data.sources import Document, listing
 from slicedice.data.text_files import read_text_file
 
+MEAN = "macro"
+"""What results call the mean over domains, and so no domain."""
+
 _EXTRACTION = 1  # Raise when the same files would give other documents.
 _READERS = {
     ".txt": read_text_file,
@@ -52,6 +55,8 @@ class UserText:
         if not self._files:
             raise DataError(f"{given} holds no text. Files that are read end in {', '.join(_READERS)}.")
         self._domains = _domains(self._path, self._files)
+        if MEAN in self._domains.values():
+            raise DataError(f"{given} has a domain called {MEAN!r}, the name of the mean over domains. Rename it.")
 
     def identity(self) -> str:
         """See `Source.identity`."""

@@ -75,7 +75,7 @@ def evaluate(
             size += batch.target_bytes
         scores[domain] = {
             "nats": total / targets,
-            "bits_per_byte": total / math.log(2) / size,
+            "bits_per_byte": total / math.log(2) / size if size else math.nan,
             "targets": targets,
         }
     macro = {name: sum(s[name] for s in scores.values()) / len(scores) for name in ("nats", "bits_per_byte")}

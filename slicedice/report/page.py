@@ -42,7 +42,7 @@ def write_page(path: Path, *, title: str, about: str, results: Results, figures:
 
 def _element(path: Path) -> Markup:
     """The figure as an element of the page: without its document type, and with ids that are its own."""
-    svg = path.read_text()
+    svg = path.read_text(encoding="utf-8")
     own = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{path.stem}-", svg[svg.index("<svg") :])
     return Markup(own)
 

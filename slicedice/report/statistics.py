@@ -9,7 +9,8 @@ from slicedice.report.results import Row
 
 @dataclass(frozen=True)
 class Cell:
-    """Finished runs of one cell. `error` is the standard error of the mean, None with fewer than two seeds."""
+    """Finished runs of one cell. `error` is the standard error of the mean, from the noise
+    pooled over cells; None if no cell has two seeds."""
 
     row: Row
     values: tuple[float, ...]

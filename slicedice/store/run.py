@@ -70,9 +70,8 @@ class RunFolder:
         return self.path.name
 
     def create(self, spec: RunSpec, execution: Execution) -> None:
-        """Makes the folder and writes what is to be trained, and how."""
-        if not (self.path / "spec.json").exists():
-            write_whole(self.path / "spec.json", canonical_json(spec) + "\n")
+        """Makes the folder and writes what is to be trained, and how; mends what was damaged there."""
+        write_whole(self.path / "spec.json", canonical_json(spec) + "\n")
         write_json(self.path / "execution.json", dataclasses.asdict(execution))
 
     def execution(self) -> Execution:

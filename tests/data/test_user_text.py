@@ -190,3 +190,10 @@ def test_paths_that_are_not_there(tmp_path: Path):
     for path in (tmp_path / "missing", tmp_path / "gone.txt", tmp_path):
         with pytest.raises(DataError, match="No such file"):
             prepare(str(path), "bytes", tmp_path / "stores")
+
+
+def test_no_domain_takes_the_name_of_the_mean(tmp_path):
+    (tmp_path / "macro").mkdir()
+    (tmp_path / "macro" / "a.txt").write_text("text")
+    with pytest.raises(DataError, match="mean over domains"):
+        UserText(str(tmp_path))

@@ -271,6 +271,16 @@ def test_ctrl_c_leaves_a_run_that_goes_on(bench: Bench):
     assert not bench.store.run(run).is_locked()
 
 
+def test_a_retry_that_dies_without_a_word_is_not_the_old_failure(bench: Bench):
+    run = bench.add()
+    bench.ends = [ValueError("long ago"), KeyboardInterrupt()]
+    assert bench.worker.train(run) is Kind.CRASHED
+    with pytest.raises(KeyboardInterrupt):
+        bench.worker.train(run)
+    # It goes on with the same command, and no one has to ask for a retry again.
+    assert bench.store.run(run).state().kind is Kind.PREEMPTED
+
+
 def test_runs_are_read_from_standard_input(bench: Bench, monkeypatch, capsys: pytest.CaptureFixture[str]):
     first, second = bench.add(), bench.add(seed=1)
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{first}\n{second}\n"))

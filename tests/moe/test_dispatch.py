@@ -80,6 +80,33 @@ def test_outputs_and_gradients_are_those_of_one_hot_products(alignment: int, rng
     assert not got[3][~assignment.kept].any()
 
 
+@pytest.mark.parametrize("alignment", [1, 8])
+def test_rows_that_serve_no_kept_assignment_are_not_read(alignment: int, rng):
+    """Whatever fill and the rows past the last expert hold: outputs, and gradients that come from there."""
+    assignment = _assignment(rng)
+    plan = jax.jit(dispatch.plan, static_argnums=(1, 2))(assignment, N, alignment)
+    rows, of_rows = jnp.asarray(rng.standard_normal((2, plan.token_of_row.size, D)), jnp.float32)
+    x, of_out = jnp.asarray(rng.standard_normal((2, T, D)), jnp.float32)
+
+    @jax.jit
+    def everything(rows, weights, x):
+        out, pull = jax.vjp(lambda rows, weights: dispatch.combine(rows, weights, plan), rows, weights)
+        return out, *pull(of_out), *jax.vjp(lambda x: dispatch.dispatch(x, plan), x)[1](of_rows)
+
+    out, drows, dweights, dx = everything(rows, assignment.weights, x)
+    w, kept, row = (np.asarray(a) for a in (assignment.weights, assignment.kept, plan.row_of_assignment))
+    rows, of_rows, of_out = (np.asarray(a) for a in (rows, of_rows, of_out))
+    want_out, want_rows = np.zeros((T, D)), np.zeros_like(rows)
+    want_weights, want_x = np.zeros((T, K)), np.zeros((T, D))
+    for t, j in zip(*np.nonzero(kept), strict=True):
+        want_out[t] += w[t, j] * rows[row[t, j]]
+        want_rows[row[t, j]] = w[t, j] * of_out[t]
+        want_weights[t, j] = rows[row[t, j]] @ of_out[t]
+        want_x[t] += of_rows[row[t, j]]
+    for got, want in ((out, want_out), (drows, want_rows), (dweights, want_weights), (dx, want_x)):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
 def test_sums_over_experts_are_float32():
     # In bfloat16, 1 added to 256 is lost.
     k = 512
@@ -87,11 +114,14 @@ def test_sums_over_experts_are_float32():
     x = jnp.ones((1, 1), jnp.bfloat16)
 
     @jax.jit
-    def both(x):
+    def both(x, weights):
         plan = dispatch.plan(assignment, k, 1)
         rows, pull = jax.vjp(lambda x: dispatch.dispatch(x, plan), x)
-        return dispatch.combine(rows, assignment.weights, plan), pull(rows)[0]
+        return dispatch.combine(rows, weights, plan), pull(rows)[0]
 
-    out, gradient = both(x)
+    out, gradient = both(x, assignment.weights)
     assert out.dtype == gradient.dtype == jnp.bfloat16
     assert float(out[0, 0]) == float(gradient[0, 0]) == k
+    # The weights as well: 256.5 would be 256.
+    weights = jnp.zeros((1, k)).at[0, 0].set(256.5).at[0, 1].set(-256.0)
+    assert float(both(x, weights)[0][0, 0]) == 0.5

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from pathlib import Path
 
@@ -112,6 +113,20 @@ def test_tail_means_are_means_of_the_last_steps(path: Path, rng: np.random.Gener
     for count in (1, 50, 70, 1000):
         expected = {"loss": losses[-count:].mean(), "load": loads[-count:].mean()}
         assert metrics.tail_means(path, count) == pytest.approx(expected, rel=1e-12)
+
+
+def test_what_is_no_finite_number_is_null(path: Path):
+    # JSON has no word for these, and readers other than Python's refuse a file that does.
+    writer = metrics.Writer(path)
+    for step, loss in enumerate([1.0, math.nan, math.inf, -math.inf, 3.0]):
+        writer.write({"step": step, "loss": loss, "load": 2.0})
+    writer.close()
+    assert [record["loss"] for record in metrics.read(path)] == [1.0, None, None, None, 3.0]
+    assert path.read_text().count("null") == 3
+    assert metrics.last_step(path) == 4
+    # A mean over steps of which one has no value has none either.
+    assert metrics.tail_means(path, 2) == {"loss": None, "load": 2.0}
+    assert metrics.tail_means(path, 1) == {"loss": 3.0, "load": 2.0}
 
 
 def test_seconds_per_step_is_the_median(path: Path, monkeypatch: pytest.MonkeyPatch):
