@@ -95,7 +95,7 @@ def _unaligned(function, lhs: Array, other: Array, group_sizes: Array, *, moves_
     block = row_alignment(rows, groups)
     aligned_sizes = -(-group_sizes // block) * block
     # The most that aligned groups can take: each may waste block - 1 rows, but only if it has one.
-    capacity = -(-(rows + min(groups, rows) * (block - 1)) // block) * block
+    capacity = max(1, -(-(rows + min(groups, rows) * (block - 1)) // block)) * block
     shift = (jnp.cumsum(aligned_sizes) - aligned_sizes) - (jnp.cumsum(group_sizes) - group_sizes)
     group = jnp.searchsorted(jnp.cumsum(group_sizes), jnp.arange(rows), side="right", method="sort")
     # Rows past the last group go nowhere: an index out of range is dropped on the way in.

@@ -11,9 +11,15 @@ ROPE_THETA = 500_000.0
 NORM_EPS = 1e-6
 
 
-def rms_norm(d_model: int, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """RMSNorm with a gain: statistics in float32, result in the dtype of its input."""
-    return nnx.RMSNorm(d_model, epsilon=NORM_EPS, rngs=rngs)
+class RMSNorm(nnx.RMSNorm):
+    """RMSNorm with a gain: computed in float32, result in the dtype of its input."""
+
+    def __init__(self, d_model: int, *, rngs: nnx.Rngs):
+        super().__init__(d_model, epsilon=NORM_EPS, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Normalises the last axis."""
+        return super().__call__(x).astype(x.dtype)
 
 
 def rope(x: Float[Array, "B S H C"]) -> Float[Array, "B S H C"]:
@@ -51,7 +57,7 @@ class Attention(nnx.Module):
         self.query, self.key, self.value, self.out = (
             nnx.Param(init(rngs.params(), (d_model, d_model))) for _ in range(4)
         )
-        self.query_norm, self.key_norm = rms_norm(d_model, rngs), rms_norm(d_model, rngs)
+        self.query_norm, self.key_norm = RMSNorm(d_model, rngs=rngs), RMSNorm(d_model, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Attends causally, in the dtype of `x`."""

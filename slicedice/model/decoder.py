@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from slicedice.model.attention import rms_norm
+from slicedice.model.attention import RMSNorm
 from slicedice.model.block import Block
 from slicedice.moe import LayerAux, Routing
 from slicedice.moe.experts import project, truncated_normal
@@ -29,7 +29,7 @@ class Decoder(nnx.Module):
         self.blocks = jax.vmap(
             lambda key: Block(spec, init=init, implementation=implementation, rngs=nnx.Rngs(params=key))
         )(jax.random.split(blocks_key, spec.layers))
-        self.norm = rms_norm(spec.d_model, nnx.Rngs(0))
+        self.norm = RMSNorm(spec.d_model, rngs=nnx.Rngs(0))
         self.head = nnx.Param(init(head_key, (spec.d_model, spec.vocab_size)))
 
     def __call__(

@@ -72,7 +72,9 @@ class Program:
         self.graphdef, _, _ = self._split(nnx.eval_shape(lambda: self._model(jnp.uint32(0))))
         # Random initial values compile slowly and run once: unoptimised, on CPU, in a quarter of the time.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        self.init = jax.jit(self._init, compiler_options=quick)
+        # On a named device, as a restored state is: otherwise the step would be compiled once for each.
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        self.init = jax.jit(self._init, compiler_options=quick, out_shardings=here)
         self.step = jax.jit(self._step, donate_argnums=0)
 
     def model(self, state: TrainState) -> Decoder:
@@ -108,7 +110,7 @@ class Program:
             "loss": losses.loss,
             "cross_entropy": losses.cross_entropy,
             "learning_rate": rate,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
         }
         if losses.loads:
             metrics |= {
