@@ -136,9 +136,9 @@ def _mourn(job: Job, worker: Worker, status: int) -> None:
     kind = folder.state().kind
     if kind.has_result or kind.needs_retry or status == 0:
         return  # it said itself how the run ended, or, told to end, never began it
-    if status < 0:
+    if -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         folder.fail(Kind.PREEMPTED, f"its worker was killed by {signal.Signals(-status).name}")
-    else:
+    else:  # a signal of its own making, such as SIGSEGV, would come again
         folder.fail(Kind.CRASHED, f"its worker ended with status {status}; see {job.store.root / 'workers.log'}")
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from slicedice import files
-from slicedice.data import prepare
+from slicedice.data import TokenStore, prepare
 from slicedice.grid import Plan
 from slicedice.report.progress import Progress
+from slicedice.spec import DataSpec, SpecError
 from slicedice.store import Kind, Store
 
 
@@ -54,16 +55,40 @@ def train_missing(
 
     Raises:
       DataError: the text cannot be used; nothing was launched.
+      SpecError: the model's vocabulary is smaller than the tokenizer's.
       LaunchError: the launcher could not go on.
     """
-    missing = to_train(plan, store, retry=retry)
-    if not missing:
-        return
     # Text is tokenised before workers start, so that bad input ends here, in one paragraph.
-    for source in {plan.runs[id_][0].data for id_ in missing}:
-        prepare(source.source, source.tokenizer, store.data, source.heldout_fraction)
+    texts = {data: _prepare(data, store) for data in {spec.data for spec, _ in plan.runs.values()}}
+    for spec, _ in plan.runs.values():
+        if spec.model.vocab_size < texts[spec.data].vocab_size:
+            valid = f"the tokenizer {spec.data.tokenizer!r} has {texts[spec.data].vocab_size} ids: use that or more"
+            raise SpecError("model.vocab_size", spec.model.vocab_size, valid)
+    stale = [id_ for id_, (spec, _) in plan.runs.items() if _is_stale(store, id_, texts[spec.data].fingerprint)]
+    if stale and not retry:
+        console.print(
+            f"{len(stale)} finished runs were trained on other text than there is now. Their results stay; --retry "
+            "trains them on the present text.",
+            soft_wrap=True,
+        )
+    missing = to_train(plan, store, retry=retry) + (stale if retry else [])
+    if not missing:
+        if retry:
+            console.print("There is nothing to retry. Without --retry, what is missing is trained.")
+        return
     for id_ in missing:
         store.run(id_).create(*plan.runs[id_])
+    for id_ in stale if retry else []:
+        store.run(id_).clear()
     launch = files.function("launch", launcher, "launch")
     with Progress(store, {id_: plan.runs[id_][0] for id_ in missing}, console) as progress:
         launch(Job(store, tuple(missing), max_concurrent, progress.watch))
+
+
+def _prepare(data: DataSpec, store: Store) -> TokenStore:
+    return prepare(data.source, data.tokenizer, store.data, data.heldout_fraction)
+
+
+def _is_stale(store: Store, run: str, fingerprint: str) -> bool:
+    result = store.run(run).result()
+    return result is not None and result["provenance"]["data_fingerprint"] != fingerprint

@@ -84,6 +84,8 @@ class Worker:
         from slicedice.provenance import provenance
 
         tokens = data.prepare(spec.data.source, spec.data.tokenizer, self.store.data, spec.data.heldout_fraction)
+        if folder.begin_on(tokens.fingerprint):
+            log.warning("what had been trained was on other text: the run starts over")
         key = program_key(spec, execution)
         if key not in self._programs:
             self._programs[key] = training.Program(spec, execution)
@@ -115,7 +117,7 @@ class Worker:
                     training.routing_of(spec),
                     batch_size=execution.micro_batch,
                 )
-                checkpoints.finish(state)
+                checkpoints.save_model(state)
             folder.finish(
                 kind,
                 {
@@ -127,6 +129,7 @@ class Worker:
                     "provenance": provenance(tokens.fingerprint),
                 },
             )
+            checkpoints.drop_training_state()
         return kind
 
 

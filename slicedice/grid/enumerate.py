@@ -70,6 +70,8 @@ def enumerate_runs(
     if not grid.points:
         raise GridError("The grid has no points at this scale: get_grid has to return at least one.")
     varied = {name for point in grid.points for name in point}
+    if "seed" in varied:
+        raise GridError("The grid varies `seed`: leave that to its `seeds`, or to --seeds, so that cells have noise.")
     clash = sorted(varied & overrides.keys())
     if clash:
         raise GridError(

@@ -60,7 +60,7 @@ class Decoder(nnx.Module):
             return block(x, mask, routing)
 
         x, aux = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, self.blocks, unroll=unroll)
-        return project(self.norm(x), self.head[...]).astype(jnp.float32), aux
+        return project(self.norm(x), self.head[...], jnp.float32), aux
 
 
 def count_parameters(spec: ModelSpec) -> int:

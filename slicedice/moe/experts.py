@@ -10,12 +10,16 @@ from slicedice.kernels import grouped_matmul
 Initializer = jax.nn.initializers.Initializer
 
 
-def project(x: Float[Array, "*B D"], weights: Float[Array, "D F"]) -> Float[Array, "*B F"]:
-    """x @ weights in the dtype of `x`, leading axes folded into one.
+def project(
+    x: Float[Array, "*B D"], weights: Float[Array, "D F"], dtype: jax.typing.DTypeLike | None = None
+) -> Float[Array, "*B F"]:
+    """x @ weights, multiplied in the dtype of `x` and returned in `dtype` or that; leading axes folded into one.
 
     Folded, the weight gradient contracts one axis; XLA's CPU backend takes several times longer over two.
     """
-    return (x.reshape(-1, x.shape[-1]) @ weights.astype(x.dtype)).reshape(*x.shape[:-1], weights.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])
+    out = jnp.dot(rows, weights.astype(x.dtype), preferred_element_type=dtype or x.dtype)
+    return out.reshape(*x.shape[:-1], weights.shape[-1])
 
 
 class SwiGLU(nnx.Module):

@@ -39,7 +39,7 @@ LABELS = {"loss": "held-out cross-entropy (nats)", "train_loss": "train cross-en
 def draw(figure: Figure, rows: list[Row], folder: Path) -> list[Path]:
     """Draws `figure` as PNG and SVG into `folder`; returns the files.
 
-    Error bars are 95 % intervals, 1.96 standard errors with the noise pooled over cells. Runs that are not
+    Error bars are 95 % intervals (Student's t), with the noise pooled over cells. Runs that are not
     done are gaps; those that diverged are open markers at the panel's upper edge.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,27 +72,29 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
         hue: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], DASHES[i // len(COLORS) % len(DASHES)])
         for i, hue in enumerate(hues)
     }
-    for hue in hues:
-        line = sorted((cell for cell in routed if cell.row[panel.hue] == hue), key=lambda c: c.row[panel.x])
-        if line:
-            color, marker, dashes = style[hue]
-            ax.errorbar(
-                [cell.row[panel.x] for cell in line],
-                [cell.mean for cell in line],
-                yerr=[1.96 * (cell.error or 0.0) for cell in line] if line[0].error is not None else None,
-                color=color,
-                marker=marker,
-                markersize=5,
-                linewidth=1.4,
-                linestyle=dashes,
-                capsize=2.5,
-                label=f"{panel.hue} = {_number(panel.hue, hue)}",
-            )
+    # Cells of other settings make lines of their own: what a line joins differs in its axis alone.
+    for hue, settings in sorted({(cell.row[panel.hue], cell.row["settings"]) for cell in routed}):
+        line = [c for c in routed if (c.row[panel.hue], c.row["settings"]) == (hue, settings)]
+        line.sort(key=lambda cell: cell.row[panel.x])
+        color, marker, dashes = style[hue]
+        ax.errorbar(
+            [cell.row[panel.x] for cell in line],
+            [cell.mean for cell in line],
+            yerr=[cell.margin for cell in line] if line[0].margin is not None else None,
+            color=color,
+            marker=marker,
+            markersize=5,
+            linewidth=1.4,
+            linestyle=dashes,
+            capsize=2.5,
+            label=f"{panel.hue} = {_number(panel.hue, hue)} {settings}".strip(),
+        )
     for cell in measured:
         if cell.row["dense"]:
-            ax.axhline(cell.mean, color="black", linestyle="--", linewidth=1.2, label="dense")
-            if cell.error:
-                ax.axhspan(cell.mean - 1.96 * cell.error, cell.mean + 1.96 * cell.error, color="black", alpha=0.07)
+            label = f"dense {cell.row['settings']}".strip()
+            ax.axhline(cell.mean, color="black", linestyle="--", linewidth=1.2, label=label)
+            if cell.margin:
+                ax.axhspan(cell.mean - cell.margin, cell.mean + cell.margin, color="black", alpha=0.07)
     for row in rows:
         if row["state"] == "diverged" and not row["dense"]:
             color, marker, _ = style[row[panel.hue]]

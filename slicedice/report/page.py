@@ -7,8 +7,9 @@ import jinja2
 from markupsafe import Markup
 
 from slicedice.report.results import Results, Row
-from slicedice.report.statistics import cells
+from slicedice.report.statistics import cells, dense_beside
 from slicedice.report.tables import verdict
+from slicedice.store.files import write_whole
 
 
 def write_page(path: Path, *, title: str, about: str, results: Results, figures: list[Path]) -> None:
@@ -25,19 +26,18 @@ def write_page(path: Path, *, title: str, about: str, results: Results, figures:
         loader=jinja2.PackageLoader("slicedice.report", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
     measured = cells(results.rows, "loss")
-    dense = next((cell for cell in measured if cell.row["dense"]), None)
     page = environment.get_template("page.html.j2").render(
         title=title,
         about=[part.replace("\n", " ") for part in about.strip().split("\n\n")],
         notes=results.notes,
         figures=[_element(path) for path in figures],
-        cells=[{"cell": cell, "verdict": verdict(cell, dense)} for cell in measured],
+        cells=[{"cell": cell, "verdict": verdict(cell, dense_beside(cell, measured))} for cell in measured],
         domains=_domains(results.rows),
         runs=results.rows,
         counts=_counts(results.rows),
         origin=next((row for row in results.rows if row.get("device")), None),
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _element(path: Path) -> Markup:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from slicedice.grid import Plan
-from slicedice.spec import RunSpec, run_id, run_name
+from slicedice.spec import LayerSpec, RouterSpec, RunSpec, run_id, run_name
+from slicedice.spec.identity import to_dict
 from slicedice.store import Store
 
 Row = dict[str, Any]
@@ -40,6 +42,7 @@ def coordinates(spec: RunSpec) -> Row:
     layer, router = spec.model.layer, spec.router
     return {
         "cell": run_id(dataclasses.replace(spec, seed=0)),  # shared by runs that differ only in their seed
+        "beside": run_id(_dense(spec)),  # shared by runs that differ only in layer, router and seed
         "scale": spec.scale,
         "seed": spec.seed,
         "dense": layer.is_dense,
@@ -61,17 +64,48 @@ def coordinates(spec: RunSpec) -> Row:
     }
 
 
+def _dense(spec: RunSpec) -> RunSpec:
+    dense = dataclasses.replace(spec.model, layer=LayerSpec((), Fraction(1)))
+    return dataclasses.replace(spec, seed=0, model=dense, router=RouterSpec(None, None, None, None, None, None))
+
+
+def settings(plan: Plan) -> dict[str, str]:
+    """For each run, by id, the fields that vary over the plan and that no column of its own shows."""
+    flat = {id_: _flat(to_dict(spec)) for id_, (spec, _) in plan.runs.items()}
+    shown = {"scale", "seed", "router.kind"}
+    values: dict[str, set] = {}
+    for fields in flat.values():
+        for name, value in fields.items():
+            if value is not None and name not in shown and not name.startswith("model.layer"):
+                values.setdefault(name, set()).add(value)
+    varied = [name for name, found in values.items() if len(found) > 1]
+    return {
+        id_: " ".join(f"{name.split('.')[-1]}={fields[name]}" for name in varied if fields[name] is not None)
+        for id_, fields in flat.items()
+    }
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = str(value) if isinstance(value, list) else value
+    return leaves
+
+
 def read_results(plan: Plan, store: Store) -> Results:
     """Reads the state and result of every run of `plan`.
 
     Runs trained on other text than most are left out, since their losses do not compare.
     """
-    rows, fingerprints = [], Counter()
+    rows, fingerprints, varied = [], Counter(), settings(plan)
     for id_, (spec, _) in plan.runs.items():
         folder = store.run(id_)
         state = folder.state()
-        row: Row = {"id": id_, "name": run_name(spec), **coordinates(spec), "state": str(state.kind)}
-        row |= {"steps": state.steps, "reason": state.reason or None}
+        row: Row = {"id": id_, "name": run_name(spec), **coordinates(spec), "settings": varied[id_]}
+        row |= {"state": str(state.kind), "steps": state.steps, "reason": state.reason or None}
         result = folder.result()
         if result:
             row |= _measured(result)

@@ -6,53 +6,53 @@ from rich.table import Table
 from slicedice.cost import Cost
 from slicedice.grid import Plan
 from slicedice.report.results import Results, Row
-from slicedice.report.statistics import Cell, cells
+from slicedice.report.statistics import Cell, cells, dense_beside, difference
 from slicedice.spec import run_name
 
 
 def cell_table(results: Results) -> Table:
     """A line for each cell: its loss over seeds, and how far that is from dense in units of noise."""
     table = Table(title="Held-out cross-entropy, mean over domains and seeds", title_justify="left")
+    with_settings = any(row["settings"] for row in results.rows)
     for name in ("g", "n", "k", "s"):
         table.add_column(name, justify="right")
-    for name in ("router", "seeds", "total", "loss (nats)", "± 95 %", "against dense", "train loss", "state"):
-        table.add_column(name, justify="left" if name in ("router", "state") else "right")
-    measured = {cell.row["id"]: cell for cell in cells(results.rows, "loss")}
-    train = {cell.row["id"]: cell for cell in cells(results.rows, "train_loss")}
-    dense = next((cell for cell in measured.values() if cell.row["dense"]), None)
-    for cell in measured.values():
+    for name in ("router", *(["settings"] if with_settings else [])):
+        table.add_column(name)
+    for name in ("seeds", "total", "loss (nats)", "± 95 %", "against dense", "train loss"):
+        table.add_column(name, justify="right")
+    table.add_column("state")
+    measured, train = cells(results.rows, "loss"), {c.row["id"]: c for c in cells(results.rows, "train_loss")}
+    for cell in measured:
         row = cell.row
         table.add_row(
-            *(
-                ["dense", "", "", ""]
-                if row["dense"]
-                else [row["granularity"], str(row["n"]), str(row["k"]), f"{row['s']:g}"]
-            ),
-            row["router"] or "",
+            *_layer(row, with_settings),
             str(len(cell.values)),
             f"{row['total_parameters'] / 1e6:.2f}M",
             f"{cell.mean:.4f}",
-            f"{1.96 * cell.error:.4f}" if cell.error is not None else "one seed",
-            verdict(cell, dense),
+            f"{cell.margin:.4f}" if cell.margin is not None else "one seed",
+            verdict(cell, dense_beside(cell, measured)),
             f"{train[row['id']].mean:.4f}" if row["id"] in train else "",
             "done",
         )
     for row in results.rows:
         if row["state"] != "done":
-            known = [row["granularity"], str(row["n"]), str(row["k"]), f"{row['s']:g}", row["router"] or ""]
-            table.add_row(*known, f"seed {row['seed']}", "", "", "", "", "", row["state"])
+            table.add_row(*_layer(row, with_settings), f"seed {row['seed']}", "", "", "", "", "", row["state"])
     return table
+
+
+def _layer(row: Row, with_settings: bool) -> list[str]:
+    """The columns that say which layer, router and settings a row is of."""
+    layer = [row["granularity"], str(row["n"]), str(row["k"]), f"{row['s']:g}"]
+    settings = [row["settings"]] if with_settings else []
+    return [*(["dense", "", "", ""] if row["dense"] else layer), row["router"] or "", *settings]
 
 
 def verdict(cell: Cell, dense: Cell | None) -> str:
     """The difference to dense, called what it is when seeds alone could make it."""
     if dense is None or cell is dense:
         return ""
-    difference = cell.mean - dense.mean
-    if cell.error is None or dense.error is None:
-        return f"{difference:+.4f}"
-    margin = 1.96 * (cell.error**2 + dense.error**2) ** 0.5
-    return f"{difference:+.4f}" + ("" if abs(difference) > margin else " within noise")
+    effect, margin = difference(cell, dense)
+    return f"{effect:+.4f}" + (" within noise" if margin is not None and abs(effect) <= margin else "")
 
 
 def plan_table(plan: Plan, costs: dict[str, Cost], missing: set[str]) -> Table:
@@ -79,11 +79,12 @@ def plan_table(plan: Plan, costs: dict[str, Cost], missing: set[str]) -> Table:
 def status_table(rows: list[Row]) -> Table:
     """A line for each run and its state."""
     table = Table(title="Runs", title_justify="left")
-    for name in ("run", "id", "state", "steps", "loss (nats)", "reason"):
+    for name in ("run", "settings", "id", "state", "steps", "loss (nats)", "reason"):
         table.add_column(name, justify="right" if name in ("steps", "loss (nats)") else "left", overflow="fold")
     for row in rows:
         loss = f"{row['loss']:.4f}" if row.get("loss") is not None else ""
-        table.add_row(row["name"], row["id"], row["state"], str(row["steps"]), loss, row["reason"] or "")
+        known = (row["name"], row["settings"], row["id"], row["state"], str(row["steps"]))
+        table.add_row(*known, loss, row["reason"] or "")
     return table
 
 

@@ -4,6 +4,7 @@ A field may be set to 0 or "" where the comment beside it says what then stands 
 """
 
 import math
+import os
 from fractions import Fraction
 from typing import Any
 
@@ -24,6 +25,12 @@ from slicedice.spec.run import (
 
 Config = Any
 """A `ConfigDict`, whose fields no type checker can know."""
+
+EMBEDDED = "embedded"
+"""The source that needs no files: the running Python's standard library."""
+
+IMPLEMENTATIONS = ("", "native", "blocks", "ragged_dot")
+"""Of the grouped matmul; "" chooses by platform."""
 
 ROUTERS = ("dropless", "default")
 DTYPES = ("bfloat16", "float32")
@@ -67,7 +74,7 @@ def study_config() -> Config:
     data.source = "embedded"  # or a file or folder of text
     data.tokenizer = "bytes"
     data.sequence_length = 2048  # tokens
-    data.heldout_fraction = 0.05  # of documents
+    data.heldout_fraction = 0.05  # of each domain's text, in whole documents
 
     optimizer: Config = ConfigDict()
     config.optimizer = optimizer
@@ -110,7 +117,7 @@ def resolve(config: Config) -> tuple[RunSpec, Execution]:
     model, data, optimizer = _model(c), _data(c), _optimizer(c)
     budget = _budget(c)
     require(c.compute_dtype in DTYPES, "compute_dtype", c.compute_dtype, f"choose one of {', '.join(DTYPES)}")
-    require(c.seed >= 0, "seed", c.seed, "use a whole number from 0")
+    require(0 <= c.seed < 2**32, "seed", c.seed, "use a whole number from 0 to 2**32 - 1")
     require(c.evaluation.tokens > 0, "evaluation.tokens", c.evaluation.tokens, "use a number above 0")
     router = _router(c.router, model.layer, budget)
     spec = RunSpec(
@@ -186,7 +193,9 @@ def _data(c: Config) -> DataSpec:
     d = c.data
     require(d.sequence_length > 0, "data.sequence_length", d.sequence_length, "use a number above 0")
     require(0 < d.heldout_fraction <= 0.5, "data.heldout_fraction", d.heldout_fraction, "use a share up to 0.5")
-    return DataSpec(**d.to_dict())
+    # The same text is the same run from wherever it is named.
+    source = d.source if d.source == EMBEDDED else os.path.abspath(os.path.expanduser(d.source))
+    return DataSpec(**{**d.to_dict(), "source": source})
 
 
 def _optimizer(c: Config) -> OptimizerSpec:
@@ -218,6 +227,9 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
         "execution.micro_batch",
         e.micro_batch,
         f"it has to divide budget.batch_size = {spec.budget.batch_size} and be a multiple of router.group = {unit}",
+    )
+    require(
+        e.implementation in IMPLEMENTATIONS, "execution.implementation", e.implementation, f"choose {IMPLEMENTATIONS}"
     )
     require(e.unroll > 0, "execution.unroll", e.unroll, "use a number above 0")
     require(e.checkpoint_seconds > 0, "execution.checkpoint_seconds", e.checkpoint_seconds, "use seconds above 0")

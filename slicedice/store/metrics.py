@@ -25,10 +25,21 @@ class Writer:
         self._path = path
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._times: list[float] = []
+        self._synced = 0.0
 
     def begin(self, step: int) -> None:
-        """Drops what was written for `step` and after, since training goes on from there."""
+        """Drops what was written for `step` and after, since training goes on from there.
+
+        Raises:
+          ValueError: lines before `step` are missing or damaged.
+        """
         cut(self._path, step)
+        kept = last_step(self._path)
+        if step != (0 if kept is None else kept + 1):
+            raise ValueError(
+                f"{self._path} is damaged: the checkpoint is of step {step}, and the metrics before it end at step "
+                f"{kept}. Remove the run's folder and run again; it starts over, and no other run is touched."
+            )
 
     def write(self, metrics: Metrics) -> None:
         """Appends the metrics of one step as a line; what is not a finite number, which JSON lacks, as null."""
@@ -37,6 +48,9 @@ class Writer:
         line = json.dumps(finite).encode() + b"\n"
         if self._file.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        if self._times[-1] - self._synced > 1.0:
+            os.fsync(self._file.fileno())  # so that a power cut takes no more of it than of a checkpoint
+            self._synced = self._times[-1]
 
     def seconds_per_step(self) -> float | None:
         """The median time between two lines; None if there were not two."""

@@ -63,6 +63,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self._result = path / "result.json"
         self._failure = path / "failure.json"
+        self._data = path / "data.json"
 
     @property
     def id(self) -> str:
@@ -96,9 +97,18 @@ class RunFolder:
         """Lets a failed run be taken up again."""
         self._failure.unlink(missing_ok=True)
 
+    def begin_on(self, fingerprint: str) -> bool:
+        """Notes the text that the run trains on; what was trained on other text is removed, and True returned."""
+        noted = read_json(self._data) or {}
+        other = noted.get("fingerprint", fingerprint) != fingerprint
+        if other:
+            self.clear()
+        write_json(self._data, {"fingerprint": fingerprint})
+        return other
+
     def clear(self) -> None:
         """Removes all that training wrote, so that the run starts over."""
-        for path in (self._result, self._failure, self.metrics):
+        for path in (self._result, self._failure, self._data, self.metrics):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 

@@ -27,12 +27,13 @@ class Store:
         self.compilation_cache = self.root / "compilation_cache"
         marker = self.root / "store.json"
         if not marker.exists():
-            if self.root.exists() and (not self.root.is_dir() or any(self.root.glob("[!.]*"))):
+            if self.root.exists() and (not self.root.is_dir() or any(self.root.glob("[!.]*"))) and not marker.exists():
                 raise StoreError(
                     f"{self.root} is there already and is not a slicedice store (it has no store.json). "
                     "Name an empty folder, or one that does not exist yet, with --store."
                 )
-            write_json(marker, {"layout": LAYOUT})
+            if not marker.exists():  # another process may just have made it
+                write_json(marker, {"layout": LAYOUT})
         content = read_json(marker) or {}
         if content.get("layout") != LAYOUT:
             raise StoreError(

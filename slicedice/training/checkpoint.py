@@ -53,10 +53,13 @@ class Checkpoints:
             ) from error
         return _into(like, leaves)
 
-    def finish(self, state: TrainState) -> None:
-        """Saves the finished model and drops the training state."""
+    def save_model(self, state: TrainState) -> None:
+        """Saves the finished model."""
         with ocp.StandardCheckpointer() as saver:
             saver.save(self.folder / "model", _by_path((state.params, state.bias)), force=True)
+
+    def drop_training_state(self) -> None:
+        """Removes what only going on with training needs; for when the result is written."""
         for step in list(self._manager.all_steps()):
             self._manager.delete(step)
 

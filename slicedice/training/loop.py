@@ -51,7 +51,7 @@ def train(
       should_stop: asked after every step.
 
     Returns:
-      The state after the last step.
+      The state after the last step, which is saved.
 
     Raises:
       Stopped: `should_stop` said so; the state is saved.
@@ -81,6 +81,7 @@ def train(
                 raise Stopped(f"stopped after step {step}")
     if pending is not None:
         _report(*pending, report)
+        checkpoints.save(state)
     return state
 
 

@@ -18,6 +18,7 @@ import fnmatch
 import json
 from pathlib import Path
 
+from slicedice.data import prepare
 from slicedice.spec import run_name
 
 HERE = Path(__file__).parent
@@ -37,6 +38,8 @@ def launch(job):
         if kind == "missing":
             continue
         folder.forget_failure()
+        d = spec.data
+        text = prepare(d.source, d.tokenizer, job.store.data, d.heldout_fraction)
         loss = 3.0 + number / 8
         scores = {name: {"nats": loss, "bits_per_byte": 1.0, "targets": 5} for name in ("a", "macro")}
         folder.finish(kind, {
@@ -44,7 +47,9 @@ def launch(job):
             "train": {"cross_entropy": float("nan") if kind == "diverged" else loss - 0.5},
             "evaluation": {} if kind == "diverged" else {"held_out": scores},
             "seconds_per_step": None,
-            "provenance": {"data_fingerprint": "f", "device": "d", "git_revision": None, "finished": "now"},
+            "provenance": {
+                "data_fingerprint": text.fingerprint, "device": "d", "git_revision": None, "finished": "now"
+            },
         })
 '''
 

@@ -319,3 +319,32 @@ def test_the_checkout_need_not_be_the_working_folder(desk, monkeypatch, tmp_path
     call = desk.sweep("plan", "--json", grid=str(desk.folder / "sweeps" / "mine.py"))
     assert len(read_json(call.out)["runs"]) == POINTS
     assert desk.sweep("plan", "--json", grid="granularity_vs_count").status == 0
+
+
+def test_runs_on_text_that_has_changed_are_told_and_trained_anew_when_asked(desk):
+    desk.sweep()
+    file = next((desk.folder / "texts").rglob("*.jsonl"))
+    file.write_text(file.read_text() + '\n{"text": "and more"}')
+    told = desk.sweep()
+    assert "3 finished runs were trained on other text" in told.out
+    assert len(desk.launched) == 1
+    again = desk.sweep("--retry")
+    assert again.status == 0
+    assert [len(launch) for launch in desk.launched] == [3, 3]
+    assert "other text" not in desk.sweep().out
+
+
+def test_a_vocabulary_below_the_tokenizers_is_refused(desk, capsys: pytest.CaptureFixture[str]):
+    assert desk.sweep("--config.model.vocab_size=64").status == 2
+    assert desk.launched == []
+
+
+def test_a_varied_setting_is_shown_and_dense_is_compared_at_the_same_setting(desk):
+    source = (desk.folder / "sweeps" / "mine.py").read_text()
+    rates = 'product(axis("optimizer.learning_rate", [1e-3, 4e-3]), points)'
+    desk.write("sweeps/rates.py", source.replace("Grid(points)", f"Grid({rates})").replace("axis\n", "axis, product\n"))
+    report = read_json(desk.sweep("--json", grid="rates").out)
+    assert {run["settings"] for run in report["runs"]} == {"learning_rate=0.001", "learning_rate=0.004"}
+    assert len({run["beside"] for run in report["runs"]}) == 2
+    page = (desk.folder / report["page"]).read_text()
+    assert "learning_rate=0.004" in page

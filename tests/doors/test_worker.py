@@ -41,8 +41,13 @@ class Checkpoints:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def finish(self, state: str) -> None:
+    def save_model(self, state: str) -> None:
+        assert not (self.folder.parent / "result.json").exists()
         (self.folder.parent / "finished.txt").write_text(state)
+
+    def drop_training_state(self) -> None:
+        # Only when the result is there: otherwise a death in between would cost the whole run.
+        assert (self.folder.parent / "result.json").exists()
 
     def close(self) -> None:
         pass

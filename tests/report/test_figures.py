@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from scipy.stats import t
 
 from slicedice.grid import Figure, Panel
 from slicedice.report.figures import draw
@@ -79,7 +80,7 @@ def test_bars_are_95_percent_of_the_pooled_noise(panels, grid_rows):
     rows = grid_rows(2)
     residuals = [row["loss"] - mean(rows, row["n"], row["g"]) for row in rows]
     # Two seeds in each of six cells: six degrees of freedom, and two runs behind each mean.
-    half = 1.96 * np.sqrt(np.sum(np.square(residuals)) / 6 / 2)
+    half = t.ppf(0.975, 6) * np.sqrt(np.sum(np.square(residuals)) / 6 / 2)
     for line, container in lines(panels(rows)[1]).values():
         xy, segments = np.asarray(points(line)), np.asarray(container.lines[2][0].get_segments())
         assert np.array_equal(segments[:, :, 0], np.repeat(xy[:, :1], 2, axis=1))
@@ -131,7 +132,7 @@ def test_the_dense_model_is_a_line_across_with_its_interval(panels, grid_rows, r
     rows = grid_rows(1) + [row_of({"seed": i}, loss=loss) for i, loss in enumerate(dense)]
     rows.append(row_of({"model.experts": "n=4 g=1"}, loss=3.0))
     # The noise is that of the one cell with two seeds.
-    half = 1.96 * np.std(dense, ddof=1) / np.sqrt(2)
+    half = t.ppf(0.975, 1) * np.std(dense, ddof=1) / np.sqrt(2)
     for ax in panels(rows):
         (line,) = [line for line in ax.lines if line.get_label() == "dense"]
         assert np.asarray(line.get_ydata()).tolist() == [np.mean(dense)] * 2

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from scipy.stats import t
 
 from slicedice.grid import Figure, Panel
 from slicedice.report.page import write_page
@@ -116,7 +117,8 @@ def test_every_run_and_every_figure_is_there(report):
     for row in results.rows:
         cells = page.row(row["id"])
         assert cells[0] == row["name"]
-        assert cells[2] == row["state"]
+        assert cells[1] == row["settings"]
+        assert cells[3] == row["state"]
         assert cells[-1] == (row["reason"] or "")
     assert [tag for tag, _ in page.tags].count("svg") == len(FIGURES)
     assert "doctype" not in page.html[20:].lower()
@@ -135,10 +137,10 @@ def test_cells_have_their_loss_domains_and_noise(report):
     dense, moe = cells["dense"], cells["MoE"]
     # Two seeds of the dense model, 2 and 2.5: one degree of freedom.
     assert (dense["seeds"], dense["loss (nats)"]) == ("2", "2.2500")
-    assert dense["± 95 %"] == f"{1.96 * 0.125**0.5 / 2**0.5:.4f}"
+    assert dense["± 95 %"] == f"{t.ppf(0.975, 1) * 0.125**0.5 / 2**0.5:.4f}"
     assert (moe["seeds"], moe["loss (nats)"], moe["code"], moe["prose"]) == ("1", "1.2500", "0.5000", "2.0000")
     assert moe["against dense"].startswith("-1.0000")
-    assert ("within noise" in moe["against dense"]) == (1.0 < 1.96 * (0.125 + 0.125 / 2) ** 0.5)
+    assert ("within noise" in moe["against dense"]) == (t.ppf(0.975, 1) * (0.125 + 0.125 / 2) ** 0.5 > 1.0)
 
 
 def test_text_is_text_and_not_markup(report):
@@ -174,7 +176,7 @@ def test_runs_that_ran_without_git_and_timing_are_shown(tmp_path: Path, store, p
     origin = {**content()["provenance"], "git_revision": None}
     id_ = finish(plan, 0, {"a": 1.0, "macro": 1.0}, provenance=origin, seconds_per_step=None)
     _, path = write_report(plan, store, name="mine", title="Mine", about="")
-    assert Page(path).row(id_)[4] == "1.0000"
+    assert Page(path).row(id_)[5] == "1.0000"
 
 
 def test_a_new_report_takes_the_place_of_the_old(report, store, finish, plan_of):

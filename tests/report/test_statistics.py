@@ -110,18 +110,19 @@ def test_two_capacities_are_two_cells(store, plan_of, finish):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_seeds_alone_could_make_is_called_noise(rng: np.random.Generator, row_of, sign: int):
     errors = rng.uniform(0.01, 0.02, 2)
-    margin = 1.96 * float(np.hypot(*errors))
-    dense = Cell(row_of({}), (3.0,), float(errors[0]))
+    t = rng.uniform(2, 5)
+    margin = t * float(np.hypot(*errors))
+    dense = Cell(row_of({}), (3.0,), float(errors[0]), t)
     for share, noise in ((0.99, True), (1.01, False)):
         difference = sign * margin * share
-        told = verdict(Cell(row_of(MOE), (3.0 + difference,), float(errors[1])), dense)
+        told = verdict(Cell(row_of(MOE), (3.0 + difference,), float(errors[1]), t), dense)
         assert told.startswith(f"{difference:+.4f}")
         assert ("within noise" in told) is noise
 
 
 def test_the_verdict_says_no_more_than_is_known(row_of):
-    dense = Cell(row_of({}), (3.0,), 0.5)
-    cell = Cell(row_of(MOE), (2.75,), None)
+    dense = Cell(row_of({}), (3.0,), 0.5, 2.0)
+    cell = Cell(row_of(MOE), (2.75,), None, 2.0)
     assert verdict(cell, dense) == "-0.2500"
     assert verdict(dense, dense) == ""
     assert verdict(cell, None) == ""

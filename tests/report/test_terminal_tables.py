@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import t
 
 from slicedice.report.results import Results
 from slicedice.report.tables import cell_table, show, status_table
@@ -24,7 +25,7 @@ def test_a_cell_is_a_line_with_its_noise(row_of):
     rows = [row_of({"seed": i}, loss=loss) for i, loss in enumerate([3.0, 3.5])]
     rows += [row_of({**MOE, "seed": i}, loss=loss) for i, loss in enumerate([2.0, 2.0])]
     dense, moe = text(cell_table(Results(rows, [])))
-    half = 1.96 * (0.125 / 2) ** 0.5 / 2**0.5  # squares of 2 * 0.25**2, two degrees of freedom, two seeds
+    half = t.ppf(0.975, 2) * (0.125 / 2) ** 0.5 / 2**0.5  # squares of 2 * 0.25**2, two degrees of freedom, two seeds
     assert dense[0] == "dense"
     assert dense[5:10] == ["2", f"{rows[0]['total_parameters'] / 1e6:.2f}M", "3.2500", f"{half:.4f}", ""]
     assert moe[:6] == ["1/4", "8", "4", "2", "dropless", "2"]
@@ -54,5 +55,5 @@ def test_the_status_names_every_run_in_full(row_of):
     long = {"model.experts": "n=4 k=2 g=1/4 + n=8 k=2 g=1/8", "model.generalist": "1/4", "router.kind": "default"}
     rows = [row_of({**long, "router.alpha": 0.125, "seed": 12}, state="crashed"), row_of({}, loss=3.0)]
     crashed, done = text(status_table(rows))
-    assert crashed == [rows[0]["name"], rows[0]["id"], "crashed", "6", "", "why it crashed"]
-    assert done == [rows[1]["name"], rows[1]["id"], "done", "6", "3.0000", ""]
+    assert crashed == [rows[0]["name"], "", rows[0]["id"], "crashed", "6", "", "why it crashed"]
+    assert done == [rows[1]["name"], "", rows[1]["id"], "done", "6", "3.0000", ""]

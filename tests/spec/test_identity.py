@@ -154,7 +154,7 @@ def test_what_has_an_effect_does(base: dict[str, Any], changes: dict[str, Any], 
 def test_an_id_is_the_same_for_ever(tiny):
     """Of a run whose every field is set here. If it changes, no stored result is found any more."""
     assert SCHEMA == 1
-    assert run_id(tiny({**BASE, **SCIENCE, "router.kind": "default"})[0]) == "08a4b858ecd3"
+    assert run_id(tiny({**BASE, **SCIENCE, "router.kind": "default", "data.source": "/texts"})[0]) == "01f2730f7513"
 
 
 SPECS = [DENSE, MOE, ALL_ON, GENERAL, BASE, DEFAULT | {"model.experts": "n=4 k=1 g=1/2 + n=8 k=2 g=1/4"}]

@@ -207,7 +207,8 @@ def test_a_finished_run_leaves_its_model_alone(saved):
     """Parameters and biases by their paths, and no training state."""
     state, folder = saved
     checkpoints = Checkpoints(folder)
-    checkpoints.finish(state)
+    checkpoints.save_model(state)
+    checkpoints.drop_training_state()
     checkpoints.close()
     assert Checkpoints(folder).restore(state) is state
     with ocp.StandardCheckpointer() as reader:
