@@ -80,7 +80,7 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
         ax.errorbar(
             [cell.row[panel.x] for cell in line],
             [cell.mean for cell in line],
-            yerr=[cell.margin for cell in line] if line[0].margin is not None else None,
+            yerr=[cell.margin or 0.0 for cell in line] if line[0].margin is not None else None,
             color=color,
             marker=marker,
             markersize=5,
