@@ -68,15 +68,13 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
     ax.set_xlabel(AXES[panel.x])
     ax.set_xscale("log", base=2)
     hues = sorted({row[panel.hue] for row in rows if not row["dense"]})
-    style = {
-        hue: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], DASHES[i // len(COLORS) % len(DASHES)])
-        for i, hue in enumerate(hues)
-    }
+    style = {hue: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], i // len(COLORS)) for i, hue in enumerate(hues)}
     # Cells of other settings make lines of their own: what a line joins differs in its axis alone.
+    arms = sorted({cell.row["settings"] for cell in routed})
     for hue, settings in sorted({(cell.row[panel.hue], cell.row["settings"]) for cell in routed}):
         line = [c for c in routed if (c.row[panel.hue], c.row["settings"]) == (hue, settings)]
         line.sort(key=lambda cell: cell.row[panel.x])
-        color, marker, dashes = style[hue]
+        color, marker, dash = style[hue]
         ax.errorbar(
             [cell.row[panel.x] for cell in line],
             [cell.mean for cell in line],
@@ -85,7 +83,7 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
             marker=marker,
             markersize=5,
             linewidth=1.4,
-            linestyle=dashes,
+            linestyle=DASHES[(dash + arms.index(settings)) % len(DASHES)],
             capsize=2.5,
             label=f"{panel.hue} = {_number(panel.hue, hue)} {settings}".strip(),
         )

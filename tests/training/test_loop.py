@@ -12,7 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from slicedice.training import CheckpointError, Checkpoints, Diverged, Hyper, Stopped, TrainState, train
+from slicedice.data import train_batch
+from slicedice.training import CheckpointError, Checkpoints, Diverged, Hyper, Stopped, TrainState, loop, train
 
 STEPS = 6
 
@@ -104,11 +105,21 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(session):
     _assert_same(got, final)
 
 
-def test_seeds_see_other_batches_and_other_initial_values(session):
-    first, second = session("a"), session("b", seed=1)
+def test_seeds_see_other_batches_and_other_initial_values(session, monkeypatch):
+    first, second, asked = session("a"), session("b", seed=1), []
+
+    def recorded(store, *arguments):
+        asked.append(arguments)
+        return train_batch(store, *arguments)
+
+    monkeypatch.setattr(loop, "train_batch", recorded)
     first.train()
     second.train()
-    assert all(a["loss"] != b["loss"] for a, b in zip(first.metrics, second.metrics, strict=True))
+    assert asked == [(seed, step, 8, 16) for seed in (0, 1) for step in range(STEPS)]
+    monkeypatch.setattr(loop, "train_batch", lambda store, seed, *arguments: train_batch(store, 0, *arguments))
+    third = session("c", seed=1)
+    third.train()
+    assert first.metrics[0]["loss"] != third.metrics[0]["loss"], "the same batch, the same initial values"
 
 
 def test_a_run_that_diverges_says_at_which_step(session):
