@@ -96,7 +96,7 @@ def launch(job: Job) -> None:
             return worker.end()
 
         try:
-            for slot in slots(job.max_concurrent):
+            for slot in slots(job.max_concurrent, job.bytes):
                 if queue:
                     start(slot)
             while workers:

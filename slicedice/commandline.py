@@ -15,6 +15,7 @@ from slicedice.launching import LaunchError
 from slicedice.spec import SpecError
 from slicedice.spec.config import flat_fields
 from slicedice.store import StoreError
+from slicedice.store.files import NO_ROOM
 
 EXPECTED = (DataError, FileError, GridError, LaunchError, SpecError, StoreError)
 """Errors whose message is written for the user."""
@@ -26,6 +27,8 @@ READ: dict[type, Callable[[str], Any]] = {
     str: str,
 }
 """How the text of a field is read, by the type of the value it replaces."""
+
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -70,15 +73,15 @@ def door(main: Callable[..., int]) -> Callable[..., int]:
             print(error, file=sys.stderr)
             return 2
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno in NO_ROOM:
+                print(f"The disk is full ({error}). Finished runs are safe; make room and run again.", file=sys.stderr)
+            elif error.errno in FORBIDDEN:
+                print(f"{error.filename}: {error.strerror}. Choose a --store where you may write.", file=sys.stderr)
+            else:
                 raise
-            print(
-                f"The disk is full ({error}). Finished runs are safe; make room and run again.",
-                file=sys.stderr,
-            )
             return 2
         except KeyboardInterrupt:
-            print("Stopped. What was training is saved; the same command goes on from there.", file=sys.stderr)
+            print("Stopped. Nothing that was finished or saved is lost; the same command goes on.", file=sys.stderr)
             return INTERRUPTED
 
     return wrapped

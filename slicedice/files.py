@@ -20,7 +20,9 @@ class FileError(ValueError):
 def folders(kind: str) -> list[Path]:
     """Where files of a kind live, first wins."""
     package = Path(__file__).parent
-    places = [Path.cwd() / kind, package.parent / kind, package / kind]
+    # Beside an installed package are other people's packages, which may have these names.
+    checkout = [package.parent / kind] if (package.parent / "pyproject.toml").exists() else []
+    places = [Path.cwd() / kind, *checkout, package / kind]
     return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 

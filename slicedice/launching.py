@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from slicedice import files
+from slicedice.cost import memory
 from slicedice.data import TokenStore, prepare
 from slicedice.grid import Plan
 from slicedice.report.progress import Progress
@@ -29,19 +30,19 @@ class Job:
     store: where the runs' folders are.
     runs: ids in the order to train them; their folders exist.
     max_concurrent: how many to train at once; 0 leaves it to the launcher.
+    bytes: memory that the largest of them takes, by estimate.
     watch: draws progress; cheap, and made to be called twice a second.
     """
 
     store: Store
     runs: tuple[str, ...]
     max_concurrent: int
+    bytes: int
     watch: Callable[[], None]
 
 
-def to_train(plan: Plan, store: Store | None, *, retry: bool) -> list[str]:
+def to_train(plan: Plan, store: Store, *, retry: bool) -> list[str]:
     """Ids of the runs to launch: what is missing or was interrupted, or with `retry` what failed instead."""
-    if store is None:
-        return [] if retry else list(plan.runs)
     kinds = {id_: store.run(id_).state().kind for id_ in plan.runs}
     if retry:
         return [id_ for id_, kind in kinds.items() if kind.needs_retry]
@@ -58,6 +59,7 @@ def train_missing(
       SpecError: the model's vocabulary is smaller than the tokenizer's.
       LaunchError: the launcher could not go on.
     """
+    store.create()
     # Text is tokenised before workers start, so that bad input ends here, in one paragraph.
     texts = {data: _prepare(data, store) for data in {spec.data for spec, _ in plan.runs.values()}}
     for spec, _ in plan.runs.values():
@@ -80,9 +82,12 @@ def train_missing(
         store.run(id_).create(*plan.runs[id_])
     for id_ in stale if retry else []:
         store.run(id_).clear()
+    most = max(memory(*plan.runs[id_]) for id_ in missing)
     launch = files.function("launch", launcher, "launch")
+    for text in texts.values():
+        console.print(text.summary(), highlight=False, soft_wrap=True)
     with Progress(store, {id_: plan.runs[id_][0] for id_ in missing}, console) as progress:
-        launch(Job(store, tuple(missing), max_concurrent, progress.watch))
+        launch(Job(store, tuple(missing), max_concurrent, most, progress.watch))
 
 
 def _prepare(data: DataSpec, store: Store) -> TokenStore:

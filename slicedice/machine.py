@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WORKER_BYTES = 4 * 2**30
-"""Memory to set aside for one worker on CPU."""
+"""Memory to set aside for one worker on CPU, if its runs do not take more."""
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells what this process may use of the machine (control groups, version 2)."""
 
 # glibc hands big blocks back to the kernel, which then clears every page again at the next step. Keeping
 # them, in huge pages, halves the time of a step here; other systems ignore the variable.
@@ -44,14 +47,30 @@ def has_accelerator() -> bool:
     return os.environ.get("JAX_PLATFORMS", "") != "cpu" and bool(gpus() or has_tpu())
 
 
+def accelerator() -> str | None:
+    """What accelerator is here, by the names of `slicedice.cost.RATES`; the least of its kind if it is another."""
+    if not has_accelerator():
+        return None
+    if gpus():
+        cards = Path("/proc/driver/nvidia/gpus").glob("*/information")
+        models = " ".join(card.read_text() for card in cards).lower()
+        return next((name for name in ("h200", "h100", "a100") if name in models), "a100")
+    # Cloud TPU machines name theirs as in v5litepod-8.
+    kind = os.environ.get("TPU_ACCELERATOR_TYPE", "").split("-")[0].replace("litepod", "e")
+    return kind if kind in ("v4", "v5e", "v5p", "v6e") else "v5e"
+
+
 def cores() -> list[int]:
-    """CPU cores that this process may use."""
+    """CPU cores that this process may use: no more than its control group's share of time fills."""
     if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+        available = sorted(os.sched_getaffinity(0))
+    else:
+        available = list(range(os.cpu_count() or 1))
+    quota, _, period = _limit("cpu.max").partition(" ")
+    return available[: max(1, int(quota) // int(period))] if quota.isdecimal() else available
 
 
-def slots(max_concurrent: int = 0) -> list[Slot]:
+def slots(max_concurrent: int = 0, worker_bytes: int = 0) -> list[Slot]:
     """Places for workers: a GPU each, one for a TPU, and on CPU as many as cores and memory let pay.
 
     A step of a small model does not fill two cores, so on CPU a worker has one core of its own. Their number
@@ -59,12 +78,13 @@ def slots(max_concurrent: int = 0) -> list[Slot]:
 
     Args:
       max_concurrent: how many workers, if there are cores or devices for them; 0 for as many as pay.
+      worker_bytes: memory that a worker's largest run takes.
     """
     if has_accelerator():
         places = [Slot(frozenset(), {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus()] or [Slot(frozenset(), {})]
         return places[: max_concurrent or None]
     available = cores()
-    by_memory = max(1, round(memory() / WORKER_BYTES))  # a machine sold as 8 GiB shows a little less
+    by_memory = max(1, round(memory() / max(worker_bytes, WORKER_BYTES)))  # a machine sold as 8 GiB shows a little less
     count = min(max_concurrent or by_memory, len(available))
     share = len(available) // count
     return [Slot(frozenset(available[i * share : (i + 1) * share]), ALLOCATOR) for i in range(count)]
@@ -73,8 +93,12 @@ def slots(max_concurrent: int = 0) -> list[Slot]:
 def memory() -> int:
     """Bytes of memory of this machine, or of this process's control group if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
+    limit = _limit("memory.max")
     return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def _limit(name: str) -> str:
+    try:
+        return (CONTROL_GROUP / name).read_text().strip()
+    except OSError:
+        return ""

@@ -11,7 +11,6 @@ import inspect
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
@@ -25,7 +24,7 @@ from slicedice.report.results import read_results
 from slicedice.report.tables import cell_table, plan_table, show, status_table
 from slicedice.spec import run_name
 from slicedice.spec.errors import require
-from slicedice.store import Kind, Store
+from slicedice.store import Kind, Store, StoreError
 
 VERBS = ("run", "plan", "status", "report")
 
@@ -71,21 +70,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fields = overrides(config, [*unknown, *settings])
     plan = enumerate_runs(grid, config, overrides=fields, seeds=options.seeds, only=options.only)
     console = Console(stderr=options.json)
-    if options.verb == "plan" or options.dry_run:
-        return _plan(plan, options, console)
     store = Store(options.store)
+    if options.verb == "plan" or options.dry_run:
+        return _plan(plan, store, options, console)
     if options.verb == "run":
         train_missing(plan, store, options.launcher, options.max_concurrent, retry=options.retry, console=console)
     if options.verb == "status":
         return _status(plan, store, options, console)
-    return _report(plan, store, options, config.scale, console)
+    if not store.exists():
+        raise StoreError(f"There is no store at {options.store}, so nothing to report. Name it with --store.")
+    return _report(plan, store, options, console)
 
 
-def _plan(plan: Plan, options: argparse.Namespace, console: Console) -> int:
-    root = Path(options.store)
-    store = Store(root) if root.is_file() or any(root.glob("[!.]*")) else None  # planning makes no store
+def _plan(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
     missing = set(to_train(plan, store, retry=options.retry))
-    device = options.device or ("h100" if machine.gpus() else "cpu")
+    device = options.device or machine.accelerator() or "cpu"
     costs = {id_: cost(spec, execution, RATES[device]) for id_, (spec, execution) in plan.runs.items()}
     total = {
         "device": device,
@@ -116,20 +115,20 @@ def _status(plan: Plan, store: Store, options: argparse.Namespace, console: Cons
         print(json.dumps({"runs": results.rows, "notes": results.notes}, indent=1))
     else:
         show(status_table(results.rows), console)
+        for note in results.notes:
+            console.print(note, soft_wrap=True)
     return 0
 
 
-def _report(plan: Plan, store: Store, options: argparse.Namespace, scale: str, console: Console) -> int:
-    path = files.find("sweeps", options.grid)
+def _report(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
     about = inspect.getdoc(files.load("sweeps", options.grid)) or ""
-    name = f"{path.stem}-{scale}"
-    results, page = write_report(plan, store, name=name, title=f"{path.stem} at {scale}", about=about)
+    results, page = write_report(plan, store, grid=files.find("sweeps", options.grid).stem, about=about)
     if options.json:
         print(json.dumps({"page": str(page), "runs": results.rows, "notes": results.notes}, indent=1))
     else:
         show(cell_table(results), console)
         for note in results.notes:
-            console.print(note)
+            console.print(note, soft_wrap=True)
         console.print(
             f"{page.parent}: index.html, results.parquet, results.csv and figures",
             highlight=False,

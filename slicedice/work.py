@@ -8,7 +8,6 @@ run ends, its folder says so, a line "RUN KIND" is printed, and the next one beg
 import argparse
 import contextlib
 import dataclasses
-import errno
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from slicedice.spec import Execution, RunSpec, program_key, run_name
 from slicedice.store import Kind, RunFolder, Store, StoreError, metrics
+from slicedice.store.files import NO_ROOM
 
 if TYPE_CHECKING:
     from slicedice.training import Program
@@ -56,9 +56,9 @@ class Worker:
                 return None
             log.info("%s · %s", run_name(spec), run)
             kind = self._attempt(folder, spec, execution)
-            while kind is Kind.OUT_OF_MEMORY and (smaller := halve(execution, spec)):
-                log.warning("out of memory; again with micro-batches of %d", smaller.micro_batch)
-                execution = smaller
+            while kind is Kind.OUT_OF_MEMORY and (less := lighter(execution, spec)):
+                log.warning("out of memory; again with %s", less)
+                execution = less
                 kind = self._attempt(folder, spec, execution)
             return kind
 
@@ -135,17 +135,20 @@ class Worker:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether the disk was full; Orbax reports that in errors of its own, by the system's words."""
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error):
+    if (isinstance(error, OSError) and error.errno in NO_ROOM) or any(os.strerror(n) in str(error) for n in NO_ROOM):
         return True
     return error.__cause__ is not None and is_disk_full(error.__cause__)
 
 
-def halve(execution: Execution, spec: RunSpec) -> Execution | None:
-    """The execution with half the micro-batch; None if that cuts a routing group or there is none."""
+def lighter(execution: Execution, spec: RunSpec) -> Execution | None:
+    """The same run in less memory: half the micro-batch, or where that cuts a routing group, rematerialised.
+
+    None if it is both already.
+    """
     half, odd = divmod(execution.micro_batch, 2)
-    if odd or half % (spec.router.group or 1):
-        return None
-    return dataclasses.replace(execution, micro_batch=half)
+    if not odd and half % (spec.router.group or 1) == 0:
+        return dataclasses.replace(execution, micro_batch=half)
+    return None if execution.remat else dataclasses.replace(execution, remat=True)
 
 
 @contextlib.contextmanager

@@ -37,24 +37,29 @@ def cost(spec: RunSpec, execution: Execution, rate: Rate) -> Cost:
         active_parameters=spec.model.parameters(active=True),
         tokens=spec.tokens,
         flops=spec.flops,
-        # Parameters, gradients, and AdamW's two moments, all float32, and activations.
-        bytes=4 * FLOAT32 * parameters + activation_bytes(spec, execution),
+        bytes=memory(spec, execution),
         seconds=spec.flops / rate.sustained,
     )
+
+
+def memory(spec: RunSpec, execution: Execution) -> int:
+    """Bytes of parameters, gradients and AdamW's two moments, all float32, and of activations."""
+    return 4 * FLOAT32 * spec.model.parameters() + activation_bytes(spec, execution)
 
 
 def activation_bytes(spec: RunSpec, execution: Execution) -> int:
     """Bytes kept for the backward pass of one micro-batch: a first estimate, from the shapes of the layers.
 
-    A token keeps about 12 values of width D in a block's attention and norms, H*S attention shares, and for
-    each of its k experts 2 rows of width D and 3 of width F; rematerialised blocks keep their input alone, and
-    one block's worth is there at a time. Logits and their gradient are float32.
+    A token keeps about 12 values of width D in a block's attention and norms, H*S attention shares in float32 and
+    in the compute dtype, and for each of its k experts 2 rows of width D and 3 of width F. Rematerialised blocks
+    keep their input alone, and one block's worth is there at a time. Logits and their gradient are float32.
     """
     model, sequence = spec.model, spec.data.sequence_length
     tokens = execution.micro_batch * sequence
     size = 2 if spec.compute_dtype == "bfloat16" else FLOAT32
     routed = sum(e.k * (2 * model.d_model + 3 * model.width(e.g)) for e in model.layer.experts)
     always_on = 3 * model.width(model.layer.generalist) if model.layer.generalist else 0
-    block = 12 * model.d_model + model.heads * sequence + routed + always_on
-    kept = model.layers * model.d_model + block if execution.remat else model.layers * block
-    return tokens * (kept * size + 2 * FLOAT32 * model.vocab_size)
+    shares = model.heads * sequence * (size + FLOAT32)
+    block = (12 * model.d_model + routed + always_on) * size + shares
+    kept = model.layers * model.d_model * size + block if execution.remat else model.layers * block
+    return tokens * (kept + 2 * FLOAT32 * model.vocab_size)

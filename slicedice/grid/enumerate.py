@@ -4,7 +4,7 @@ Seeds are outermost: every prefix of the list is a balanced design, so that a st
 """
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,10 +17,14 @@ from slicedice.spec.config import override
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a grid by id, in training order, and how to execute each."""
+    """The runs of a grid by id, in training order, and how to execute each.
+
+    asked: what was asked for beside the grid as its file has it: fields of the config, `seeds`, `only`.
+    """
 
     grid: Grid
     runs: dict[str, tuple[RunSpec, Execution]]
+    asked: dict[str, Any] = field(default_factory=dict)
 
 
 def load_grid(name: str, scale: str) -> Grid:
@@ -97,7 +101,10 @@ def enumerate_runs(
         }
         if not runs:
             raise GridError(f"--only {only!r} matches no run of the grid. Names look like {_example(grid, base)}.")
-    return Plan(grid, runs)
+    asked = dict(overrides)
+    asked |= {"seeds": count} if count != grid.seeds else {}
+    asked |= {"only": only} if only else {}
+    return Plan(grid, runs, asked)
 
 
 def _example(grid: Grid, base: ConfigDict) -> str:

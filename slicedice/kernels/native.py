@@ -36,7 +36,7 @@ def available() -> bool:
         return False
     try:
         library = ctypes.CDLL(str(_library(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         said = getattr(error, "stderr", None) or error
         log.warning("the native grouped matmul does not compile here and is not available: %s", said)
         return False

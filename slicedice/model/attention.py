@@ -37,9 +37,11 @@ def causal_mix(
 ) -> Float[Array, "B S H C"]:
     """Softmax attention over positions up to one's own, scores and sums in float32.
 
-    It is written out, and normalised after the product with values, because on CPU its forward and backward
-    pass takes a fifth of the time of `jax.nn.dot_product_attention` (`benchmarks/attention.py`).
+    On CPU it is written out, and normalised after the product with values, because forward and backward pass
+    then take a fifth of the time of JAX's own (`benchmarks/attention.py`).
     """
+    if jax.default_backend() != "cpu":
+        return jax.nn.dot_product_attention(query, key, value, is_causal=True)
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     scores = jnp.einsum("bhqc,bhkc->bhqk", query, key, preferred_element_type=jnp.float32)
     past = jnp.tri(query.shape[2], dtype=bool)

@@ -1,5 +1,6 @@
 """Draws declared figures from rows: PNG for screens and papers, SVG for the page."""
 
+import io
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from slicedice.grid import Figure, Panel
 from slicedice.grid.figures import AXES
 from slicedice.report.results import Row
 from slicedice.report.statistics import Cell, cells
+from slicedice.store.files import write_whole
 
 # Okabe and Ito's palette: told apart by colour-blind readers; markers tell lines apart in print as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
@@ -42,7 +44,6 @@ def draw(figure: Figure, rows: list[Row], folder: Path) -> list[Path]:
     Error bars are 95 % intervals (Student's t), with the noise pooled over cells. Runs that are not
     done are gaps; those that diverged are open markers at the panel's upper edge.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     measured = cells(rows, figure.y)
     with plt.rc_context(STYLE):
         drawing, axes = plt.subplots(
@@ -57,7 +58,9 @@ def draw(figure: Figure, rows: list[Row], folder: Path) -> list[Path]:
         files = [folder / f"{figure.name}.png", folder / f"{figure.name}.svg"]
         for file in files:
             metadata = {"Date": None} if file.suffix == ".svg" else None
-            drawing.savefig(file, dpi=160, metadata=metadata)
+            content = io.BytesIO()
+            drawing.savefig(content, format=file.suffix[1:], dpi=160, metadata=metadata)
+            write_whole(file, content.getvalue())
         plt.close(drawing)
     return files
 

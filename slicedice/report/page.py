@@ -6,36 +6,41 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from slicedice.grid import Plan
 from slicedice.report.results import Results, Row
 from slicedice.report.statistics import cells, dense_beside
 from slicedice.report.tables import verdict
 from slicedice.store.files import write_whole
 
 
-def write_page(path: Path, *, title: str, about: str, results: Results, figures: list[Path]) -> None:
+def write_page(path: Path, *, title: str, about: str, plan: Plan, results: Results, figures: list[Path]) -> None:
     """Writes the page.
 
     Args:
       path: of the page.
       title: of the page.
       about: what the grid asks, from its file's docstring.
+      plan: the grid's runs.
       results: rows and notes.
       figures: SVG files, which are put into the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("slicedice.report", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    measured = cells(results.rows, "loss")
+    measured, domains = cells(results.rows, "loss"), _domains(results.rows)
     page = environment.get_template("page.html.j2").render(
         title=title,
         about=[part.replace("\n", " ") for part in about.strip().split("\n\n")],
         notes=results.notes,
         figures=[_element(path) for path in figures],
+        facts=_facts(plan, results.rows),
         cells=[{"cell": cell, "verdict": verdict(cell, dense_beside(cell, measured))} for cell in measured],
-        domains=_domains(results.rows),
+        domains=domains,
+        # By domain, the mean of each cell.
+        apart={d: {c.row["cell"]: c.mean for c in cells(results.rows, f"loss_{d}")} for d in domains},
+        without_capacity={c.row["cell"]: c.mean for c in cells(results.rows, "without_capacity_loss")},
         runs=results.rows,
         counts=_counts(results.rows),
-        origin=next((row for row in results.rows if row.get("device")), None),
     )
     write_whole(path, page)
 
@@ -50,6 +55,30 @@ def _element(path: Path) -> Markup:
 def _domains(rows: list[Row]) -> list[str]:
     names = {name for row in rows for name in row if name.startswith("loss_")}
     return sorted(name.removeprefix("loss_") for name in names)
+
+
+def _facts(plan: Plan, rows: list[Row]) -> dict[str, str]:
+    """What all runs share, for a reader who has only this page."""
+    specs = [spec for spec, _ in plan.runs.values()]
+    facts = {
+        "text": [f"{s.data.source}, tokenizer {s.data.tokenizer}" for s in specs],
+        "text's fingerprint": [row["data_fingerprint"] for row in rows if row.get("data_fingerprint")],
+        "model": [
+            f"width {s.model.d_model}, {s.model.layers} layers of {s.model.heads} heads, d_ff {s.model.d_ff}, "
+            f"vocabulary {s.model.vocab_size:,}, {s.compute_dtype}"
+            for s in specs
+        ],
+        "training": [
+            f"{s.tokens:,} tokens in {s.budget.steps:,} steps of {s.budget.batch_size} x {s.data.sequence_length}, "
+            f"learning rate {s.optimizer.learning_rate:g}"
+            for s in specs
+        ],
+        "seeds": [", ".join(map(str, sorted({s.seed for s in specs})))],
+        "asked for": [f"{name} = {value}" for name, value in plan.asked.items()],
+        "trained on": [row["device"] for row in rows if row.get("device")],
+        "slicedice's revision": [row["git_revision"] for row in rows if row.get("git_revision")],
+    }
+    return {name: "; ".join(dict.fromkeys(values)) for name, values in facts.items() if values}
 
 
 def _counts(rows: list[Row]) -> dict[str, int]:

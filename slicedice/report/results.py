@@ -1,6 +1,7 @@
 """A grid's runs as rows of a table: coordinates, state, losses. What cannot be read is named, never guessed."""
 
 import dataclasses
+import io
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from slicedice.grid import Plan
 from slicedice.spec import LayerSpec, RouterSpec, RunSpec, run_id, run_name
 from slicedice.spec.identity import to_dict
 from slicedice.store import Store
+from slicedice.store.files import write_whole
 
 Row = dict[str, Any]
 
@@ -140,8 +142,12 @@ def _measured(result: dict[str, Any]) -> Row:
 
 def write_tables(results: Results, folder: Path) -> None:
     """Writes `results.parquet` and `results.csv`, every row with every column."""
-    folder.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(name for row in results.rows for name in row))
     table = pa.table({name: [row.get(name) for row in results.rows] for name in columns})
-    pyarrow.parquet.write_table(table, folder / "results.parquet")
-    pyarrow.csv.write_csv(table, folder / "results.csv")
+    for name, write in (
+        ("results.parquet", pyarrow.parquet.write_table),
+        ("results.csv", pyarrow.csv.write_csv),
+    ):
+        content = io.BytesIO()
+        write(table, content)
+        write_whole(folder / name, content.getvalue())

@@ -18,7 +18,9 @@ def cell_table(results: Results) -> Table:
         table.add_column(name, justify="right")
     for name in ("router", *(["settings"] if with_settings else [])):
         table.add_column(name)
-    for name in ("seeds", "total", "loss (nats)", "± 95 %", "against dense", "train loss"):
+    free = {c.row["id"]: c for c in cells(results.rows, "without_capacity_loss")}
+    headings = ["seeds", "total", "loss (nats)", "± 95 %", "against dense"]
+    for name in (*headings, *(["without capacity"] if free else []), "train loss"):
         table.add_column(name, justify="right")
     table.add_column("state")
     measured, train = cells(results.rows, "loss"), {c.row["id"]: c for c in cells(results.rows, "train_loss")}
@@ -31,12 +33,13 @@ def cell_table(results: Results) -> Table:
             f"{cell.mean:.4f}",
             f"{cell.margin:.4f}" if cell.margin is not None else "one seed",
             verdict(cell, dense_beside(cell, measured)),
+            *([f"{free[row['id']].mean:.4f}" if row["id"] in free else ""] if free else []),
             f"{train[row['id']].mean:.4f}" if row["id"] in train else "",
             "done",
         )
     for row in results.rows:
         if row["state"] != "done":
-            table.add_row(*_layer(row, with_settings), f"seed {row['seed']}", "", "", "", "", "", row["state"])
+            table.add_row(*_layer(row, with_settings), f"seed {row['seed']}", *[""] * (6 if free else 5), row["state"])
     return table
 
 

@@ -178,14 +178,14 @@ def _router(r: Config, layer: LayerSpec, budget: BudgetSpec) -> RouterSpec:
     # With every expert on, the balance loss is the constant 1 and the bias chooses nothing.
     chooses = any(e.k < e.n for e in layer.experts)
     drops = r.kind == "default" and (chooses or r.capacity_factor < 1)
-    alpha = r.alpha if chooses else None
     return RouterSpec(
         kind="default" if drops else "dropless",
         capacity_factor=r.capacity_factor if drops else None,
-        alpha=alpha,
+        alpha=r.alpha if chooses else None,
         gamma=r.gamma if chooses else None,
         z_loss=r.z_loss,
-        group=group if drops or alpha else None,
+        # Also where alpha is 0: the balance loss is recorded, and compared, without being trained on.
+        group=group if drops or chooses else None,
     )
 
 

@@ -1,18 +1,22 @@
 """Writing files so that a reader, or a power cut, meets the whole file or none of it."""
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of errors that mean no room: on the disk, or in the user's share of it."""
 
-def write_whole(path: Path, text: str) -> None:
-    """Replaces `path` by `text` at once, and only after it is on disk."""
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replaces `path` by `content`, text as UTF-8, at once, and only after it is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

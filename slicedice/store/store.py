@@ -15,7 +15,7 @@ class StoreError(RuntimeError):
 
 
 class Store:
-    """A folder made by slicedice, created if there is none.
+    """A folder made by slicedice. Looking into one that is not there yet makes nothing; `create` does.
 
     Raises:
       StoreError: the folder is not a store, or another version of slicedice wrote it.
@@ -25,22 +25,32 @@ class Store:
         self.root = Path(root)
         self.data = self.root / "data"
         self.compilation_cache = self.root / "compilation_cache"
-        marker = self.root / "store.json"
-        if not marker.exists():
-            if self.root.exists() and (not self.root.is_dir() or any(self.root.glob("[!.]*"))) and not marker.exists():
+        self._marker = self.root / "store.json"
+        taken = self.root.exists() and (not self.root.is_dir() or any(self.root.glob("[!.]*")))
+        if not self.exists():  # asked after looking inside: another process may just have made it
+            if taken:
                 raise StoreError(
                     f"{self.root} is there already and is not a slicedice store (it has no store.json). "
                     "Name an empty folder, or one that does not exist yet, with --store."
                 )
-            if not marker.exists():  # another process may just have made it
-                write_json(marker, {"layout": LAYOUT})
-        content = read_json(marker) or {}
+            return
+        content = read_json(self._marker) or {}
         if content.get("layout") != LAYOUT:
             raise StoreError(
                 f"{self.root} was written by another version of slicedice (layout "
                 f"{content.get('layout', 'unreadable')}; this version reads {LAYOUT}). Nothing was changed. Use that "
                 "version for it, or name another folder with --store."
             )
+
+    def exists(self) -> bool:
+        """Whether the store has been made."""
+        return self._marker.exists()
+
+    def create(self) -> "Store":
+        """Makes the store if it is not there; returns it."""
+        if not self.exists():
+            write_json(self._marker, {"layout": LAYOUT})
+        return self
 
     def run(self, spec: RunSpec | str) -> RunFolder:
         """The folder of a run, by spec or id; it may not exist yet."""

@@ -53,8 +53,8 @@ def test_flops_and_seconds(run):
 def test_bytes(tiny, name: str, dtype: str, size: int):
     spec, execution = tiny({**POINTS[name], "compute_dtype": dtype})
     experts = {"dense": 3 * 64, "moe": 4 * (2 * D + 3 * 16), "generalist": 3 * (2 * D + 3 * 16) + 3 * 16}[name]
-    values = LAYERS * (12 * D + HEADS * S + experts)
-    activations = B * S * (values * size + 2 * 4 * V)
+    block = (12 * D + experts) * size + HEADS * S * (size + 4)  # attention shares in float32 too
+    activations = B * S * (LAYERS * block + 2 * 4 * V)
     found = cost(spec, execution, RATE)
     # Parameters, gradients and two moments stay float32 whatever activations are.
     assert found.bytes == 4 * 4 * found.parameters + activations

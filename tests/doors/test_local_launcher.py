@@ -85,7 +85,7 @@ class Bench:
         def count() -> None:
             self.watched += 1
 
-        self.local.launch(Job(self.store, tuple(self.ids[: len(ends)]), 0, watch or count))
+        self.local.launch(Job(self.store, tuple(self.ids[: len(ends)]), 0, 7, watch or count))
 
     @property
     def states(self) -> list[RunState]:
@@ -118,14 +118,14 @@ def bench(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Bench:
     worker.write_text(WORKER.replace("{python}", sys.executable))
     worker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(worker))
-    store = Store(tmp_path / "store")
+    store = Store(tmp_path / "store").create()
     ids = []
     for seed in range(5):
         spec, execution = tiny({"seed": seed})
         store.run(spec).create(spec, execution)
         ids.append(run_id(spec))
     local = files.load("launch", "local")
-    monkeypatch.setattr(local, "slots", lambda most: [Slot(frozenset(), {"SLOT": str(i)}) for i in range(2)])
+    monkeypatch.setattr(local, "slots", lambda *_: [Slot(frozenset(), {"SLOT": str(i)}) for i in range(2)])
     return Bench(tmp_path, store, ids, local)
 
 
@@ -159,17 +159,17 @@ def test_workers_are_started_as_the_protocol_says(bench: Bench):
 
 
 def test_the_order_is_that_of_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bench.local, "slots", lambda most: [Slot(frozenset(), {})])
+    monkeypatch.setattr(bench.local, "slots", lambda *_: [Slot(frozenset(), {})])
     bench.launch(*["done"] * 5)
     assert [note["run"] for note in bench.notes("given")] == bench.ids
 
 
-def test_the_launcher_asks_for_no_more_slots_than_the_job_allows(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+def test_the_launcher_asks_for_the_slots_that_the_job_allows(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr(bench.local, "slots", lambda most: asked.append(most) or [Slot(frozenset(), {})])
+    monkeypatch.setattr(bench.local, "slots", lambda *wanted: asked.append(wanted) or [Slot(frozenset(), {})])
     (bench.folder / "behaviour.json").write_text(json.dumps({"schema": SCHEMA}))
-    bench.local.launch(Job(bench.store, tuple(bench.ids[:1]), 3, lambda: None))
-    assert asked == [3]
+    bench.local.launch(Job(bench.store, tuple(bench.ids[:1]), 3, 7, lambda: None))
+    assert asked == [(3, 7)]
 
 
 def test_a_worker_that_is_killed_takes_down_its_run_and_no_other(bench: Bench):
@@ -214,7 +214,7 @@ def test_workers_that_are_gone_leave_no_file_open(bench: Bench):
 
 def test_a_worker_that_leaves_in_order_takes_down_no_run_it_never_began(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     # Someone ends a worker with `kill`: it saves, says so and goes. The next run is not its fault.
-    monkeypatch.setattr(bench.local, "slots", lambda most: [Slot(frozenset(), {})])
+    monkeypatch.setattr(bench.local, "slots", lambda *_: [Slot(frozenset(), {})])
     bench.launch("leave", "done", "done")
     assert bench.states[0] == RunState(Kind.PREEMPTED, 2, "asked to")
     assert Kind.CRASHED not in bench.kinds
@@ -269,7 +269,7 @@ def test_workers_that_do_not_stop_are_killed(bench: Bench, monkeypatch: pytest.M
 def test_workers_run_on_the_cores_of_their_slot_and_the_launcher_keeps_its_own(bench: Bench, monkeypatch):
     before = os.sched_getaffinity(0)
     slots = [Slot(frozenset([core]), {}) for core in sorted(before)[:2]]
-    monkeypatch.setattr(bench.local, "slots", lambda most: slots)
+    monkeypatch.setattr(bench.local, "slots", lambda *_: slots)
     bench.launch(*["done"] * 4)
     assert sorted(note["cores"] for note in bench.notes("started")) == [list(slot.cores) for slot in slots]
     assert os.sched_getaffinity(0) == before

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from slicedice import machine
+from slicedice.cost import RATES
 from slicedice.machine import ALLOCATOR, WORKER_BYTES, Slot, slots
 
 
@@ -105,6 +106,62 @@ def test_a_tpu_has_one_worker(monkeypatch: pytest.MonkeyPatch):
 def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {7, 3}, raising=False)
     assert machine.cores() == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("200000 100000\n", [3, 5]),
+        ("150000 100000", [3]),
+        ("5000 100000", [3]),
+        ("max 100000\n", [3, 5, 8]),
+        (None, [3, 5, 8]),
+    ],
+)
+def test_cores_are_no_more_than_the_control_group_fills(monkeypatch, tmp_path: Path, limit: str | None, expected):
+    monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {8, 5, 3}, raising=False)
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(limit)
+    assert machine.cores() == expected
+
+
+def test_large_runs_have_fewer_workers(monkeypatch: pytest.MonkeyPatch):
+    cpu(monkeypatch, [0, 1, 2, 3], 4)
+    assert len(slots()) == len(slots(worker_bytes=WORKER_BYTES // 2)) == 4
+    assert [slot.cores for slot in slots(worker_bytes=2 * WORKER_BYTES)] == [{0, 1}, {2, 3}]
+    assert len(slots(worker_bytes=100 * WORKER_BYTES)) == 1
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [("Model: NVIDIA H200", "h200"), ("Model: NVIDIA H100 80GB HBM3", "h100"), ("Model: Tesla T4", "a100")],
+)
+def test_the_gpu_is_known_by_its_model(monkeypatch, tmp_path: Path, models: str, expected: str):
+    plugins(monkeypatch, "jax_cuda13_plugin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    card = tmp_path / "0" / "information"
+    card.parent.mkdir()
+    card.write_text(models)
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [card] if pattern == "*/information" else [])
+    assert machine.accelerator() == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("v5litepod-8", "v5e"), ("v5p-16", "v5p"), ("v6e-4", "v6e"), ("v4-8", "v4"), (None, "v5e")]
+)
+def test_the_tpu_is_known_by_its_machine(monkeypatch, kind: str | None, expected: str):
+    plugins(monkeypatch, "libtpu")
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / "accel0"] if pattern.startswith("accel") else [])
+    monkeypatch.delenv("TPU_ACCELERATOR_TYPE", raising=False)
+    if kind:
+        monkeypatch.setenv("TPU_ACCELERATOR_TYPE", kind)
+    assert machine.accelerator() == expected
+    assert expected in RATES
+
+
+def test_without_an_accelerator_there_is_none():
+    assert machine.accelerator() is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from slicedice import evaluation, training, work
 from slicedice.spec import Execution, RunSpec, run_id
 from slicedice.store import Kind, RunFolder, RunState, Store
-from slicedice.work import DISK_FULL, Worker, halve
+from slicedice.work import DISK_FULL, Worker, lighter
 
 SCORES = {"held_out": {"macro": {"nats": 2.0, "bits_per_byte": 3.0, "targets": 4}}}
 
@@ -89,7 +89,7 @@ class Bench:
 
 @pytest.fixture
 def bench(texts: Path, tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    bench = Bench(Store(tmp_path / "store"), lambda overrides: tiny({"data.source": str(texts), **overrides}))
+    bench = Bench(Store(tmp_path / "store").create(), lambda overrides: tiny({"data.source": str(texts), **overrides}))
     monkeypatch.setattr(training, "Program", Program)
     monkeypatch.setattr(training, "Checkpoints", Checkpoints)
     monkeypatch.setattr(training, "train", bench.train)
@@ -185,14 +185,15 @@ def test_out_of_memory_is_tried_again_with_half_the_micro_batch(bench: Bench):
     assert all(spec == bench.store.read_spec(run) for _, spec in bench.calls)
     assert bench.store.run(run).state() == RunState(Kind.DONE, 6)
     assert bench.store.run(run).metrics.read_text().count("\n") == 4
-    assert "micro-batches of 2" in bench.log(run)
+    assert "micro_batch=2" in bench.log(run)
 
 
-def test_out_of_memory_ends_at_a_routing_group(bench: Bench):
+def test_out_of_memory_at_a_routing_group_rematerialises_and_then_ends(bench: Bench):
     run = bench.add(**MOE, router__group=4)
     bench.ends = [RuntimeError("RESOURCE_EXHAUSTED: Out of memory")] * 9
     assert bench.worker.train(run) is Kind.OUT_OF_MEMORY
-    assert [program.execution.micro_batch for program, _ in bench.calls] == [8, 4]
+    tried = [(program.execution.micro_batch, program.execution.remat) for program, _ in bench.calls]
+    assert tried == [(8, False), (4, False), (4, True)]
     state = bench.store.run(run).state()
     assert state.kind is Kind.OUT_OF_MEMORY
     assert "RESOURCE_EXHAUSTED" in state.reason
@@ -340,13 +341,17 @@ def test_a_folder_that_is_no_store_is_refused(texts: Path, monkeypatch, capsys: 
 )
 def test_halves_are_whole_and_cut_no_routing_group(tiny, micro_batch: int, group: int, half: int | None):
     spec, execution = tiny({"model.experts": "n=4 g=1/2", "router.group": group, "execution.micro_batch": micro_batch})
-    expected = None if half is None else dataclasses.replace(execution, micro_batch=half)
-    assert halve(execution, spec) == expected
+    change = {"remat": True} if half is None else {"micro_batch": half}
+    assert lighter(execution, spec) == dataclasses.replace(execution, **change)
+    assert lighter(dataclasses.replace(execution, micro_batch=group, remat=True), spec) is None
 
 
 def test_odd_micro_batches_have_no_half(tiny):
     spec, execution = tiny({"budget.batch_size": 6, "execution.micro_batch": 6})
-    three = halve(execution, spec)
+    three = lighter(execution, spec)
     assert three is not None
-    assert three.micro_batch == 3
-    assert halve(three, spec) is None
+    assert (three.micro_batch, three.remat) == (3, False)
+    last = lighter(three, spec)
+    assert last is not None
+    assert (last.micro_batch, last.remat) == (3, True)
+    assert lighter(last, spec) is None

@@ -14,17 +14,17 @@ from slicedice.store import Kind, Store
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+    return Store(tmp_path / "store").create()
 
 
 @pytest.fixture
 def plan_of(tiny) -> Callable[..., Plan]:
     """A plan of tiny runs, one for each of the given overrides."""
 
-    def make(*points: dict[str, Any], figures=()) -> Plan:
+    def make(*points: dict[str, Any], figures=(), asked: dict[str, Any] | None = None) -> Plan:
         runs = {run_id(run[0]): run for run in map(tiny, points)}
         assert len(runs) == len(points)
-        return Plan(Grid(list(points), figures=figures), runs)
+        return Plan(Grid(list(points), figures=figures), runs, asked or {})
 
     return make
 

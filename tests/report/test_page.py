@@ -65,7 +65,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def report(store, plan_of, finish):
     """The report of a grid with a run of every kind, and with other text left out."""
-    plan = plan_of(*POINTS, {"seed": 1}, {"seed": 2}, figures=FIGURES)
+    plan = plan_of(*POINTS, {"seed": 1}, {"seed": 2}, figures=FIGURES, asked={"only": "<b>*</b>"})
     finish(plan, 0, {"code": 1.0, "prose": 3.0, "macro": 2.0})
     finish(plan, 1, {"code": 0.5, "prose": 2.0, "macro": 1.25})
     finish(plan, 2, kind=Kind.DIVERGED, steps=3)
@@ -76,12 +76,12 @@ def report(store, plan_of, finish):
     finish(plan, 5, {"code": 1.5, "prose": 3.5, "macro": 2.5})
     finish(plan, 6, {"code": 1.5, "macro": 1.5}, fingerprint="other text")
     about = "What is <b>bold</b> & what\nis not?\n\nA second paragraph."
-    return plan, *write_report(plan, store, name="mine", title="<b>Mine</b> & yours", about=about)
+    return plan, *write_report(plan, store, grid="<b>Mine<b> & yours", about=about)
 
 
 def test_the_report_is_whole(report, store):
     _, results, page = report
-    assert page.parent == store.report("mine")
+    assert page.parent.parent == store.root / "reports"
     assert {path.name for path in page.parent.iterdir()} == {
         "index.html",
         "results.parquet",
@@ -138,14 +138,61 @@ def test_cells_have_their_loss_domains_and_noise(report):
     # Two seeds of the dense model, 2 and 2.5: one degree of freedom.
     assert (dense["seeds"], dense["loss (nats)"]) == ("2", "2.2500")
     assert dense["± 95 %"] == f"{t.ppf(0.975, 1) * 0.125**0.5 / 2**0.5:.4f}"
+    assert (dense["code"], dense["prose"]) == ("1.2500", "3.2500")
     assert (moe["seeds"], moe["loss (nats)"], moe["code"], moe["prose"]) == ("1", "1.2500", "0.5000", "2.0000")
+    assert "without capacity" not in page.words
     assert moe["against dense"].startswith("-1.0000")
     assert ("within noise" in moe["against dense"]) == (t.ppf(0.975, 1) * (0.125 + 0.125 / 2) ** 0.5 > 1.0)
 
 
+def test_the_set_up_is_told(report):
+    page = Page(report[2])
+    facts = {row[0]: row[1] for row in page.rows if len(row) == 2}
+    (spec, _), *_ = report[0].runs.values()
+    assert facts["text"].startswith(spec.data.source)
+    assert facts["text's fingerprint"] == "f" * 12
+    assert f"{spec.tokens:,} tokens in {spec.budget.steps} steps" in facts["training"]
+    assert (facts["seeds"], facts["asked for"]) == ("0, 1, 2", "only = <b>*</b>")
+
+
+def test_losses_with_and_without_the_capacity_are_both_shown(store, plan_of, finish, content):
+    plan = plan_of({}, {"model.experts": "n=8 g=1/4", "router.kind": "default"})
+    finish(plan, 0, {"a": 3.0, "macro": 3.0})
+    scores = {name: {"nats": 2.0, "bits_per_byte": 1.0, "targets": 5} for name in ("a", "macro")}
+    free = {name: {**score, "nats": 1.5} for name, score in scores.items()}
+    finish(plan, 1, evaluation={"held_out": scores, "without_capacity": free})
+    _, path = write_report(plan, store, grid="mine", about="")
+    page = Page(path)
+    (header,) = [row for row in page.rows if "against dense" in row]
+    dense, moe = (dict(zip(header, row, strict=True)) for row in page.rows if row[0] in ("dense", "MoE"))
+    assert (moe["loss (nats)"], moe["without capacity"]) == ("2.0000", "1.5000")
+    assert (dense["loss (nats)"], dense["without capacity"]) == ("3.0000", "")
+
+
+def test_a_selection_has_a_folder_of_its_own(store, plan_of):
+    pages = [
+        write_report(plan_of({}, asked=asked), store, grid="mine", about="")[1]
+        for asked in (
+            {},
+            {"seeds": 3},
+            {"only": "*-n32-*"},
+            {"only": "*_n32_*"},
+            {"data.source": "../my texts/", "optimizer.learning_rate": 1e-3},
+            {"only": "x" * 500},
+        )
+    ]
+    names = [page.parent.name for page in pages]
+    assert len(set(names)) == len(names)
+    assert names[0] == "mine-" + pages[0].parent.name.removeprefix("mine-").split("-")[0]
+    assert "seeds=3" in names[1]
+    assert "learning_rate=0.001" in names[4]
+    assert all(page.parent.parent == store.root / "reports" for page in pages)
+    assert max(map(len, names)) < 150
+
+
 def test_text_is_text_and_not_markup(report):
     page = Page(report[2])
-    assert "<b>Mine</b> & yours" in page.words
+    assert "<b>Mine<b> & yours" in page.words
     assert "What is <b>bold</b> & what is not?" in page.words
     assert "ValueError: <b>a & b</b>" in page.words
     assert "b" not in {tag for tag, _ in page.tags}
@@ -153,19 +200,19 @@ def test_text_is_text_and_not_markup(report):
 
 def test_the_page_of_a_sweep_that_has_not_begun(store, plan_of):
     plan = plan_of(*POINTS, figures=FIGURES)
-    _, path = write_report(plan, store, name="mine", title="Mine", about="")
+    _, path = write_report(plan, store, grid="mine", about="")
     page = Page(path)
     assert all(id_ in page.words for id_ in plan.runs)
     assert f"{len(POINTS)} missing" in page.words
 
 
-def test_figures_that_hold_odd_names_stay_valid(tmp_path: Path, row_of):
+def test_figures_that_hold_odd_names_stay_valid(tmp_path: Path, row_of, plan_of):
     svg = tmp_path / "f.svg"
     svg.write_text(
         '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg><text>Größe · &lt;b&gt;</text></svg>\n', encoding="utf-8"
     )
     path = tmp_path / "index.html"
-    write_page(path, title="t", about="", results=Results([row_of({}, loss=1.0)], []), figures=[svg])
+    write_page(path, title="t", about="", plan=plan_of({}), results=Results([row_of({}, loss=1.0)], []), figures=[svg])
     page = Page(path)
     assert "Größe · <b>" in page.words
     assert "<?xml" not in page.html
@@ -175,14 +222,14 @@ def test_runs_that_ran_without_git_and_timing_are_shown(tmp_path: Path, store, p
     plan = plan_of({})
     origin = {**content()["provenance"], "git_revision": None}
     id_ = finish(plan, 0, {"a": 1.0, "macro": 1.0}, provenance=origin, seconds_per_step=None)
-    _, path = write_report(plan, store, name="mine", title="Mine", about="")
+    _, path = write_report(plan, store, grid="mine", about="")
     assert Page(path).row(id_)[5] == "1.0000"
 
 
 def test_a_new_report_takes_the_place_of_the_old(report, store, finish, plan_of):
     plan, _, page = report
     store.run(list(plan.runs)[6]).clear()
-    results, again = write_report(plan, store, name="mine", title="Mine", about="")
+    results, again = write_report(plan, store, grid="<b>Mine<b> & yours", about="")
     assert again == page
     assert len(results.rows) == len(POINTS) + 2
     assert Page(page).words.count("is not?") == 0

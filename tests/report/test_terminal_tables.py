@@ -32,6 +32,15 @@ def test_a_cell_is_a_line_with_its_noise(row_of):
     assert moe[7:12] == ["2.0000", f"{half:.4f}", "-1.2500", "1.5000", "done"]
 
 
+def test_the_loss_without_a_capacity_is_beside_the_loss_with_it(row_of):
+    rows = [row_of({}, loss=3.0), row_of({**MOE, "router.kind": "default"}, loss=2.0, without_capacity_loss=1.5)]
+    rows += [row_of({**MOE, "router.kind": "default", "seed": 1}, state="missing")]
+    dense, moe, missing = text(cell_table(Results(rows, [])))
+    assert dense[9:12] == ["", "", "2.5000"]
+    assert moe[9:12] == ["-1.0000", "1.5000", "1.5000"]
+    assert (missing[9:12], missing[-1]) == (["", "", ""], "missing")
+
+
 def test_seeds_that_agree_exactly_are_not_called_one_seed(row_of):
     rows = [row_of({"seed": i}, loss=3.0) for i in range(2)]
     ((*_, interval, _, _, _),) = text(cell_table(Results(rows, [])))

@@ -116,7 +116,6 @@ ANY_ROUTER = {
         pytest.param(DENSE, {"model.wiring": "plain"}, id="no generalist to wire in dense"),
         pytest.param(MOE, {"model.wiring": "plain"}, id="no generalist to wire"),
         pytest.param(MOE, {"router.capacity_factor": 2.0}, id="no capacity under dropless"),
-        pytest.param(MOE | {"router.alpha": 0.0}, {"router.group": 4}, id="nothing is counted by group"),
         *(
             pytest.param(ALL_ON, {f: v}, id=f"all experts on: no {f}")
             for f, v in ANY_ROUTER.items()
@@ -141,6 +140,7 @@ def test_what_has_no_effect_does_not_make_an_id(base: dict[str, Any], changes: d
         pytest.param(MOE, DENSE, id="experts"),
         pytest.param(MOE, {"router.group": 4}, id="balance is counted by group"),
         pytest.param(MOE | DEFAULT | {"router.alpha": 0.0}, {"router.group": 4}, id="capacity is too"),
+        pytest.param(MOE | {"router.alpha": 0.0}, {"router.group": 4}, id="so is balance that is only recorded"),
         pytest.param(MOE, DEFAULT, id="capacity"),
         pytest.param(ALL_ON, {"router.z_loss": 0.5}, id="all experts on: their logits still learn"),
         pytest.param(ALL_ON, DEFAULT | {"router.capacity_factor": 0.5}, id="no room for all"),

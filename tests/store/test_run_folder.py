@@ -30,7 +30,7 @@ with RunFolder(Path(sys.argv[1])).lock() as ours:
 def folder(tmp_path: Path, tiny) -> RunFolder:
     """A run that was made and not trained."""
     spec, execution = tiny()
-    run = Store(tmp_path / "store").run(spec)
+    run = Store(tmp_path / "store").create().run(spec)
     run.create(spec, execution)
     return run
 

@@ -17,7 +17,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_store_is_made_and_opened_again(tmp_path: Path, tiny):
     root = tmp_path / "deep" / "store"
     spec, execution = tiny()
-    Store(root).run(spec).create(spec, execution)
+    assert not Store(root).exists()
+    assert not root.parent.exists()
+    Store(root).create().run(spec).create(spec, execution)
+    assert Store(root).exists()
     before = contents(root)
     again = Store(str(root))
     assert again.read_spec(run_id(spec)) == spec
@@ -27,8 +30,10 @@ def test_a_store_is_made_and_opened_again(tmp_path: Path, tiny):
 
 def test_an_empty_folder_becomes_a_store(tmp_path: Path):
     Store(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    Store(tmp_path).create()
     assert json.loads((tmp_path / "store.json").read_text()) == {"layout": LAYOUT}
-    Store(tmp_path)
+    Store(tmp_path).create()
 
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path):
@@ -58,7 +63,7 @@ def test_a_store_of_another_layout_is_refused_and_left_as_it_is(tmp_path: Path, 
 
 def test_a_store_whose_making_was_killed_can_be_made(tmp_path: Path):
     (tmp_path / ".store.json.12345").write_text('{"lay')
-    Store(tmp_path)
+    Store(tmp_path).create()
     assert json.loads((tmp_path / "store.json").read_text()) == {"layout": LAYOUT}
 
 
@@ -70,7 +75,7 @@ def test_a_run_that_is_not_there_is_named(tmp_path: Path):
 @pytest.mark.parametrize("damage", ["torn", "empty", "bytes", "schema", "list", "field gone", "wrong type"])
 def test_a_damaged_spec_is_told_and_left_as_it_is(tmp_path: Path, tiny, damage: str):
     spec, execution = tiny({"model.experts": "n=4 g=1/2"})
-    store = Store(tmp_path)
+    store = Store(tmp_path).create()
     store.run(spec).create(spec, execution)
     path = store.run(spec).path / "spec.json"
     text = canonical_json(spec)
