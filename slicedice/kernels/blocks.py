@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+NEEDS_ZEROS = True
+
 CHUNK_BYTES = 32 * 2**20
 """Of matrices copied for one batched product: about a core's share of cache."""
 

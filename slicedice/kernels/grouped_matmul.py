@@ -21,17 +21,22 @@ log = logging.getLogger(__name__)
 
 
 class Implementation(Protocol):
-    """What a module of this room provides; see `blocks` for the reading of each argument."""
+    """What a module of this room provides; see `blocks` for the reading of each argument.
+
+    NEEDS_ZEROS: whether rows past the last group have to come in as zeros; where not, they are never read.
+    """
+
+    NEEDS_ZEROS: bool
 
     def gmm(self, lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:
         """[M, K], [G, K, N] -> [M, N] in float32, or with `transpose_rhs`, [M, N], [G, K, N] -> [M, K].
 
-        Rows of `lhs` past the last group are zero, and so are those of the result.
+        Rows of the result past the last group are zero.
         """
         ...
 
     def tgmm(self, lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:
-        """[M, K], [M, N] -> [G, K, N] in float32; rows past the last group are zero."""
+        """[M, K], [M, N] -> [G, K, N] in float32."""
         ...
 
     def row_alignment(self, rows: int, groups: int) -> int:
@@ -129,16 +134,16 @@ def _grouped_matmul(options: _Options, lhs: Array, rhs: Array, group_sizes: Arra
 
 
 def _forward(options: _Options, lhs: Array, rhs: Array, group_sizes: Array):
-    lhs = _select(lhs, group_sizes)
-    gmm = IMPLEMENTATIONS[options.implementation].gmm
-    out = gmm(lhs, rhs, group_sizes, options.alignment, transpose_rhs=False)
+    implementation = IMPLEMENTATIONS[options.implementation]
+    lhs = _select(lhs, group_sizes) if implementation.NEEDS_ZEROS else lhs
+    out = implementation.gmm(lhs, rhs, group_sizes, options.alignment, transpose_rhs=False)
     return out.astype(options.dtype), (lhs, rhs, group_sizes)
 
 
 def _backward(options: _Options, residuals, grad: Array):
     lhs, rhs, group_sizes = residuals
     implementation = IMPLEMENTATIONS[options.implementation]
-    grad = _select(grad, group_sizes)
+    grad = _select(grad, group_sizes) if implementation.NEEDS_ZEROS else grad
     dlhs = implementation.gmm(grad, rhs, group_sizes, options.alignment, transpose_rhs=True)
     drhs = implementation.tgmm(lhs, grad, group_sizes, options.alignment)
     return dlhs.astype(lhs.dtype), drhs.astype(rhs.dtype), None

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("native.cc")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 
+NEEDS_ZEROS = False
+
 
 @functools.cache
 def available() -> bool:
