@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 
 
 class Implementation(Protocol):
-    """What a module of this room provides; see `blocks` for the reading of each argument.
+    """What a module of this room provides; see `blocks` for the reading of each argument."""
 
-    NEEDS_ZEROS: whether rows past the last group have to come in as zeros; where not, they are never read.
-    """
-
-    NEEDS_ZEROS: bool
+    @property
+    def NEEDS_ZEROS(self) -> bool:
+        """Whether rows past the last group have to come in as zeros; where not, they are never read."""
+        ...
 
     def gmm(self, lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:
         """[M, K], [G, K, N] -> [M, N] in float32, or with `transpose_rhs`, [M, N], [G, K, N] -> [M, K].

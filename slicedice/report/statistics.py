@@ -1,43 +1,70 @@
-"""Cells and their noise: runs that differ only in their seed are one cell, with a mean and an error."""
+"""Cells and their noise: runs that differ only in their seed are one cell, with a mean and an error.
+
+With two or three seeds a cell's own deviation says little, so noise is pooled: one level for all cells is an
+assumption that a report has to state.
+"""
 
 import math
 import statistics
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.special import stdtrit
 
 from slicedice.report.results import Row
 
 
 @dataclass(frozen=True)
+class Noise:
+    """What seeds do to a loss: its standard deviation, and the degrees of freedom that it was estimated with."""
+
+    deviation: float
+    freedom: int
+
+    @property
+    def t(self) -> float:
+        """What a standard error is multiplied by for a 95 % interval (Student's t)."""
+        return float(stdtrit(self.freedom, 0.975))
+
+
+@dataclass(frozen=True)
 class Cell:
     """Finished runs of one cell.
 
-    error: standard error of the mean, from the noise pooled over cells; None if no cell has two seeds.
-    t: what an error is multiplied by for a 95 % interval: Student's t at the pooled degrees of freedom.
+    values: by seed.
+    noise: between seeds, pooled over cells; None if no cell has two.
+    paired: what is left of it between cells of one seed, which read the same batches; None if unknown.
     """
 
     row: Row
-    values: tuple[float, ...]
-    error: float | None
-    t: float
+    values: dict[int, float]
+    noise: Noise | None = None
+    paired: Noise | None = None
 
     @property
     def mean(self) -> float:
         """Mean over seeds."""
-        return statistics.fmean(self.values)
+        return statistics.fmean(self.values.values())
 
     @property
     def margin(self) -> float | None:
         """Half the width of the mean's 95 % interval."""
-        return None if self.error is None else self.t * self.error
+        return self.noise and self.noise.t * self.noise.deviation / math.sqrt(len(self.values))
 
 
 def difference(cell: Cell, other: Cell) -> tuple[float, float | None]:
-    """cell - other, and half the width of its 95 % interval. Seeds count as independent."""
-    if cell.error is None or other.error is None:
+    """cell - other over the seeds they share, and half the width of its 95 % interval; None if it is not known.
+
+    Cells that differ only in layer and router are compared seed by seed (a randomised block design, seeds being
+    the blocks); others as independent samples.
+    """
+    shared = cell.values.keys() & other.values.keys()
+    if cell.row["beside"] == other.row["beside"] and shared and cell.paired:
+        effect = statistics.fmean(cell.values[seed] - other.values[seed] for seed in shared)
+        return effect, cell.paired.t * cell.paired.deviation * math.sqrt(2 / len(shared))
+    if cell.margin is None or other.margin is None:
         return cell.mean - other.mean, None
-    return cell.mean - other.mean, cell.t * math.hypot(cell.error, other.error)
+    return cell.mean - other.mean, math.hypot(cell.margin, other.margin)
 
 
 def dense_beside(cell: Cell, all_cells: list[Cell]) -> Cell | None:
@@ -47,31 +74,38 @@ def dense_beside(cell: Cell, all_cells: list[Cell]) -> Cell | None:
 
 
 def cells(rows: list[Row], column: str) -> list[Cell]:
-    """Groups the finished rows by cell; the error comes from the noise pooled over all of them."""
+    """Groups the finished rows that have a value in `column` by cell; the noise is pooled over all of them."""
+    measured = [row for row in rows if row["state"] == "done" and row.get(column) is not None]
     groups: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["state"] == "done" and row.get(column) is not None:
-            groups.setdefault(row["cell"], []).append(row)
-    values = [[row[column] for row in group] for group in groups.values()]
-    noise, freedom = pooled_deviation(values), sum(len(group) - 1 for group in values)
-    t = float(stdtrit(freedom, 0.975)) if freedom else math.inf
-    return [
-        Cell(
-            group[0],
-            tuple(row[column] for row in group),
-            noise / math.sqrt(len(group)) if noise is not None else None,
-            t,
-        )
-        for group in groups.values()
-    ]
+    for row in measured:
+        groups.setdefault(row["cell"], []).append(row)
+    noise = residual_noise(measured, column, ["cell"])
+    paired = residual_noise(measured, column, ["cell", "block"])
+    return [Cell(group[0], {row["seed"]: row[column] for row in group}, noise, paired) for group in groups.values()]
 
 
-def pooled_deviation(groups: list[list[float]]) -> float | None:
-    """Standard deviation between seeds, pooled over groups: sqrt(sum of squares / degrees of freedom).
+def residual_noise(rows: list[Row], column: str, factors: list[str]) -> Noise | None:
+    """The noise left once a least-squares fit has taken out a level for each value of each factor.
 
-    With two or three seeds a cell's own deviation says little; one noise level for all cells is an assumption
-    that a report has to state. None if no group has two values.
+    Args:
+      rows: with a value in `column`.
+      column: what is measured.
+      factors: columns whose levels add up; "block" stands for the seed among runs that read the same batches.
+
+    Returns:
+      sqrt(sum of squares / degrees of freedom) and these; None if no degree is left.
     """
-    freedom = sum(len(group) - 1 for group in groups)
-    squares = sum((value - statistics.fmean(group)) ** 2 for group in groups for value in group)
-    return math.sqrt(squares / freedom) if freedom else None
+    if not rows:
+        return None
+    blocks = [[row[f] if f != "block" else (row["beside"], row["seed"]) for f in factors] for row in rows]
+    design = np.concatenate(
+        [
+            np.array([[a[i] == b for b in dict.fromkeys(x[i] for x in blocks)] for a in blocks], float)
+            for i in range(len(factors))
+        ],
+        axis=1,
+    )
+    values = np.array([row[column] for row in rows])
+    fit, _, rank, _ = np.linalg.lstsq(design, values)
+    freedom = len(rows) - int(rank)
+    return Noise(math.sqrt(((values - design @ fit) ** 2).sum() / freedom), freedom) if freedom else None

@@ -1,5 +1,6 @@
 """Tables for the terminal."""
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -11,84 +12,111 @@ from slicedice.spec import run_name
 
 
 def cell_table(results: Results) -> Table:
-    """A line for each cell: its loss over seeds, and how far that is from dense in units of noise."""
-    table = Table(title="Held-out cross-entropy, mean over domains and seeds", title_justify="left")
-    with_settings = any(row["settings"] for row in results.rows)
-    for name in ("g", "n", "k", "s"):
-        table.add_column(name, justify="right")
-    for name in ("router", *(["settings"] if with_settings else [])):
-        table.add_column(name)
-    free = {c.row["id"]: c for c in cells(results.rows, "without_capacity_loss")}
-    headings = ["seeds", "total", "loss (nats)", "± 95 %", "against dense"]
-    for name in (*headings, *(["without capacity"] if free else []), "train loss"):
-        table.add_column(name, justify="right")
-    table.add_column("state")
-    measured, train = cells(results.rows, "loss"), {c.row["id"]: c for c in cells(results.rows, "train_loss")}
-    for cell in measured:
-        row = cell.row
-        table.add_row(
-            *_layer(row, with_settings),
-            str(len(cell.values)),
-            f"{row['total_parameters'] / 1e6:.2f}M",
-            f"{cell.mean:.4f}",
-            f"{cell.margin:.4f}" if cell.margin is not None else "one seed",
-            verdict(cell, dense_beside(cell, measured)),
-            *([f"{free[row['id']].mean:.4f}" if row["id"] in free else ""] if free else []),
-            f"{train[row['id']].mean:.4f}" if row["id"] in train else "",
-            "done",
-        )
+    """A line for each cell: its loss over seeds, and how far that is from dense, with its 95 % interval.
+
+    What is not done is a line too, for each cell and state. Columns that would say nothing are left out.
+    """
+    measured, train = cells(results.rows, "loss"), _means(results.rows, "train_loss")
+    free = _means(results.rows, "without_capacity_loss")
+    lines = [
+        {
+            **_layer(cell.row),
+            "seeds": str(len(cell.values)),
+            "total": f"{cell.row['total_parameters'] / 1e6:.2f}M",
+            "loss": f"{cell.mean:.4f}",
+            "± 95 %": f"{cell.margin:.4f}" if cell.margin is not None else "one seed",
+            "against dense": verdict(cell, dense_beside(cell, measured)),
+            "no capacity": free.get(cell.row["cell"], ""),
+            "train": train.get(cell.row["cell"], ""),
+            "state": "",
+        }
+        for cell in measured
+    ]
+    waiting: dict[tuple[str, str], list[Row]] = {}
     for row in results.rows:
         if row["state"] != "done":
-            table.add_row(*_layer(row, with_settings), f"seed {row['seed']}", *[""] * (6 if free else 5), row["state"])
+            waiting.setdefault((row["cell"], row["state"]), []).append(row)
+    lines += [{**_layer(rows[0]), "seeds": str(len(rows)), "state": state} for (_, state), rows in waiting.items()]
+    if len({line["router"] for line in lines} - {""}) < 2:
+        for line in lines:
+            line["router"] = ""
+    return _table(
+        "Held-out cross-entropy in nats", lines, left=("router", "settings", "state")
+    )
+
+
+def _means(rows: list[Row], column: str) -> dict[str, str]:
+    return {cell.row["cell"]: f"{cell.mean:.4f}" for cell in cells(rows, column)}
+
+
+def _layer(row: Row) -> dict[str, str]:
+    """The columns that say which layer, router and settings a row is of."""
+    moe = {"g": row["granularity"], "n": str(row["n"]), "k": str(row["k"]), "s": f"{row['s']:g}"}
+    layer = {"g": "dense", "n": "", "k": "", "s": ""} if row["dense"] else moe
+    return {**layer, "router": row["router"] or "", "settings": row["settings"]}
+
+
+def _table(title: str, lines: list[dict[str, str]], *, left: tuple[str, ...]) -> Table:
+    """A table of what any line has; columns in `left` are aligned there, the others to the right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    names = [name for name in dict.fromkeys(name for line in lines for name in line) if any(map(_get(name), lines))]
+    for name in names:
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*(line.get(name, "") for name in names))
     return table
 
 
-def _layer(row: Row, with_settings: bool) -> list[str]:
-    """The columns that say which layer, router and settings a row is of."""
-    layer = [row["granularity"], str(row["n"]), str(row["k"]), f"{row['s']:g}"]
-    settings = [row["settings"]] if with_settings else []
-    return [*(["dense", "", "", ""] if row["dense"] else layer), row["router"] or "", *settings]
+def _get(name: str):
+    return lambda line: line.get(name)
 
 
 def verdict(cell: Cell, dense: Cell | None) -> str:
-    """The difference to dense, called what it is when seeds alone could make it."""
+    """The difference to dense and its 95 % interval, called what it is when seeds alone could make it."""
     if dense is None or cell is dense:
         return ""
     effect, margin = difference(cell, dense)
-    return f"{effect:+.4f}" + (" within noise" if margin is not None and abs(effect) <= margin else "")
+    if margin is None:
+        return f"{effect:+.4f}"
+    return f"{effect:+.4f} ± {margin:.4f}" + (" within noise" if abs(effect) <= margin else "")
 
 
 def plan_table(plan: Plan, costs: dict[str, Cost], missing: set[str]) -> Table:
     """A line for each run and what it costs."""
-    table = Table(title="Plan, by arithmetic", title_justify="left")
-    for name in ("run", "id", "to train"):
-        table.add_column(name, overflow="fold")
-    for name in ("parameters", "active", "tokens", "FLOPs", "GiB", "hours"):
-        table.add_column(name, justify="right")
+    lines = []
     for id_, (spec, _) in plan.runs.items():
         c = costs[id_]
-        table.add_row(
-            run_name(spec),
-            id_,
-            "yes" if id_ in missing else "no",
-            *(f"{count / 1e6:,.1f}M" for count in (c.parameters, c.active_parameters, c.tokens)),
-            f"{c.flops:.2e}",
-            f"{c.bytes / 2**30:,.2f}",
-            f"{c.seconds / 3600:,.2f}",
+        lines.append(
+            {
+                "run": run_name(spec),
+                "id": id_,
+                "to train": "yes" if id_ in missing else "no",
+                "parameters": f"{c.parameters / 1e6:,.1f}M",
+                "active": f"{c.active_parameters / 1e6:,.1f}M",
+                "tokens": f"{c.tokens / 1e6:,.1f}M",
+                "FLOPs": f"{c.flops:.2e}",
+                "GiB": f"{c.bytes / 2**30:,.2f}",
+                "hours": f"{c.seconds / 3600:,.2f}",
+            }
         )
-    return table
+    return _table("Plan, by arithmetic", lines, left=("run", "id", "to train"))
 
 
 def status_table(rows: list[Row]) -> Table:
     """A line for each run and its state."""
-    table = Table(title="Runs", title_justify="left")
-    for name in ("run", "settings", "id", "state", "steps", "loss (nats)", "reason"):
-        table.add_column(name, justify="right" if name in ("steps", "loss (nats)") else "left", overflow="fold")
-    for row in rows:
-        loss = f"{row['loss']:.4f}" if row.get("loss") is not None else ""
-        known = (row["name"], row["settings"], row["id"], row["state"], str(row["steps"]))
-        table.add_row(*known, loss, row["reason"] or "")
-    return table
+    lines = [
+        {
+            "run": row["name"],
+            "settings": row["settings"],
+            "id": row["id"],
+            "state": row["state"],
+            "steps": str(row["steps"]),
+            "loss": f"{row['loss']:.4f}" if row.get("loss") is not None else "",
+            "reason": row["reason"] or "",
+        }
+        for row in rows
+    ]
+    return _table("Runs", lines, left=("run", "settings", "id", "state", "reason"))
 
 
 def show(table: Table, console: Console) -> None:

@@ -1,9 +1,12 @@
 """Bad input ends in status 2 and one paragraph that names the thing; nothing is launched."""
 
+import errno
 import json
+import os
 
 import pytest
 
+from slicedice.store import Store
 from slicedice.store.store import LAYOUT
 
 GRID = (
@@ -172,3 +175,13 @@ def test_an_unknown_verb_lists_those_there_are(desk, capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert all(known in error for known in ("trian", "plan", "status", "report"))
     assert desk.launched == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+def test_a_store_that_cannot_be_written_is_told(desk, monkeypatch: pytest.MonkeyPatch, number: int):
+    def refuse(self: Store) -> Store:
+        raise OSError(number, os.strerror(number), "runs/store.json")
+
+    monkeypatch.setattr(Store, "create", refuse)
+    refused(desk, names=["runs/store.json", os.strerror(number)])
+    assert ("full" in desk.sweep().err) is (number in (errno.ENOSPC, errno.EDQUOT))

@@ -4,32 +4,65 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from slicedice.report.results import read_results
-from slicedice.report.statistics import Cell, cells, pooled_deviation
+from slicedice.report.statistics import Cell, Noise, cells, difference, residual_noise
 from slicedice.report.tables import verdict
 
 MOE = {"model.experts": "n=8 k=4 g=1/4"}
 
 
-def test_pooled_deviation_is_the_root_of_the_mean_variance_by_freedom(rng: np.random.Generator):
+def table(groups, beside: str = "b") -> list[dict]:
+    """Rows of measurements y, one group a cell, seeds in order."""
+    return [
+        {"cell": f"{beside}{i}", "beside": beside, "seed": seed, "y": float(y)}
+        for i, group in enumerate(groups)
+        for seed, y in enumerate(group)
+    ]
+
+
+def test_noise_between_seeds_is_the_root_of_the_mean_variance_by_freedom(rng: np.random.Generator):
     groups = [rng.normal(rng.normal(), 1.0, size).tolist() for size in (2, 3, 1, 5, 2)]
     freedom = [len(group) - 1 for group in groups]
     variances = np.array([np.var(group, ddof=1) if len(group) > 1 else 0.0 for group in groups])
-    expected = np.sqrt(np.average(variances, weights=freedom))
-    assert pooled_deviation(groups) == pytest.approx(expected, rel=1e-12)
+    noise = residual_noise(table(groups), "y", ["cell"])
+    assert noise is not None
+    assert noise.deviation == pytest.approx(np.sqrt(np.average(variances, weights=freedom)), rel=1e-9)
+    assert noise.freedom == sum(freedom)
+    assert noise.t == pytest.approx(scipy.stats.t.ppf(0.975, sum(freedom)), rel=1e-9)
 
 
-def test_pooled_deviation_knows_nothing_without_a_second_seed():
-    assert pooled_deviation([]) is None
-    assert pooled_deviation([[1.0], [2.0]]) is None
-    assert pooled_deviation([[1.0], [2.0, 2.0]]) == 0.0
+def test_nothing_is_known_of_noise_without_a_second_seed():
+    assert residual_noise([], "y", ["cell"]) is None
+    assert residual_noise(table([[1.0], [2.0]]), "y", ["cell"]) is None
+    both = residual_noise(table([[1.0], [2.0, 2.0]]), "y", ["cell"])
+    assert both is not None
+    assert (both.deviation, both.freedom) == (pytest.approx(0, abs=1e-12), 1)
+    # One cell's two seeds tell nothing of what is left beside the seeds.
+    assert residual_noise(table([[1.0], [2.0, 3.0]]), "y", ["cell", "block"]) is None
 
 
-def test_pooled_deviation_is_an_unbiased_variance(rng: np.random.Generator):
-    # 2000 pairs: the estimate of a variance of 4 lies within 6 of its standard errors, 4 * sqrt(2 / 2000).
-    groups = (rng.normal(0, 2, (2000, 2)) + rng.normal(0, 10, (2000, 1))).tolist()
-    assert (pooled_deviation(groups) or 0) ** 2 == pytest.approx(4, abs=6 * 4 * math.sqrt(2 / 2000))
+def test_what_seeds_share_is_no_noise_between_cells(rng: np.random.Generator):
+    """Over 40 tables of 12 cells and 4 seeds the variance that is left is the noise's, 4, and not the seeds', 100."""
+    found = []
+    for _ in range(40):
+        y = rng.normal(0, 50, (12, 1)) + rng.normal(0, 10, (1, 4)) + rng.normal(0, 2, (12, 4))
+        noise = residual_noise(table(y), "y", ["cell", "block"])
+        assert noise is not None
+        assert noise.freedom == 11 * 3
+        found.append(noise.deviation**2)
+    # Six standard errors of a variance of 4 from 40 * 33 degrees of freedom.
+    assert np.mean(found) == pytest.approx(4, abs=6 * 4 * math.sqrt(2 / (40 * 33)))
+
+
+def test_seeds_of_other_settings_are_other_blocks(rng: np.random.Generator):
+    a, b = (rng.normal(0, 1, (3, 1)) + seeds for seeds in rng.normal(0, 1, (2, 1, 2)))
+    noise = residual_noise(table(a, "a") + table(b, "b"), "y", ["cell", "block"])
+    assert noise is not None
+    # Levels that add up leave nothing, unless seeds of both settings are taken for the same ones.
+    assert noise.deviation == pytest.approx(0, abs=1e-9)
+    assert noise.freedom == 2 * (3 - 1)
 
 
 def test_seeds_are_one_cell_with_a_mean_and_a_standard_error(rng: np.random.Generator, row_of):
@@ -42,17 +75,18 @@ def test_seeds_are_one_cell_with_a_mean_and_a_standard_error(rng: np.random.Gene
         if seed < len(losses[name])
     ]
     found = cells(rows, "loss")
-    assert [cell.values for cell in found] == [tuple(losses[name]) for name in points]
+    assert [cell.values for cell in found] == [dict(enumerate(losses[name])) for name in points]
     # Degrees of freedom: two of three seeds, one of two.
     squares = sum(((x - x.mean()) ** 2).sum() for x in losses.values())
     for cell, name in zip(found, points, strict=True):
         assert cell.mean == pytest.approx(losses[name].mean(), rel=1e-12)
-        assert cell.error == pytest.approx(np.sqrt(squares / 3 / len(losses[name])), rel=1e-12)
+        error = np.sqrt(squares / 3 / len(losses[name]))
+        assert cell.margin == pytest.approx(scipy.stats.t.ppf(0.975, 3) * error, rel=1e-9)
 
 
 def test_one_seed_has_no_error(row_of):
     found = cells([row_of({}, loss=1.0), row_of(MOE, loss=2.0)], "loss")
-    assert [cell.error for cell in found] == [None, None]
+    assert [cell.margin for cell in found] == [None, None]
 
 
 def test_only_finished_runs_with_a_value_are_in_cells(row_of):
@@ -60,7 +94,7 @@ def test_only_finished_runs_with_a_value_are_in_cells(row_of):
     rows.append(row_of({"seed": 3}, state="diverged", loss=math.nan))
     rows.append(row_of({"seed": 4}))
     assert cells(rows, "loss") == []
-    assert [cell.values for cell in cells([*rows, row_of({"seed": 5}, loss=2.0)], "loss")] == [(2.0,)]
+    assert [cell.values for cell in cells([*rows, row_of({"seed": 5}, loss=2.0)], "loss")] == [{5: 2.0}]
 
 
 OTHER = [
@@ -97,7 +131,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_no_seeds_of_one_cell(store, 
     for i, loss in enumerate([1.0, 2.0, 1.5, 2.5]):
         finish(plan, i, {"a": loss, "macro": loss})
     found = cells(read_results(plan, store).rows, "loss")
-    assert [cell.values for cell in found] == [(1.0, 1.5), (2.0, 2.5)]
+    assert [cell.values for cell in found] == [{3: 1.0, 4: 1.5}, {3: 2.0, 4: 2.5}]
 
 
 def test_two_capacities_are_two_cells(store, plan_of, finish):
@@ -107,22 +141,45 @@ def test_two_capacities_are_two_cells(store, plan_of, finish):
     assert len(cells(read_results(plan, store).rows, "loss")) == 2
 
 
+def test_a_difference_is_taken_seed_by_seed_over_the_seeds_that_both_have(row_of):
+    losses = {"dense": {0: 3.0, 1: 4.0, 2: 9.0}, "moe": {0: 2.5, 1: 3.25}}
+    rows = [row_of({"seed": seed}, loss=loss) for seed, loss in losses["dense"].items()]
+    rows += [row_of({**MOE, "seed": seed}, loss=loss) for seed, loss in losses["moe"].items()]
+    dense, moe = cells(rows, "loss")
+    effect, margin = difference(moe, dense)
+    assert effect == pytest.approx(-0.625)
+    # Differences of -0.5 and -0.75: one degree of freedom, and half of their variance is one cell's noise.
+    deviation = np.std([-0.5, -0.75], ddof=1) / np.sqrt(2)
+    assert margin == pytest.approx(scipy.stats.t.ppf(0.975, 1) * deviation, rel=1e-9)
+
+
+def test_cells_of_other_settings_are_independent_samples(row_of):
+    points = [{}, {"optimizer.learning_rate": 1.0}]
+    rows = [
+        row_of({**point, "seed": s}, loss=x + s) for x, point in zip((1.0, 4.0), points, strict=True) for s in (0, 1)
+    ]
+    one, other = cells(rows, "loss")
+    effect, margin = difference(one, other)
+    assert effect == -3
+    # Each cell has a variance of 1/2; its mean one of 1/4.
+    assert margin == pytest.approx(scipy.stats.t.ppf(0.975, 2) * np.sqrt(0.5), rel=1e-9)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_seeds_alone_could_make_is_called_noise(rng: np.random.Generator, row_of, sign: int):
-    errors = rng.uniform(0.01, 0.02, 2)
-    t = rng.uniform(2, 5)
-    margin = t * float(np.hypot(*errors))
-    dense = Cell(row_of({}), (3.0,), float(errors[0]), t)
-    for share, noise in ((0.99, True), (1.01, False)):
-        difference = sign * margin * share
-        told = verdict(Cell(row_of(MOE), (3.0 + difference,), float(errors[1]), t), dense)
-        assert told.startswith(f"{difference:+.4f}")
-        assert ("within noise" in told) is noise
+    noise = Noise(float(rng.uniform(0.01, 0.02)), int(rng.integers(1, 9)))
+    dense = Cell(row_of({}), {0: 3.0, 1: 5.0}, noise, noise)
+    margin = noise.t * noise.deviation
+    for share, within in ((0.99, True), (1.01, False)):
+        effect = sign * margin * share
+        told = verdict(Cell(row_of(MOE), {0: 3.0 + effect, 1: 5.0 + effect}, noise, noise), dense)
+        assert told.startswith(f"{effect:+.4f} ± {margin:.4f}")
+        assert ("within noise" in told) is within
 
 
 def test_the_verdict_says_no_more_than_is_known(row_of):
-    dense = Cell(row_of({}), (3.0,), 0.5, 2.0)
-    cell = Cell(row_of(MOE), (2.75,), None, 2.0)
+    dense = Cell(row_of({}), {0: 3.0})
+    cell = Cell(row_of(MOE), {0: 2.75})
     assert verdict(cell, dense) == "-0.2500"
     assert verdict(dense, dense) == ""
     assert verdict(cell, None) == ""

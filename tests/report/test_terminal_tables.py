@@ -13,56 +13,86 @@ from slicedice.report.tables import cell_table, show, status_table
 MOE = {"model.experts": "n=8 k=4 g=1/4"}
 
 
-def text(table: Table) -> list[list[str]]:
-    """The table's rows as they are printed where the output is no terminal, each a list of cells."""
+def lines(table: Table) -> list[dict[str, str]]:
+    """The table's lines by column; each has to be printed whole, on one line, where the output is no terminal."""
     file = io.StringIO()
     show(table, Console(file=file, width=80))
-    lines = [line for line in file.getvalue().splitlines() if line.startswith("│")]
-    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    names = [str(column.header) for column in table.columns]
+    found = [
+        dict(zip(names, map(str, line), strict=True))
+        for line in zip(*(column.cells for column in table.columns), strict=True)
+    ]
+    printed = file.getvalue().splitlines()
+    for line in found:
+        assert any(printed_line.split() == " ".join(line.values()).split() for printed_line in printed)
+    return found
 
 
 def test_a_cell_is_a_line_with_its_noise(row_of):
     rows = [row_of({"seed": i}, loss=loss) for i, loss in enumerate([3.0, 3.5])]
     rows += [row_of({**MOE, "seed": i}, loss=loss) for i, loss in enumerate([2.0, 2.0])]
-    dense, moe = text(cell_table(Results(rows, [])))
+    dense, moe = lines(cell_table(Results(rows, [])))
     half = t.ppf(0.975, 2) * (0.125 / 2) ** 0.5 / 2**0.5  # squares of 2 * 0.25**2, two degrees of freedom, two seeds
-    assert dense[0] == "dense"
-    assert dense[5:10] == ["2", f"{rows[0]['total_parameters'] / 1e6:.2f}M", "3.2500", f"{half:.4f}", ""]
-    assert moe[:6] == ["1/4", "8", "4", "2", "dropless", "2"]
-    assert moe[7:12] == ["2.0000", f"{half:.4f}", "-1.2500", "1.5000", "done"]
+    # Differences of -1 and -1.5: one degree of freedom, variance 0.125, of which each cell has half.
+    apart = t.ppf(0.975, 1) * (0.125 / 2) ** 0.5
+    assert dense == {
+        "g": "dense",
+        "n": "",
+        "k": "",
+        "s": "",
+        "seeds": "2",
+        "total": f"{rows[0]['total_parameters'] / 1e6:.2f}M",
+        "loss": "3.2500",
+        "± 95 %": f"{half:.4f}",
+        "against dense": "",
+        "train": "2.7500",
+    }
+    assert [moe[name] for name in ("g", "n", "k", "s", "seeds")] == ["1/4", "8", "4", "2", "2"]
+    assert (moe["loss"], moe["± 95 %"], moe["train"]) == ("2.0000", f"{half:.4f}", "1.5000")
+    assert moe["against dense"] == f"-1.2500 ± {apart:.4f} within noise"
 
 
 def test_the_loss_without_a_capacity_is_beside_the_loss_with_it(row_of):
     rows = [row_of({}, loss=3.0), row_of({**MOE, "router.kind": "default"}, loss=2.0, without_capacity_loss=1.5)]
     rows += [row_of({**MOE, "router.kind": "default", "seed": 1}, state="missing")]
-    dense, moe, missing = text(cell_table(Results(rows, [])))
-    assert dense[9:12] == ["", "", "2.5000"]
-    assert moe[9:12] == ["-1.0000", "1.5000", "1.5000"]
-    assert (missing[9:12], missing[-1]) == (["", "", ""], "missing")
+    dense, moe, missing = lines(cell_table(Results(rows, [])))
+    assert (dense["loss"], dense["no capacity"], dense["state"]) == ("3.0000", "", "")
+    assert (moe["loss"], moe["no capacity"], moe["against dense"]) == ("2.0000", "1.5000", "-1.0000")
+    assert (missing["loss"], missing["no capacity"], missing["state"]) == ("", "", "missing")
+
+
+def test_routers_are_told_where_they_differ(row_of):
+    alike = [row_of({}, loss=3.0), row_of(MOE, loss=2.0)]
+    assert "router" not in lines(cell_table(Results(alike, [])))[0]
+    other = row_of({**MOE, "router.kind": "default"}, loss=2.0)
+    assert [line["router"] for line in lines(cell_table(Results([*alike, other], [])))] == ["", "dropless", "default"]
 
 
 def test_seeds_that_agree_exactly_are_not_called_one_seed(row_of):
     rows = [row_of({"seed": i}, loss=3.0) for i in range(2)]
-    ((*_, interval, _, _, _),) = text(cell_table(Results(rows, [])))
-    assert interval == "0.0000"
+    (line,) = lines(cell_table(Results(rows, [])))
+    assert line["± 95 %"] == "0.0000"
 
 
 def test_one_seed_is_called_so(row_of):
-    ((*_, interval, _, _, _),) = text(cell_table(Results([row_of({}, loss=3.0)], [])))
-    assert interval == "one seed"
+    (line,) = lines(cell_table(Results([row_of({}, loss=3.0)], [])))
+    assert line["± 95 %"] == "one seed"
 
 
 @pytest.mark.parametrize("state", ["missing", "running", "diverged", "crashed", "out_of_memory", "preempted"])
-def test_a_run_without_a_loss_is_a_line_with_its_state(row_of, state: str):
-    rows = [row_of({}, loss=3.0), row_of({**MOE, "seed": 7}, state=state)]
-    dense, other = text(cell_table(Results(rows, [])))
-    assert dense[-1] == "done"
-    assert (other[0], other[5], other[7], other[-1]) == ("1/4", "seed 7", "", state)
+def test_runs_without_a_loss_are_a_line_with_their_state(row_of, state: str):
+    rows = [row_of({}, loss=3.0), *(row_of({**MOE, "seed": seed}, state=state) for seed in (7, 8))]
+    dense, other = lines(cell_table(Results(rows, [])))
+    assert dense["state"] == ""
+    assert (other["g"], other["seeds"], other["loss"]) == ("1/4", "2", "")
+    assert other["state"] == state
 
 
 def test_the_status_names_every_run_in_full(row_of):
     long = {"model.experts": "n=4 k=2 g=1/4 + n=8 k=2 g=1/8", "model.generalist": "1/4", "router.kind": "default"}
     rows = [row_of({**long, "router.alpha": 0.125, "seed": 12}, state="crashed"), row_of({}, loss=3.0)]
-    crashed, done = text(status_table(rows))
-    assert crashed == [rows[0]["name"], "", rows[0]["id"], "crashed", "6", "", "why it crashed"]
-    assert done == [rows[1]["name"], "", rows[1]["id"], "done", "6", "3.0000", ""]
+    crashed, done = lines(status_table(rows))
+    known = {"id": rows[0]["id"], "state": "crashed", "steps": "6", "loss": "", "reason": "why it crashed"}
+    assert crashed == {"run": rows[0]["name"], **known}
+    known = {"id": rows[1]["id"], "state": "done", "steps": "6", "loss": "3.0000", "reason": ""}
+    assert done == {"run": rows[1]["name"], **known}
