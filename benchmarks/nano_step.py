@@ -1,9 +1,10 @@
-"""Tokens a second of the nano MoE step (n=128, k=4) over those of the dense step, both timed in one process.
+"""Tokens a second of the nano MoE step (n=128, k=4) over those of the dense step, all timed in one process.
 
-    python benchmarks/nano_step.py [--json]
+    python benchmarks/nano_step.py [--system_allocator] [--json]
 
-The two programs take turns, so that a machine whose speed drifts slows both; the figure is the median of
-the ratios of neighbouring steps. One core, as a sweep's worker has.
+The programs take turns, so that a machine whose speed drifts slows all; a figure is the median of the ratios of
+neighbouring steps. One core and the allocator's settings are those of a sweep's worker. Where the C++ kernel is
+available, the step with plain XLA's (`blocks`) is timed as well.
 """
 
 import argparse
@@ -19,33 +20,39 @@ TURNS = 25
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--system_allocator", action="store_true", help="without the settings that workers have")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    as_worker()
-    dense, moe = step("dense"), step("n=128 k=4 g=1/4")
-    pairs = [(dense(), moe()) for _ in range(TURNS)]
+    as_worker(options.system_allocator)
+    from slicedice.kernels.grouped_matmul import choose
+
+    steps = {"dense": step("dense", ""), choose(): step("n=128 k=4 g=1/4", "")}
+    if choose() == "native":
+        steps["blocks"] = step("n=128 k=4 g=1/4", "blocks")
+    turns = [{name: take() for name, take in steps.items()} for _ in range(TURNS)]
     result = {
-        "dense_ms": round(1e3 * statistics.median(d for d, _ in pairs), 2),
-        "moe_ms": round(1e3 * statistics.median(m for _, m in pairs), 2),
-        "tokens_per_second_ratio": round(statistics.median(d / m for d, m in pairs), 3),
-        "turns": TURNS,
+        name: {
+            "milliseconds": round(1e3 * statistics.median(turn[name] for turn in turns), 2),
+            "tokens_a_second_over_dense": round(statistics.median(turn["dense"] / turn[name] for turn in turns), 3),
+        }
+        for name in steps
     }
-    print(json.dumps(result) if options.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+    print(json.dumps(result) if options.json else "\n".join(f"{name}: {values}" for name, values in result.items()))
 
 
-def as_worker() -> None:
+def as_worker(system_allocator: bool) -> None:
     """Starts this process anew as the local launcher starts a worker: on its core, with its allocator."""
     from slicedice.machine import slots
 
     slot = slots()[-1]
-    if all(os.environ.get(name) == value for name, value in slot.environment.items()):
-        return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, slot.cores)
+    if system_allocator or all(os.environ.get(name) == value for name, value in slot.environment.items()):
+        return
     os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | slot.environment)
 
 
-def step(experts: str):
+def step(experts: str, implementation: str):
     """Compiles the nano step with these experts; returns a function that takes one and its seconds."""
     import jax
     import jax.numpy as jnp
@@ -56,7 +63,8 @@ def step(experts: str):
     from slicedice.training import Hyper, Program
 
     config = files.load("experiments", "nano").get_config()
-    spec, execution = resolve(override(config, {"model.experts": experts}, where="the benchmark"))
+    fields = {"model.experts": experts, "execution.implementation": implementation}
+    spec, execution = resolve(override(config, fields, where="the benchmark"))
     program, hyper = Program(spec, execution), Hyper.of(spec)
     shape = (spec.budget.batch_size, spec.data.sequence_length + 1)
     batch = jax.random.randint(jax.random.key(0), shape, 0, 256)

@@ -27,6 +27,7 @@ class Worker:
 
     def __init__(self, slot: Slot, job: Job):
         self.run: str | None = None
+        self._unfinished = b""
         command = [
             sys.executable,
             "-m",
@@ -51,6 +52,21 @@ class Worker:
         """Where the worker says that a run has ended."""
         assert self.process.stdout is not None
         return self.process.stdout
+
+    def listen(self) -> list[bytes] | None:
+        """The lines that have come since, of which one may be of some library; None once the worker has ended.
+
+        Read as they come, past any buffer: a line left in one would not wake the selector again.
+        """
+        heard = os.read(self.output.fileno(), 65536)
+        if not heard:
+            return None
+        *lines, self._unfinished = (self._unfinished + heard).split(b"\n")
+        return lines
+
+    def has_ended(self, lines: list[bytes]) -> bool:
+        """Whether these lines say how the worker's run has ended."""
+        return any(line.startswith(f"{self.run} ".encode()) for line in lines)
 
     def give(self, run: str) -> None:
         """Gives the worker its next run."""
@@ -102,17 +118,15 @@ def launch(job: Job) -> None:
             while workers:
                 for key, _ in selector.select(timeout=0.5):
                     worker, slot = key.data
-                    line = worker.output.readline()
-                    if line and not line.startswith(f"{worker.run} ".encode()):
-                        continue  # some library said something
-                    if line and queue:
-                        worker.give(queue.popleft())
-                    elif line:
-                        retire(worker)
-                    else:
+                    lines = worker.listen()
+                    if lines is None:
                         _mourn(job, worker, retire(worker))
                         if queue:
                             start(slot)
+                    elif worker.has_ended(lines) and queue:
+                        worker.give(queue.popleft())
+                    elif worker.has_ended(lines):
+                        retire(worker)
                 job.watch()
         except BaseException:
             _stop(workers)

@@ -4,8 +4,10 @@ A name is looked up in the folder of that kind in the working directory first, t
 the package, then in what was installed with it. A path, with a slash or ending in .py, is taken as it is.
 """
 
+import hashlib
 import importlib.util
 import re
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +54,15 @@ def find(kind: str, name: str) -> Path:
     raise FileError(f"unknown name {name!r} in {kind}: choose one of {', '.join(names(kind))}, or give a path.")
 
 
+def label(kind: str, name: str) -> str:
+    """What to call the file of a name or path: its stem, and for another file than the name means, a digest."""
+    path = find(kind, name)
+    known = next((folder / path.name for folder in folders(kind) if (folder / path.name).is_file()), None)
+    if known is not None and known.samefile(path):
+        return path.stem
+    return f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
+
+
 def load(kind: str, name: str) -> ModuleType:
     """Runs the file of a name or path as a module of its own.
 
@@ -63,9 +74,10 @@ def load(kind: str, name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as dataclasses with postponed annotations want it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FileError(_blame(path, error)) from error
     return module
 
@@ -91,11 +103,11 @@ def call(kind: str, name: str, wanted: str, *arguments: Any) -> Any:
     found = function(kind, name, wanted)
     try:
         return found(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FileError(_blame(find(kind, name), error)) from error
 
 
-def _blame(path: Path, error: Exception) -> str:
+def _blame(path: Path, error: BaseException) -> str:
     """A sentence on an error raised by a user's file, with the line of that file it came from."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]

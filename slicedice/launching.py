@@ -30,7 +30,7 @@ class Job:
     store: where the runs' folders are.
     runs: ids in the order to train them; their folders exist.
     max_concurrent: how many to train at once; 0 leaves it to the launcher.
-    bytes: memory that the largest of them takes, by estimate.
+    bytes: memory that the largest run of the plan takes, by estimate.
     watch: draws progress; cheap, and made to be called twice a second.
     """
 
@@ -67,31 +67,33 @@ def train_missing(
             valid = f"the tokenizer {spec.data.tokenizer!r} has {texts[spec.data].vocab_size} ids: use that or more"
             raise SpecError("model.vocab_size", spec.model.vocab_size, valid)
     stale = [id_ for id_, (spec, _) in plan.runs.items() if _is_stale(store, id_, texts[spec.data].fingerprint)]
-    if stale and not retry:
+    if stale:
         console.print(
-            f"{len(stale)} finished runs were trained on other text than there is now. Their results stay; --retry "
-            "trains them on the present text.",
+            f"{len(stale)} finished runs were trained on other text than there is now. Their results stay; another "
+            "--store trains them on the present text.",
             soft_wrap=True,
         )
-    missing = to_train(plan, store, retry=retry) + (stale if retry else [])
+    missing = to_train(plan, store, retry=retry)
     if not missing:
         if retry:
             console.print("There is nothing to retry. Without --retry, what is missing is trained.")
         return
+    launch = files.function("launch", launcher, "launch")
     for id_ in missing:
         store.run(id_).create(*plan.runs[id_])
-    for id_ in stale if retry else []:
-        store.run(id_).clear()
-    most = max(memory(*plan.runs[id_]) for id_ in missing)
-    launch = files.function("launch", launcher, "launch")
     for text in texts.values():
         console.print(text.summary(), highlight=False, soft_wrap=True)
-    with Progress(store, {id_: plan.runs[id_][0] for id_ in missing}, console) as progress:
-        launch(Job(store, tuple(missing), max_concurrent, most, progress.watch))
+    with Progress(store, plan, missing, console) as progress:
+        launch(Job(store, tuple(missing), max_concurrent, _largest(plan), progress.watch))
 
 
 def _prepare(data: DataSpec, store: Store) -> TokenStore:
     return prepare(data.source, data.tokenizer, store.data, data.heldout_fraction)
+
+
+def _largest(plan: Plan) -> int:
+    """Bytes of the plan's largest run, done or not: what is left must not change how many train at once."""
+    return max(memory(spec, execution) for spec, execution in plan.runs.values())
 
 
 def _is_stale(store: Store, run: str, fingerprint: str) -> bool:

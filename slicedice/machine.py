@@ -74,8 +74,9 @@ def cores() -> list[int]:
 def slots(max_concurrent: int = 0, worker_bytes: int = 0) -> list[Slot]:
     """Places for workers: a GPU each, one for a TPU, and on CPU as many as cores and memory let pay.
 
-    A step of a small model does not fill two cores, so on CPU a worker has one core of its own. Their number
-    never depends on how many runs there are: a run that the same command takes up again meets the same threads.
+    A step of a small model does not fill two cores, so on CPU a worker has one core of its own, and more only where
+    memory or `max_concurrent` allow fewer workers than cores. Their number never depends on how many runs are left: a
+    run that the same command takes up again meets the same threads, without which its results are not bitwise the same.
 
     Args:
       max_concurrent: how many workers, if there are cores or devices for them; 0 for as many as pay.
@@ -85,7 +86,8 @@ def slots(max_concurrent: int = 0, worker_bytes: int = 0) -> list[Slot]:
         places = [Slot(frozenset(), {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus()] or [Slot(frozenset(), {})]
         return places[: max_concurrent or None]
     available = cores()
-    by_memory = max(1, round(memory() / max(worker_bytes, WORKER_BYTES)))  # a machine sold as 8 GiB shows a little less
+    fitting = memory() / max(worker_bytes, WORKER_BYTES)
+    by_memory = max(1, int(fitting + 0.125))  # what is sold as 8 GiB shows a little less
     count = min(max_concurrent or by_memory, len(available))
     share = len(available) // count
     return [Slot(frozenset(available[i * share : (i + 1) * share]), ALLOCATOR) for i in range(count)]

@@ -36,14 +36,16 @@ def provenance(fingerprint: str) -> dict[str, Any]:
 
 def git_revision() -> str | None:
     """The commit of the checkout that this package runs from, with "+changes" if it has any; None outside one."""
+    folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
         return subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder.parent.resolve():
+            return None  # a repository that this package is merely installed in
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

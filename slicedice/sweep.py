@@ -17,10 +17,11 @@ from rich.console import Console
 from slicedice import files, machine
 from slicedice.commandline import door, overrides, split
 from slicedice.cost import RATES, cost
+from slicedice.data.tokenizer import find_tokenizer
 from slicedice.grid import Plan, enumerate_runs, load_config, load_grid
 from slicedice.launching import to_train, train_missing
 from slicedice.report.report import write_report
-from slicedice.report.results import read_results
+from slicedice.report.results import read_results, settings
 from slicedice.report.tables import cell_table, plan_table, show, status_table
 from slicedice.spec import run_name
 from slicedice.spec.errors import require
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status: 0, or 1 if runs ended without a result."""
     own, settings = split(sys.argv[1:] if arguments is None else arguments)
     options, unknown = parser().parse_known_args(own)
+    require(not options.dry_run or options.verb == "run", "--dry_run", True, f"{options.verb} trains nothing anyway")
     require(options.max_concurrent >= 0, "--max_concurrent", options.max_concurrent, "use a number from 0")
     scale = options.scale or ("10m" if machine.has_accelerator() else "nano")
     config = load_config(scale)
@@ -79,10 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _status(plan, store, options, console)
     if not store.exists():
         raise StoreError(f"There is no store at {options.store}, so nothing to report. Name it with --store.")
-    return _report(plan, store, options, console)
+    return _report(plan, store, options, scale, console)
 
 
 def _plan(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
+    for tokenizer in {spec.data.tokenizer for spec, _ in plan.runs.values()}:
+        find_tokenizer(tokenizer)
     missing = set(to_train(plan, store, retry=options.retry))
     device = options.device or machine.accelerator() or "cpu"
     costs = {id_: cost(spec, execution, RATES[device]) for id_, (spec, execution) in plan.runs.items()}
@@ -93,14 +97,21 @@ def _plan(plan: Plan, store: Store, options: argparse.Namespace, console: Consol
         "flops": sum(costs[id_].flops for id_ in missing),
         "hours": sum(costs[id_].seconds for id_ in missing) / 3600,
     }
+    varied = settings(plan)
     if options.json:
         runs = [
-            {"id": id_, "name": run_name(spec), "to_train": id_ in missing, **costs[id_].as_dict()}
+            {
+                "id": id_,
+                "name": run_name(spec),
+                "settings": varied[id_],
+                "to_train": id_ in missing,
+                **costs[id_].as_dict(),
+            }
             for id_, (spec, _) in plan.runs.items()
         ]
         print(json.dumps({**total, "runs": runs}, indent=1))
         return 0
-    show(plan_table(plan, costs, missing), console)
+    show(plan_table(plan, varied, costs, missing), console)
     console.print(
         f"{total['to_train']} of {total['count']} runs to train: {total['flops']:.2e} FLOPs, "
         f"{total['hours']:,.2f} hours on one {device} at {RATES[device].sustained:.1e} FLOP/s.",
@@ -120,9 +131,10 @@ def _status(plan: Plan, store: Store, options: argparse.Namespace, console: Cons
     return 0
 
 
-def _report(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
+def _report(plan: Plan, store: Store, options: argparse.Namespace, scale: str, console: Console) -> int:
     about = inspect.getdoc(files.load("sweeps", options.grid)) or ""
-    results, page = write_report(plan, store, grid=files.find("sweeps", options.grid).stem, about=about)
+    names = {"grid": files.label("sweeps", options.grid), "scale": files.label("experiments", scale)}
+    results, page = write_report(plan, store, **names, about=about)
     if options.json:
         print(json.dumps({"page": str(page), "runs": results.rows, "notes": results.notes}, indent=1))
     else:

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import signal
 import sys
@@ -75,7 +76,7 @@ class Worker:
             if is_disk_full(error):
                 raise
             log.exception("the run failed")
-            kind = Kind.OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else Kind.CRASHED
+            kind = Kind.OUT_OF_MEMORY if is_out_of_memory(error) else Kind.CRASHED
             folder.fail(kind, f"{type(error).__name__}: {error}")
             return kind
 
@@ -117,6 +118,8 @@ class Worker:
                     training.routing_of(spec),
                     batch_size=execution.micro_batch,
                 )
+                if not math.isfinite(losses["held_out"]["macro"]["nats"]):  # the last step was one too many
+                    kind = Kind.DIVERGED
                 checkpoints.save_model(state)
             folder.finish(
                 kind,
@@ -133,6 +136,13 @@ class Worker:
         return kind
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device was out of memory, while training or while reading a checkpoint."""
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether the disk was full; Orbax reports that in errors of its own, by the system's words."""
     if (isinstance(error, OSError) and error.errno in NO_ROOM) or any(os.strerror(n) in str(error) for n in NO_ROOM):
@@ -141,13 +151,14 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def lighter(execution: Execution, spec: RunSpec) -> Execution | None:
-    """The same run in less memory: half the micro-batch, or where that cuts a routing group, rematerialised.
+    """The same run in less memory: the next smaller micro-batch, or if that cuts a routing group, rematerialised.
 
     None if it is both already.
     """
-    half, odd = divmod(execution.micro_batch, 2)
-    if not odd and half % (spec.router.group or 1) == 0:
-        return dataclasses.replace(execution, micro_batch=half)
+    whole, unit = execution.micro_batch, spec.router.group or 1
+    smaller = (whole // parts for parts in range(2, whole + 1) if whole % parts == 0 and whole // parts % unit == 0)
+    for micro_batch in smaller:
+        return dataclasses.replace(execution, micro_batch=micro_batch)
     return None if execution.remat else dataclasses.replace(execution, remat=True)
 
 

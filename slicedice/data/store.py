@@ -18,7 +18,7 @@ FORMAT = 1  # Raise when the files of a store mean something else than before.
 
 
 class TokenStore:
-    """An opened store; pickling it carries the path alone.
+    """An opened store.
 
     Attributes:
       path: its folder.
@@ -75,9 +75,6 @@ class TokenStore:
             raise ValueError(f"{name} holds {tokens.size} tokens instead of {count}")
         # The map's buffer without its class, which makes every slice of it slow.
         return tokens.view(np.ndarray)
-
-    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path]]:
-        return TokenStore, (self.path,)
 
     @property
     def vocab_size(self) -> int:

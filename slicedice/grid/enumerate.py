@@ -84,13 +84,16 @@ def enumerate_runs(
     base = override(config, overrides, where="the command line")
     count = grid.seeds if seeds is None else seeds
     if count < 1:
-        raise GridError(f"--seeds {count} cannot be used: ask for at least 1.")
+        asker = "The grid's seeds =" if seeds is None else "--seeds"
+        raise GridError(f"{asker} {count} cannot be used: ask for at least 1.")
     runs: dict[str, tuple[RunSpec, Execution]] = {}
     for seed in range(base.seed, base.seed + count):
         for point in grid.points:
             try:
                 spec, execution = resolve(override(base, {**point, "seed": seed}, where="the grid"))
             except SpecError as error:
+                if error.field in overrides:
+                    raise
                 raise GridError(f"the grid's point {point} does not resolve: {error}") from error
             runs.setdefault(run_id(spec), (spec, execution))
     if only:

@@ -1,10 +1,11 @@
 """What a figure shows, declared: which axis, which hue, which panels. Drawing is the report's.
 
-Axes and hues are names of a run's coordinates: `n` experts, `k` active, granularity `g`, sparsity `s`,
-`total_parameters`; y is a column of the results.
+Axes and hues are names of a run's coordinates, which `AXES` lists; y is a column of the results.
 """
 
 from dataclasses import dataclass
+
+from slicedice.spec.errors import require
 
 AXES = {
     "n": "experts n",
@@ -12,8 +13,24 @@ AXES = {
     "g": "granularity g",
     "s": "sparsity s = n·g",
     "total_parameters": "total parameters",
+    "tokens": "training tokens",
+    "learning_rate": "peak learning rate",
+    "alpha": "weight of the load-balancing loss",
+    "gamma": "step of the loss-free bias",
 }
 """Coordinates that may be an axis or a hue, with their label."""
+
+MEASURES = (
+    "loss",
+    "bits_per_byte",
+    "without_capacity_loss",
+    "train_loss",
+    "load_balancing_loss",
+    "load_imbalance",
+    "dropped_share",
+    "dead_experts",
+)
+"""Columns of the results that a figure may show; `loss_DOMAIN` and `bits_per_byte_DOMAIN` are others."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,11 @@ class Panel:
     title: str
     x: str
     hue: str
+
+    def __post_init__(self):
+        """Refuses what is no axis, before anything is trained for it."""
+        for field, name in (("Panel.x", self.x), ("Panel.hue", self.hue)):
+            require(name in AXES, field, name, f"choose one of {', '.join(AXES)}")
 
 
 @dataclass(frozen=True)
@@ -36,3 +58,8 @@ class Figure:
     title: str
     panels: tuple[Panel, ...]
     y: str = "loss"
+
+    def __post_init__(self):
+        """Refuses what is no column of the results."""
+        known = self.y in MEASURES or self.y.startswith(("loss_", "bits_per_byte_"))
+        require(known, "Figure.y", self.y, f"choose one of {', '.join(MEASURES)}, or loss_DOMAIN")

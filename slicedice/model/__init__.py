@@ -1,5 +1,5 @@
 """The language model around the MoE layer: attention, block, decoder. Imports `moe` and reads `spec`."""
 
-from slicedice.model.decoder import Decoder, count_parameters
+from slicedice.model.decoder import Decoder
 
-__all__ = ["Decoder", "count_parameters"]
+__all__ = ["Decoder"]

@@ -8,6 +8,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from slicedice.grid import Plan
+from slicedice.report.results import settings
 from slicedice.spec import RunSpec, run_name
 from slicedice.store import Kind, Store
 
@@ -18,8 +20,10 @@ PLAIN_SECONDS = 30.0
 class Progress:
     """Shows the state of `runs` whenever `watch` is called, as a live table or as a line now and then."""
 
-    def __init__(self, store: Store, runs: dict[str, RunSpec], console: Console):
-        self.store, self.runs, self.console = store, runs, console
+    def __init__(self, store: Store, plan: Plan, runs: list[str], console: Console):
+        self.store, self.console = store, console
+        self.runs: dict[str, RunSpec] = {id_: plan.runs[id_][0] for id_ in runs}
+        self.settings = settings(plan)
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self.began = time.monotonic()
         self.states = {id_: store.run(id_).state() for id_ in runs}
@@ -77,6 +81,8 @@ class Progress:
                 spec = self.runs[id_]
                 share = state.steps / spec.budget.steps
                 bar = Text("━" * round(24 * share), style="cyan") + Text("─" * (24 - round(24 * share)), style="dim")
-                table.add_row(f"{run_name(spec)} · {id_}", bar, f"step {state.steps} of {spec.budget.steps}")
+                table.add_row(
+                    f"{run_name(spec)} {self.settings[id_]}".strip(), bar, f"step {state.steps} of {spec.budget.steps}"
+                )
         table.add_row(self._line())
         return table

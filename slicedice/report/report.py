@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from slicedice.grid import Plan
 from slicedice.report.figures import draw
@@ -12,38 +13,33 @@ from slicedice.report.results import Results, read_results, write_tables
 from slicedice.store import Store
 
 
-def write_report(plan: Plan, store: Store, *, grid: str, about: str) -> tuple[Results, Path]:
+def write_report(plan: Plan, store: Store, *, grid: str, scale: str, about: str) -> tuple[Results, Path]:
     """Reads the runs of `plan` and writes their report.
 
     Args:
       plan: the grid's runs.
       store: where they are.
       grid: name of the grid.
+      scale: name of the scale.
       about: what the grid asks.
 
     Returns:
       The results, and the page.
     """
-    results, folder = read_results(plan, store), store.report(report_name(plan, grid))
+    results, folder = read_results(plan, store), store.report(report_name(f"{grid}-{scale}", plan.asked))
     write_tables(results, folder)
     drawn = [draw(figure, results.rows, folder) for figure in plan.grid.figures]
     svgs = [file for files in drawn for file in files if file.suffix == ".svg"]
     page = folder / "index.html"
-    write_page(page, title=f"{grid} at {scale(plan)}", about=about, plan=plan, results=results, figures=svgs)
+    write_page(page, title=f"{grid} at {scale}", about=about, plan=plan, results=results, figures=svgs)
     return results, page
 
 
-def scale(plan: Plan) -> str:
-    """The scale of a plan's runs, which a grid does not vary."""
-    return next(spec.scale for spec, _ in plan.runs.values())
-
-
-def report_name(plan: Plan, grid: str) -> str:
-    """Folder of a report: grid and scale, and what was asked for beside, so that no selection replaces the whole."""
-    name = f"{grid}-{scale(plan)}"
-    if not plan.asked:
+def report_name(name: str, asked: dict[str, Any]) -> str:
+    """Folder of a report: its name, and what was asked for beside, so that no selection replaces the whole."""
+    if not asked:
         return name
-    words = "-".join(f"{field.split('.')[-1]}={value}" for field, value in plan.asked.items())
+    words = "-".join(f"{field.split('.')[-1]}={value}" for field, value in asked.items())
     # What a file name cannot hold is left out, and told apart by a digest.
-    digest = hashlib.sha256(json.dumps(plan.asked, sort_keys=True).encode()).hexdigest()[:6]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
     return f"{name}-{re.sub(r'[^a-zA-Z0-9.,=+-]+', '_', words)[:80].strip('_-')}-{digest}"

@@ -45,6 +45,9 @@ def coordinates(spec: RunSpec) -> Row:
     return {
         "cell": run_id(dataclasses.replace(spec, seed=0)),  # shared by runs that differ only in their seed
         "beside": run_id(_dense(spec)),  # shared by runs that differ only in layer, router and seed
+        "batches": " ".join(
+            str(x) for x in (*dataclasses.astuple(spec.data), spec.budget.batch_size)
+        ),  # read by a seed
         "scale": spec.scale,
         "seed": spec.seed,
         "dense": layer.is_dense,
@@ -74,11 +77,14 @@ def _dense(spec: RunSpec) -> RunSpec:
 def settings(plan: Plan) -> dict[str, str]:
     """For each run, by id, the fields that vary over the plan and that no column of its own shows."""
     flat = {id_: _flat(to_dict(spec)) for id_, (spec, _) in plan.runs.items()}
-    shown = {"scale", "seed", "router.kind"}
+    for fields in flat.values():
+        if fields["router.kind"] is None:  # dense: an always-on expert is no generalist
+            fields |= {name: None for name in fields if name.startswith("model.layer.")}
+    shown = {"scale", "seed", "router.kind", "model.layer.experts"}
     values: dict[str, set] = {}
     for fields in flat.values():
         for name, value in fields.items():
-            if value is not None and name not in shown and not name.startswith("model.layer"):
+            if value is not None and name not in shown:
                 values.setdefault(name, set()).add(value)
     varied = [name for name, found in values.items() if len(found) > 1]
     return {

@@ -1,7 +1,8 @@
 """Cells and their noise: runs that differ only in their seed are one cell, with a mean and an error.
 
-With two or three seeds a cell's own deviation says little, so noise is pooled: one level for all cells is an
-assumption that a report has to state.
+Runs of one seed read the same batches, so seeds are the blocks of a randomised block design. With two or three of
+them a cell's own deviation says little, so noise is pooled: one level for all cells is an assumption that a report
+has to state.
 """
 
 import math
@@ -32,14 +33,12 @@ class Cell:
     """Finished runs of one cell.
 
     values: by seed.
-    noise: between seeds, pooled over cells; None if no cell has two.
-    paired: what is left of it between cells of one seed, which read the same batches; None if unknown.
+    noise: between cells of one seed, pooled; None if no cell has two seeds.
     """
 
     row: Row
     values: dict[int, float]
     noise: Noise | None = None
-    paired: Noise | None = None
 
     @property
     def mean(self) -> float:
@@ -48,20 +47,19 @@ class Cell:
 
     @property
     def margin(self) -> float | None:
-        """Half the width of the mean's 95 % interval."""
+        """Half the width of the mean's 95 % interval, for comparing cells: without what a seed does to all alike."""
         return self.noise and self.noise.t * self.noise.deviation / math.sqrt(len(self.values))
 
 
 def difference(cell: Cell, other: Cell) -> tuple[float, float | None]:
-    """cell - other over the seeds they share, and half the width of its 95 % interval; None if it is not known.
+    """cell - other, and half the width of its 95 % interval; None if that is not known.
 
-    Cells that differ only in layer and router are compared seed by seed (a randomised block design, seeds being
-    the blocks); others as independent samples.
+    Cells that read the same batches are compared seed by seed, others as independent samples.
     """
     shared = cell.values.keys() & other.values.keys()
-    if cell.row["beside"] == other.row["beside"] and shared and cell.paired:
+    if cell.noise and shared and cell.row["batches"] == other.row["batches"]:
         effect = statistics.fmean(cell.values[seed] - other.values[seed] for seed in shared)
-        return effect, cell.paired.t * cell.paired.deviation * math.sqrt(2 / len(shared))
+        return effect, cell.noise.t * cell.noise.deviation * math.sqrt(2 / len(shared))
     if cell.margin is None or other.margin is None:
         return cell.mean - other.mean, None
     return cell.mean - other.mean, math.hypot(cell.margin, other.margin)
@@ -79,9 +77,9 @@ def cells(rows: list[Row], column: str) -> list[Cell]:
     groups: dict[str, list[Row]] = {}
     for row in measured:
         groups.setdefault(row["cell"], []).append(row)
-    noise = residual_noise(measured, column, ["cell"])
-    paired = residual_noise(measured, column, ["cell", "block"])
-    return [Cell(group[0], {row["seed"]: row[column] for row in group}, noise, paired) for group in groups.values()]
+    # Where blocks leave nothing over, as with one cell, seeds are all there is.
+    noise = residual_noise(measured, column, ["cell", "block"]) or residual_noise(measured, column, ["cell"])
+    return [Cell(group[0], {row["seed"]: row[column] for row in group}, noise) for group in groups.values()]
 
 
 def residual_noise(rows: list[Row], column: str, factors: list[str]) -> Noise | None:
@@ -97,7 +95,7 @@ def residual_noise(rows: list[Row], column: str, factors: list[str]) -> Noise | 
     """
     if not rows:
         return None
-    blocks = [[row[f] if f != "block" else (row["beside"], row["seed"]) for f in factors] for row in rows]
+    blocks = [[row[f] if f != "block" else (row["batches"], row["seed"]) for f in factors] for row in rows]
     design = np.concatenate(
         [
             np.array([[a[i] == b for b in dict.fromkeys(x[i] for x in blocks)] for a in blocks], float)

@@ -40,9 +40,7 @@ def cell_table(results: Results) -> Table:
     if len({line["router"] for line in lines} - {""}) < 2:
         for line in lines:
             line["router"] = ""
-    return _table(
-        "Held-out cross-entropy in nats", lines, left=("router", "settings", "state")
-    )
+    return _table("Held-out cross-entropy in nats", lines, left=("router", "settings", "state"))
 
 
 def _means(rows: list[Row], column: str) -> dict[str, str]:
@@ -81,7 +79,7 @@ def verdict(cell: Cell, dense: Cell | None) -> str:
     return f"{effect:+.4f} ± {margin:.4f}" + (" within noise" if abs(effect) <= margin else "")
 
 
-def plan_table(plan: Plan, costs: dict[str, Cost], missing: set[str]) -> Table:
+def plan_table(plan: Plan, varied: dict[str, str], costs: dict[str, Cost], missing: set[str]) -> Table:
     """A line for each run and what it costs."""
     lines = []
     for id_, (spec, _) in plan.runs.items():
@@ -89,6 +87,7 @@ def plan_table(plan: Plan, costs: dict[str, Cost], missing: set[str]) -> Table:
         lines.append(
             {
                 "run": run_name(spec),
+                "settings": varied[id_],
                 "id": id_,
                 "to train": "yes" if id_ in missing else "no",
                 "parameters": f"{c.parameters / 1e6:,.1f}M",
@@ -99,7 +98,7 @@ def plan_table(plan: Plan, costs: dict[str, Cost], missing: set[str]) -> Table:
                 "hours": f"{c.seconds / 3600:,.2f}",
             }
         )
-    return _table("Plan, by arithmetic", lines, left=("run", "id", "to train"))
+    return _table("Plan, by arithmetic", lines, left=("run", "settings", "id", "to train"))
 
 
 def status_table(rows: list[Row]) -> Table:

@@ -5,6 +5,7 @@ A field may be set to 0 or "" where the comment beside it says what then stands 
 
 import math
 import os
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -117,6 +118,8 @@ def resolve(config: Config) -> tuple[RunSpec, Execution]:
     model, data, optimizer = _model(c), _data(c), _optimizer(c)
     budget = _budget(c)
     require(c.compute_dtype in DTYPES, "compute_dtype", c.compute_dtype, f"choose one of {', '.join(DTYPES)}")
+    # It is a part of file names.
+    require(re.fullmatch(r"[\w.+-]+", c.scale) is not None, "scale", c.scale, "use letters, digits and . + - _")
     require(0 <= c.seed < 2**32, "seed", c.seed, "use a whole number from 0 to 2**32 - 1")
     require(c.evaluation.tokens > 0, "evaluation.tokens", c.evaluation.tokens, "use a number above 0")
     router = _router(c.router, model.layer, budget)
@@ -191,6 +194,7 @@ def _router(r: Config, layer: LayerSpec, budget: BudgetSpec) -> RouterSpec:
 
 def _data(c: Config) -> DataSpec:
     d = c.data
+    require(bool(d.source.strip()), "data.source", d.source, f'use "{EMBEDDED}" or the path of a file or folder')
     require(d.sequence_length > 0, "data.sequence_length", d.sequence_length, "use a number above 0")
     require(0 < d.heldout_fraction <= 0.5, "data.heldout_fraction", d.heldout_fraction, "use a share up to 0.5")
     # The same text is the same run from wherever it is named.

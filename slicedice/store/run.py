@@ -65,11 +65,6 @@ class RunFolder:
         self._failure = path / "failure.json"
         self._data = path / "data.json"
 
-    @property
-    def id(self) -> str:
-        """The run's id."""
-        return self.path.name
-
     def create(self, spec: RunSpec, execution: Execution) -> None:
         """Makes the folder and writes what is to be trained, and how; mends what was damaged there."""
         write_whole(self.path / "spec.json", canonical_json(spec) + "\n")

@@ -38,7 +38,7 @@ class Checkpoints:
         """Returns the newest state saved, or `like` itself if there is none.
 
         Raises:
-          CheckpointError: the checkpoint is damaged, or of another model.
+          CheckpointError: the checkpoint cannot be read: it is damaged, of another model, or there is no room for it.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -48,8 +48,8 @@ class Checkpoints:
         except Exception as error:
             raise CheckpointError(
                 f"the checkpoint of step {step} in {self.folder / 'training'} cannot be read "
-                f"({type(error).__name__}). Nothing else is lost: remove that folder and use --retry, and "
-                "the run starts over."
+                f"({type(error).__name__}; the run's log says more). If it is damaged, remove that folder and use "
+                "--retry: nothing else is lost, and the run starts over."
             ) from error
         return _into(like, leaves)
 

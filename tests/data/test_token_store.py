@@ -1,6 +1,5 @@
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -85,14 +84,6 @@ def test_the_fingerprint_is_of_the_content(text: Path, store: TokenStore, tmp_pa
 def test_a_store_is_built_once(text: Path, store: TokenStore, monkeypatch):
     monkeypatch.setattr("slicedice.data.build.write_store", lambda *_: pytest.fail("built again"))
     assert prepare(str(text), "bytes", store.path.parent, 0.2).path == store.path
-
-
-def test_pickling_carries_no_tokens(embedded_store: TokenStore):
-    raw = pickle.dumps(embedded_store)
-    assert len(raw) < 1000
-    again = pickle.loads(raw)
-    assert again.fingerprint == embedded_store.fingerprint
-    np.testing.assert_array_equal(again.train, embedded_store.train)
 
 
 # Each process announces that its store is written, and renames it only when the other has said so too.

@@ -32,6 +32,43 @@ def test_unknown_names_list_those_there_are(desk, verb: str):
     assert not (desk.folder / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("optimizer.learning_rate", "nan"),
+        ("budget.batch_size", "0"),
+        ("data.source", ""),
+        ("scale", "a/b"),
+    ],
+)
+def test_a_bad_field_from_the_command_line_is_blamed_and_not_the_grid(desk, field: str, value: str):
+    call = desk.sweep("plan", f"--config.{field}={value}")
+    assert call.status == 2
+    assert call.err.startswith(f"{field} = ")
+    assert "grid" not in call.err
+
+
+def test_a_figure_over_what_is_no_axis_is_refused_before_anything_is_trained(desk):
+    for figure, name in (
+        ("Figure('f', 'F', (Panel('P', x='lr', hue='n'),))", "lr"),
+        ("Figure('f', 'F', (Panel('P', x='n', hue='colour'),))", "colour"),
+        ("Figure('f', 'F', (), y='los')", "los"),
+    ):
+        source = "from slicedice.grid import Figure, Grid, Panel\n\n\ndef get_grid(scale):\n    return "
+        desk.write("sweeps/odd.py", f"{source}Grid([{{}}], ({figure},))")
+        refused(desk, grid="odd", names=["odd.py, line 5", name, "choose one of"])
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_an_unknown_tokenizer_is_told_before_anything_is_launched(desk, verb: str):
+    refused(desk, verb, "--config.data.tokenizer=words", names=["words", "bytes"])
+
+
+def test_what_trains_nothing_takes_no_dry_run(desk):
+    for verb in ("plan", "status", "report"):
+        refused(desk, verb, "--dry_run", names=["--dry_run", verb])
+
+
 def test_unknown_paths_are_named(desk):
     refused(desk, grid="sweeps/mien.py", names=["sweeps/mien.py", "mine"])
     refused(desk, scale="./nano.py", names=["./nano.py", "nano"])

@@ -65,6 +65,8 @@ for line in iter(sys.stdin.readline, ""):
         write(folder, "failure.json", dict(kind="crashed", reason="its own"))
     else:
         write(folder, "result.json", dict(schema=behaviour["schema"], kind="done", steps=6))
+    if what == "talkative":
+        print("a library says hello")  # which leaves with the next line, in one write
     print(run, what, flush=True)
 note("ended")
 """
@@ -137,6 +139,12 @@ def test_every_run_is_trained_once_by_as_many_workers_as_there_are_slots(bench: 
     assert len(bench.notes("ended")) == 2
     assert bench.watched > 0
     assert bench.all_gone()
+
+
+def test_workers_in_which_libraries_talk_are_understood(bench: Bench):
+    bench.launch(*["talkative"] * 5)
+    assert bench.kinds == [Kind.DONE] * 5
+    assert len(bench.notes("started")) == 2
 
 
 def test_no_more_workers_are_started_than_there_are_runs(bench: Bench):

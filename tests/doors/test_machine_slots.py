@@ -126,6 +126,15 @@ def test_cores_are_no_more_than_the_control_group_fills(monkeypatch, tmp_path: P
     assert machine.cores() == expected
 
 
+@pytest.mark.parametrize(
+    ("memory", "largest", "count"), [(9.2, 6, 1), (15.9, 6, 2), (23, 14, 1), (7.7, 4, 2), (7.4, 4, 1)]
+)
+def test_workers_fit_into_memory(monkeypatch, memory: float, largest: float, count: int):
+    cpu(monkeypatch, list(range(8)), 0)
+    monkeypatch.setattr(machine, "memory", lambda: int(memory * 2**30))
+    assert len(slots(worker_bytes=int(largest * 2**30))) == count
+
+
 def test_large_runs_have_fewer_workers(monkeypatch: pytest.MonkeyPatch):
     cpu(monkeypatch, [0, 1, 2, 3], 4)
     assert len(slots()) == len(slots(worker_bytes=WORKER_BYTES // 2)) == 4

@@ -38,7 +38,7 @@ def test_a_sweep_trains_what_is_missing_and_reports(desk):
     call = desk.sweep()
     assert call.status == 0
     (launched,) = desk.launched
-    assert sorted(launched) == [run.id for run in desk.runs]
+    assert sorted(launched) == [run.path.name for run in desk.runs]
     assert len(launched) == POINTS
     (report,) = (desk.folder / "runs" / "reports").iterdir()
     files = {"index.html", "results.parquet", "results.csv", "figure_1.png", "figure_1.svg"}
@@ -90,7 +90,7 @@ def test_failed_runs_are_told_and_launched_only_when_asked_for(desk, kind: str):
     desk.outcomes(n4=kind)
     call = desk.sweep()
     assert call.status == 1
-    failed = next(run.id for run in desk.runs if run.state().kind == kind)
+    failed = next(run.path.name for run in desk.runs if run.state().kind == kind)
     assert f"smoke-g1/2-n4-s2-dropless-seed0 · {failed} {kind}: because" in call.out
     assert "--retry" in call.out
     assert desk.sweep("status").status == 0
@@ -182,7 +182,7 @@ def test_plan_leaves_out_what_is_done(desk):
         assert (plan["count"], plan["to_train"]) == (3, 1)
         (chosen,) = [run["id"] for run in plan["runs"] if run["to_train"]]
         assert plan["flops"] == next(run["flops"] for run in plan["runs"] if run["id"] == chosen)
-        assert next(run for run in desk.runs if run.id == chosen).state().kind is kind
+        assert next(run for run in desk.runs if run.path.name == chosen).state().kind is kind
     assert len(desk.launched) == 1
 
 
@@ -309,7 +309,7 @@ def test_a_result_of_another_schema_is_trained_again(desk):
     path = run.path / "result.json"
     path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}'))
     desk.sweep()
-    assert desk.launched[1:] == [[run.id]]
+    assert desk.launched[1:] == [[run.path.name]]
 
 
 def test_the_checkout_need_not_be_the_working_folder(desk, monkeypatch, tmp_path: Path):
@@ -321,17 +321,16 @@ def test_the_checkout_need_not_be_the_working_folder(desk, monkeypatch, tmp_path
     assert desk.sweep("plan", "--json", grid="granularity_vs_count").status == 0
 
 
-def test_runs_on_text_that_has_changed_are_told_and_trained_anew_when_asked(desk):
+def test_finished_runs_on_text_that_has_changed_are_told_and_kept(desk):
     desk.sweep()
     file = next((desk.folder / "texts").rglob("*.jsonl"))
     file.write_text(file.read_text() + '\n{"text": "and more"}')
     told = desk.sweep()
     assert "3 finished runs were trained on other text" in told.out
     assert len(desk.launched) == 1
-    again = desk.sweep("--retry")
-    assert again.status == 0
-    assert [len(launch) for launch in desk.launched] == [3, 3]
-    assert "other text" not in desk.sweep().out
+    assert "3 finished runs were trained on other text" in desk.sweep("--retry").out
+    assert len(desk.launched) == 1
+    assert set(states(desk).values()) == {"done"}
 
 
 def test_a_vocabulary_below_the_tokenizers_is_refused(desk, capsys: pytest.CaptureFixture[str]):
@@ -366,3 +365,24 @@ def test_status_tells_what_is_left_out(desk):
     content["provenance"]["data_fingerprint"] = "0" * 12
     result.write_text(json.dumps(content))
     assert "1 runs were trained on other text" in desk.sweep("status").out
+
+
+def test_what_varies_beside_the_layer_is_in_the_plan(desk):
+    desk.write(
+        "sweeps/rates.py",
+        "from slicedice.grid import Grid, axis\n\n\ndef get_grid(scale):\n"
+        "    return Grid(axis('optimizer.learning_rate', [0.5, 0.25]))\n",
+    )
+    told = desk.sweep("plan", grid="rates").out
+    assert "learning_rate=0.5" in told
+    assert "learning_rate=0.25" in told
+    runs = read_json(desk.sweep("plan", "--json", grid="rates").out)["runs"]
+    assert [run["settings"] for run in runs] == ["learning_rate=0.5", "learning_rate=0.25"]
+
+
+def test_two_files_of_one_name_have_reports_of_their_own(desk):
+    desk.sweep()
+    desk.write("other/mine.py", (desk.folder / "sweeps" / "mine.py").read_text())
+    desk.sweep(grid="other/mine.py")
+    desk.sweep(grid="sweeps/mine.py")  # by its path, the same file
+    assert len(list((desk.folder / "runs" / "reports").iterdir())) == 2

@@ -39,8 +39,8 @@ def test_one_run_is_trained_once_and_told(bench):
     call = bench.train("--config", "smoke", TEXT, "--config.seed=3")
     assert (call.status, call.err) == (0, "")
     (run,) = bench.runs
-    assert launched(bench) == [{"runs": [run.id], "max_concurrent": 1}]
-    assert f"smoke-dense-seed3 · runs/runs/{run.id}" in call.out
+    assert launched(bench) == [{"runs": [run.path.name], "max_concurrent": 1}]
+    assert f"smoke-dense-seed3 · runs/runs/{run.path.name}" in call.out
     assert "3.0000" in call.out
     again = bench.train("--config", "smoke", TEXT, "--config.seed=3")
     assert again.status == 0

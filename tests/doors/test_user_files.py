@@ -123,3 +123,17 @@ def test_a_grid_is_asked_for_its_scale(here: Path):
     source = "from slicedice.grid import Grid\n\n\ndef get_grid(scale):\n    return Grid([{'scale': scale}])\n"
     write(here / "sweeps" / "mine.py", source)
     assert load_grid("mine", "nano") == Grid([{"scale": "nano"}])
+
+
+def test_dataclasses_with_postponed_annotations_can_be_defined(here: Path):
+    source = (
+        "from __future__ import annotations\nimport dataclasses\n\n\n@dataclasses.dataclass\nclass A:\n    b: int = 1\n"
+    )
+    write(here / "a.py", source)
+    assert files.load("sweeps", "a.py").A().b == 1
+
+
+def test_a_file_that_exits_is_told(here: Path):
+    write(here / "a.py", "import sys\n\nsys.exit(3)\n")
+    with pytest.raises(FileError, match="line 3: SystemExit"):
+        files.load("sweeps", "a.py")

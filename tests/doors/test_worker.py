@@ -199,6 +199,22 @@ def test_out_of_memory_at_a_routing_group_rematerialises_and_then_ends(bench: Be
     assert "RESOURCE_EXHAUSTED" in state.reason
 
 
+def test_out_of_memory_while_reading_a_checkpoint_is_out_of_memory(bench: Bench):
+    run = bench.add(**MOE)
+    error = training.CheckpointError("the checkpoint cannot be read")
+    error.__cause__ = RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    bench.ends = [error] * 9
+    assert bench.worker.train(run) is Kind.OUT_OF_MEMORY
+
+
+def test_a_model_that_evaluates_to_no_number_has_diverged(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    run = bench.add()
+    scores = {"held_out": {name: {**score, "nats": float("nan")} for name, score in SCORES["held_out"].items()}}
+    monkeypatch.setattr(evaluation, "held_out", lambda *_, **__: scores)
+    assert bench.worker.train(run) is Kind.DIVERGED
+    assert bench.store.run(run).state().kind is Kind.DIVERGED
+
+
 def test_a_crash_after_out_of_memory_is_a_crash(bench: Bench):
     run = bench.add()
     bench.ends = [RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), ValueError("other")]
@@ -346,12 +362,16 @@ def test_halves_are_whole_and_cut_no_routing_group(tiny, micro_batch: int, group
     assert lighter(dataclasses.replace(execution, micro_batch=group, remat=True), spec) is None
 
 
+def test_a_micro_batch_shrinks_by_the_least_factor_that_keeps_groups_whole(tiny):
+    point = {"model.experts": "n=4 g=1/2", "budget.batch_size": 24, "execution.micro_batch": 24}
+    for group, smaller in ((8, 8), (4, 12), (12, 12), (3, 12)):
+        spec, execution = tiny({**point, "router.group": group})
+        assert lighter(execution, spec) == dataclasses.replace(execution, micro_batch=smaller)
+
+
 def test_odd_micro_batches_have_no_half(tiny):
     spec, execution = tiny({"budget.batch_size": 6, "execution.micro_batch": 6})
-    three = lighter(execution, spec)
-    assert three is not None
-    assert (three.micro_batch, three.remat) == (3, False)
-    last = lighter(three, spec)
-    assert last is not None
-    assert (last.micro_batch, last.remat) == (3, True)
-    assert lighter(last, spec) is None
+    tried = []
+    while execution := lighter(execution, spec):
+        tried.append((execution.micro_batch, execution.remat))
+    assert tried == [(3, False), (1, False), (1, True)]

@@ -8,7 +8,8 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from slicedice.report.results import Results, coordinates, read_results, write_tables
+from slicedice.grid.figures import AXES, MEASURES
+from slicedice.report.results import Results, coordinates, read_results, settings, write_tables
 from slicedice.spec import run_name
 from slicedice.store import Kind, Store
 
@@ -160,3 +161,18 @@ def test_a_torn_result_is_no_row_with_numbers(store: Store, plan_of, finish, tor
     (row,) = read_results(plan, store).rows
     assert row["state"] == "missing"
     assert "loss" not in row
+
+
+def test_a_generalist_and_its_wiring_are_told_where_they_vary(plan_of):
+    point = {"model.experts": "n=6 k=2 g=1/4", "model.generalist": "1/2"}
+    plan = plan_of({}, *({**point, "model.wiring": wiring} for wiring in ("parallel", "plain")))
+    assert list(settings(plan).values()) == ["", "wiring=parallel", "wiring=plain"]
+
+
+def test_every_axis_and_measure_of_a_figure_is_a_column(store: Store, plan_of, finish, content):
+    plan = plan_of({"model.experts": "n=8 g=1/4", "router.kind": "default"})
+    scores = {"macro": {"nats": 2.0, "bits_per_byte": 1.0, "targets": 5}}
+    train = {**content()["train"], "load_balancing_loss": 1.0}
+    finish(plan, 0, train=train, evaluation={"held_out": scores, "without_capacity": scores})
+    (row,) = read_results(plan, store).rows
+    assert all(isinstance(row[name], (int, float)) for name in (*AXES, *MEASURES))

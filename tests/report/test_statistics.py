@@ -16,7 +16,7 @@ MOE = {"model.experts": "n=8 k=4 g=1/4"}
 def table(groups, beside: str = "b") -> list[dict]:
     """Rows of measurements y, one group a cell, seeds in order."""
     return [
-        {"cell": f"{beside}{i}", "beside": beside, "seed": seed, "y": float(y)}
+        {"cell": f"{beside}{i}", "batches": beside, "seed": seed, "y": float(y)}
         for i, group in enumerate(groups)
         for seed, y in enumerate(group)
     ]
@@ -76,12 +76,29 @@ def test_seeds_are_one_cell_with_a_mean_and_a_standard_error(rng: np.random.Gene
     ]
     found = cells(rows, "loss")
     assert [cell.values for cell in found] == [dict(enumerate(losses[name])) for name in points]
-    # Degrees of freedom: two of three seeds, one of two.
-    squares = sum(((x - x.mean()) ** 2).sum() for x in losses.values())
+    # Seeds 0 and 1 of two cells leave one degree: half the variance of their differences is one run's.
+    deviation = np.std(losses["dense"][:2] - losses["moe"], ddof=1) / np.sqrt(2)
     for cell, name in zip(found, points, strict=True):
         assert cell.mean == pytest.approx(losses[name].mean(), rel=1e-12)
-        error = np.sqrt(squares / 3 / len(losses[name]))
-        assert cell.margin == pytest.approx(scipy.stats.t.ppf(0.975, 3) * error, rel=1e-9)
+        error = deviation / np.sqrt(len(losses[name]))
+        assert cell.margin == pytest.approx(scipy.stats.t.ppf(0.975, 1) * error, rel=1e-9)
+
+
+def test_the_seeds_of_one_cell_alone_are_all_the_noise_there_is(rng: np.random.Generator, row_of):
+    losses = rng.normal(size=3)
+    (cell,) = cells([row_of({"seed": seed}, loss=float(loss)) for seed, loss in enumerate(losses)], "loss")
+    assert cell.margin == pytest.approx(scipy.stats.t.ppf(0.975, 2) * losses.std(ddof=1) / 3**0.5, rel=1e-9)
+
+
+def test_intervals_leave_out_what_a_seed_does_to_all_cells(rng: np.random.Generator, row_of):
+    noise, seeds = rng.normal(0, 0.01, (3, 4)), rng.normal(0, 100, 4)
+    points = [{}, MOE, {**MOE, "router.alpha": 0.5}]
+
+    def margins(y) -> list[float | None]:
+        rows = [row_of({**points[i], "seed": s}, loss=float(y[i, s])) for i in range(3) for s in range(4)]
+        return [cell.margin for cell in cells(rows, "loss")]
+
+    assert margins(noise + seeds) == pytest.approx(margins(noise), rel=1e-6)
 
 
 def test_one_seed_has_no_error(row_of):
@@ -153,8 +170,8 @@ def test_a_difference_is_taken_seed_by_seed_over_the_seeds_that_both_have(row_of
     assert margin == pytest.approx(scipy.stats.t.ppf(0.975, 1) * deviation, rel=1e-9)
 
 
-def test_cells_of_other_settings_are_independent_samples(row_of):
-    points = [{}, {"optimizer.learning_rate": 1.0}]
+def test_cells_that_read_other_batches_are_independent_samples(row_of):
+    points = [{}, {"data.sequence_length": 32}]
     rows = [
         row_of({**point, "seed": s}, loss=x + s) for x, point in zip((1.0, 4.0), points, strict=True) for s in (0, 1)
     ]
@@ -168,11 +185,11 @@ def test_cells_of_other_settings_are_independent_samples(row_of):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_seeds_alone_could_make_is_called_noise(rng: np.random.Generator, row_of, sign: int):
     noise = Noise(float(rng.uniform(0.01, 0.02)), int(rng.integers(1, 9)))
-    dense = Cell(row_of({}), {0: 3.0, 1: 5.0}, noise, noise)
+    dense = Cell(row_of({}), {0: 3.0, 1: 5.0}, noise)
     margin = noise.t * noise.deviation
     for share, within in ((0.99, True), (1.01, False)):
         effect = sign * margin * share
-        told = verdict(Cell(row_of(MOE), {0: 3.0 + effect, 1: 5.0 + effect}, noise, noise), dense)
+        told = verdict(Cell(row_of(MOE), {0: 3.0 + effect, 1: 5.0 + effect}, noise), dense)
         assert told.startswith(f"{effect:+.4f} ± {margin:.4f}")
         assert ("within noise" in told) is within
 

@@ -32,9 +32,8 @@ def test_a_cell_is_a_line_with_its_noise(row_of):
     rows = [row_of({"seed": i}, loss=loss) for i, loss in enumerate([3.0, 3.5])]
     rows += [row_of({**MOE, "seed": i}, loss=loss) for i, loss in enumerate([2.0, 2.0])]
     dense, moe = lines(cell_table(Results(rows, [])))
-    half = t.ppf(0.975, 2) * (0.125 / 2) ** 0.5 / 2**0.5  # squares of 2 * 0.25**2, two degrees of freedom, two seeds
-    # Differences of -1 and -1.5: one degree of freedom, variance 0.125, of which each cell has half.
-    apart = t.ppf(0.975, 1) * (0.125 / 2) ** 0.5
+    # Differences of -1 and -1.5: one degree of freedom, variance 0.125, of which each cell's runs have half.
+    half, apart = (t.ppf(0.975, 1) * (0.125 / 2 * share) ** 0.5 for share in (1 / 2, 1))
     assert dense == {
         "g": "dense",
         "n": "",
