@@ -27,11 +27,21 @@ def provenance(fingerprint: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": device.platform,
-        "device": device.device_kind if device.platform != "cpu" else platform.processor() or platform.machine(),
+        "device": device.device_kind if device.platform != "cpu" else processor(),
         "devices": jax.device_count(),
         "data_fingerprint": fingerprint,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def processor() -> str:
+    """The model of this machine's processor, or its architecture where that is not told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
 
 
 def git_revision() -> str | None:

@@ -42,7 +42,7 @@ def causal_mix(
     """Softmax attention over positions up to one's own, scores and sums in float32.
 
     On CPU it is written out, and normalised after the product with values, because forward and backward pass
-    then take a fifth of the time of JAX's own (`benchmarks/attention.py`).
+    then take about half the time of JAX's own (`benchmarks/attention.py`).
     """
     if jax.default_backend() != "cpu":
         return jax.nn.dot_product_attention(query, key, value, is_causal=True)

@@ -47,7 +47,7 @@ def draw(figure: Figure, rows: list[Row], folder: Path) -> list[Path]:
     measured = cells(rows, figure.y)
     with plt.rc_context(STYLE):
         drawing, axes = plt.subplots(
-            1, len(figure.panels), figsize=(3.6 * len(figure.panels), 3.4), sharey=True, squeeze=False
+            1, len(figure.panels), figsize=(3.6 * len(figure.panels), 4.2), sharey=True, squeeze=False
         )
         for panel, ax in zip(figure.panels, axes[0], strict=True):
             _panel(panel, ax, measured, rows)
@@ -104,7 +104,10 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
     ax.set_xticks(ticks, [_number(panel.x, tick) for tick in ticks])
     ax.minorticks_off()
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=7.5, handlelength=1.6, labelspacing=0.3)
+        # Below the panel: inside, it would hide points wherever lines run.
+        ax.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=3, fontsize=7.5, handlelength=1.6, columnspacing=1.2
+        )
 
 
 def _number(axis: str, value: float) -> str:

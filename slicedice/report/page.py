@@ -36,6 +36,7 @@ def write_page(path: Path, *, title: str, about: str, plan: Plan, results: Resul
         facts=_facts(plan, results.rows),
         cells=[{"cell": cell, "verdict": verdict(cell, dense_beside(cell, measured))} for cell in measured],
         domains=domains,
+        settings=any(row["settings"] for row in results.rows),
         # By domain, the mean of each cell.
         apart={d: {c.row["cell"]: c.mean for c in cells(results.rows, f"loss_{d}")} for d in domains},
         without_capacity={c.row["cell"]: c.mean for c in cells(results.rows, "without_capacity_loss")},

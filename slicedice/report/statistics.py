@@ -14,6 +14,9 @@ from scipy.special import stdtrit
 
 from slicedice.report.results import Row
 
+CELL, BLOCK = ("cell",), ("batches", "seed")
+"""What levels of a loss are of, by the columns that name them: what is compared, and what was read."""
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -78,31 +81,25 @@ def cells(rows: list[Row], column: str) -> list[Cell]:
     for row in measured:
         groups.setdefault(row["cell"], []).append(row)
     # Where blocks leave nothing over, as with one cell, seeds are all there is.
-    noise = residual_noise(measured, column, ["cell", "block"]) or residual_noise(measured, column, ["cell"])
+    noise = residual_noise(measured, column, [CELL, BLOCK]) or residual_noise(measured, column, [CELL])
     return [Cell(group[0], {row["seed"]: row[column] for row in group}, noise) for group in groups.values()]
 
 
-def residual_noise(rows: list[Row], column: str, factors: list[str]) -> Noise | None:
+def residual_noise(rows: list[Row], column: str, factors: list[tuple[str, ...]]) -> Noise | None:
     """The noise left once a least-squares fit has taken out a level for each value of each factor.
 
     Args:
       rows: with a value in `column`.
       column: what is measured.
-      factors: columns whose levels add up; "block" stands for the seed among runs that read the same batches.
+      factors: columns that together name a level; the levels of a row's factors add up.
 
     Returns:
       sqrt(sum of squares / degrees of freedom) and these; None if no degree is left.
     """
     if not rows:
         return None
-    blocks = [[row[f] if f != "block" else (row["batches"], row["seed"]) for f in factors] for row in rows]
-    design = np.concatenate(
-        [
-            np.array([[a[i] == b for b in dict.fromkeys(x[i] for x in blocks)] for a in blocks], float)
-            for i in range(len(factors))
-        ],
-        axis=1,
-    )
+    levels = [[tuple(row[name] for name in factor) for row in rows] for factor in factors]
+    design = np.array([[float(own == level) for own in all_] for all_ in levels for level in dict.fromkeys(all_)]).T
     values = np.array([row[column] for row in rows])
     fit, _, rank, _ = np.linalg.lstsq(design, values)
     freedom = len(rows) - int(rank)

@@ -57,16 +57,13 @@ def _layer(row: Row) -> dict[str, str]:
 def _table(title: str, lines: list[dict[str, str]], *, left: tuple[str, ...]) -> Table:
     """A table of what any line has; columns in `left` are aligned there, the others to the right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    names = [name for name in dict.fromkeys(name for line in lines for name in line) if any(map(_get(name), lines))]
+    order = dict.fromkeys(name for line in lines for name in line)
+    names = [name for name in order if any(line.get(name) for line in lines)]
     for name in names:
         table.add_column(name, justify="left" if name in left else "right", overflow="fold")
     for line in lines:
         table.add_row(*(line.get(name, "") for name in names))
     return table
-
-
-def _get(name: str):
-    return lambda line: line.get(name)
 
 
 def verdict(cell: Cell, dense: Cell | None) -> str:

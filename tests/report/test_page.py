@@ -117,8 +117,7 @@ def test_every_run_and_every_figure_is_there(report):
     for row in results.rows:
         cells = page.row(row["id"])
         assert cells[0] == row["name"]
-        assert cells[1] == row["settings"]
-        assert cells[3] == row["state"]
+        assert cells[2] == row["state"]
         assert cells[-1] == (row["reason"] or "")
     assert [tag for tag, _ in page.tags].count("svg") == len(FIGURES)
     assert "doctype" not in page.html[20:].lower()
@@ -223,7 +222,15 @@ def test_runs_that_ran_without_git_and_timing_are_shown(tmp_path: Path, store, p
     origin = {**content()["provenance"], "git_revision": None}
     id_ = finish(plan, 0, {"a": 1.0, "macro": 1.0}, provenance=origin, seconds_per_step=None)
     _, path = write_report(plan, store, grid="mine", scale="s", about="")
-    assert Page(path).row(id_)[5] == "1.0000"
+    assert Page(path).row(id_)[4] == "1.0000"
+
+
+def test_settings_are_shown_where_they_vary(store, plan_of):
+    plan = plan_of({}, {"optimizer.learning_rate": 0.5})
+    _, path = write_report(plan, store, grid="mine", scale="s", about="")
+    rows = [Page(path).row(id_) for id_ in plan.runs]
+    assert "settings" in Page(path).words
+    assert rows[1][1] == "learning_rate=0.5"
 
 
 def test_a_new_report_takes_the_place_of_the_old(report, store, finish, plan_of):

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from slicedice.report.results import read_results
-from slicedice.report.statistics import Cell, Noise, cells, difference, residual_noise
+from slicedice.report.statistics import BLOCK, CELL, Cell, Noise, cells, difference, residual_noise
 from slicedice.report.tables import verdict
 
 MOE = {"model.experts": "n=8 k=4 g=1/4"}
@@ -26,7 +26,7 @@ def test_noise_between_seeds_is_the_root_of_the_mean_variance_by_freedom(rng: np
     groups = [rng.normal(rng.normal(), 1.0, size).tolist() for size in (2, 3, 1, 5, 2)]
     freedom = [len(group) - 1 for group in groups]
     variances = np.array([np.var(group, ddof=1) if len(group) > 1 else 0.0 for group in groups])
-    noise = residual_noise(table(groups), "y", ["cell"])
+    noise = residual_noise(table(groups), "y", [CELL])
     assert noise is not None
     assert noise.deviation == pytest.approx(np.sqrt(np.average(variances, weights=freedom)), rel=1e-9)
     assert noise.freedom == sum(freedom)
@@ -34,13 +34,13 @@ def test_noise_between_seeds_is_the_root_of_the_mean_variance_by_freedom(rng: np
 
 
 def test_nothing_is_known_of_noise_without_a_second_seed():
-    assert residual_noise([], "y", ["cell"]) is None
-    assert residual_noise(table([[1.0], [2.0]]), "y", ["cell"]) is None
-    both = residual_noise(table([[1.0], [2.0, 2.0]]), "y", ["cell"])
+    assert residual_noise([], "y", [CELL]) is None
+    assert residual_noise(table([[1.0], [2.0]]), "y", [CELL]) is None
+    both = residual_noise(table([[1.0], [2.0, 2.0]]), "y", [CELL])
     assert both is not None
     assert (both.deviation, both.freedom) == (pytest.approx(0, abs=1e-12), 1)
     # One cell's two seeds tell nothing of what is left beside the seeds.
-    assert residual_noise(table([[1.0], [2.0, 3.0]]), "y", ["cell", "block"]) is None
+    assert residual_noise(table([[1.0], [2.0, 3.0]]), "y", [CELL, BLOCK]) is None
 
 
 def test_what_seeds_share_is_no_noise_between_cells(rng: np.random.Generator):
@@ -48,7 +48,7 @@ def test_what_seeds_share_is_no_noise_between_cells(rng: np.random.Generator):
     found = []
     for _ in range(40):
         y = rng.normal(0, 50, (12, 1)) + rng.normal(0, 10, (1, 4)) + rng.normal(0, 2, (12, 4))
-        noise = residual_noise(table(y), "y", ["cell", "block"])
+        noise = residual_noise(table(y), "y", [CELL, BLOCK])
         assert noise is not None
         assert noise.freedom == 11 * 3
         found.append(noise.deviation**2)
@@ -58,7 +58,7 @@ def test_what_seeds_share_is_no_noise_between_cells(rng: np.random.Generator):
 
 def test_seeds_of_other_settings_are_other_blocks(rng: np.random.Generator):
     a, b = (rng.normal(0, 1, (3, 1)) + seeds for seeds in rng.normal(0, 1, (2, 1, 2)))
-    noise = residual_noise(table(a, "a") + table(b, "b"), "y", ["cell", "block"])
+    noise = residual_noise(table(a, "a") + table(b, "b"), "y", [CELL, BLOCK])
     assert noise is not None
     # Levels that add up leave nothing, unless seeds of both settings are taken for the same ones.
     assert noise.deviation == pytest.approx(0, abs=1e-9)
