@@ -3,7 +3,7 @@
 import time
 from datetime import timedelta
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -74,7 +74,7 @@ class Progress:
         end = "" if remaining is None else f", about {timedelta(seconds=int(remaining))} to go"
         return f"{len(kinds)} runs: {counts}; {elapsed} so far{end}"
 
-    def _table(self) -> Table:
+    def _table(self) -> Group:
         table = Table.grid(padding=(0, 2))
         for id_, state in self.states.items():
             if state.kind is Kind.RUNNING:
@@ -84,5 +84,5 @@ class Progress:
                 table.add_row(
                     f"{run_name(spec)} {self.settings[id_]}".strip(), bar, f"step {state.steps} of {spec.budget.steps}"
                 )
-        table.add_row(self._line())
-        return table
+        # Below the table and not in it, where its length would push the bars aside.
+        return Group(table, self._line())
