@@ -5,6 +5,7 @@ A worker that dies takes down the run it was training, and no other: a fresh one
 
 import contextlib
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -65,8 +66,8 @@ class Worker:
         return lines
 
     def has_ended(self, lines: list[bytes]) -> bool:
-        """Whether these lines say how the worker's run has ended."""
-        return any(line.startswith(f"{self.run} ".encode()) for line in lines)
+        """Whether these lines say how the worker's run has ended, be it behind something that ended no line."""
+        return any(re.search(rf"{self.run} [a-z_]+$".encode(), line) for line in lines)
 
     def give(self, run: str) -> None:
         """Gives the worker its next run."""

@@ -15,8 +15,6 @@ AXES = {
     "total_parameters": "total parameters",
     "tokens": "training tokens",
     "learning_rate": "peak learning rate",
-    "alpha": "weight of the load-balancing loss",
-    "gamma": "step of the loss-free bias",
 }
 """Coordinates that may be an axis or a hue, with their label."""
 
@@ -60,6 +58,7 @@ class Figure:
     y: str = "loss"
 
     def __post_init__(self):
-        """Refuses what is no column of the results."""
+        """Refuses what is no column of the results, and a figure of nothing."""
+        require(len(self.panels) > 0, "Figure.panels", self.panels, "give at least one Panel")
         known = self.y in MEASURES or self.y.startswith(("loss_", "bits_per_byte_"))
         require(known, "Figure.y", self.y, f"choose one of {', '.join(MEASURES)}, or loss_DOMAIN")

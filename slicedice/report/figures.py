@@ -35,6 +35,9 @@ STYLE: Any = {
     "savefig.bbox": "tight",
 }
 
+SETTINGS = {"tokens": "steps"}
+"""Axes that settings have by another name."""
+
 LABELS = {"loss": "held-out cross-entropy (nats)", "train_loss": "train cross-entropy (nats)"}
 
 
@@ -73,9 +76,9 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
     hues = sorted({row[panel.hue] for row in rows if not row["dense"]})
     style = {hue: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], i // len(COLORS)) for i, hue in enumerate(hues)}
     # Cells of other settings make lines of their own: what a line joins differs in its axis alone.
-    arms = sorted({cell.row["settings"] for cell in routed})
-    for hue, settings in sorted({(cell.row[panel.hue], cell.row["settings"]) for cell in routed}):
-        line = [c for c in routed if (c.row[panel.hue], c.row["settings"]) == (hue, settings)]
+    arms = sorted({_beside(panel, cell) for cell in routed})
+    for hue, settings in sorted({(cell.row[panel.hue], _beside(panel, cell)) for cell in routed}):
+        line = [c for c in routed if (c.row[panel.hue], _beside(panel, c)) == (hue, settings)]
         line.sort(key=lambda cell: cell.row[panel.x])
         color, marker, dash = style[hue]
         ax.errorbar(
@@ -90,17 +93,14 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
             capsize=2.5,
             label=f"{panel.hue} = {_number(panel.hue, hue)} {settings}".strip(),
         )
-    for cell in measured:
-        if cell.row["dense"]:
-            label = f"dense {cell.row['settings']}".strip()
-            ax.axhline(cell.mean, color="black", linestyle="--", linewidth=1.2, label=label)
-            if cell.margin:
-                ax.axhspan(cell.mean - cell.margin, cell.mean + cell.margin, color="black", alpha=0.07)
+    dense = [cell for cell in measured if cell.row["dense"]]
+    for settings in sorted({_beside(panel, cell) for cell in dense}):
+        _dense(panel, ax, [cell for cell in dense if _beside(panel, cell) == settings], f"dense {settings}".strip())
     for row in rows:
         if row["state"] == "diverged" and not row["dense"]:
             color, marker, _ = style[row[panel.hue]]
             ax.plot(row[panel.x], 0.98, marker, color=color, fillstyle="none", transform=ax.get_xaxis_transform())
-    ticks = sorted({row[panel.x] for row in rows if not row["dense"]})
+    ticks = sorted({row[panel.x] for row in rows if not row["dense"]} or {row[panel.x] for row in rows})
     ax.set_xticks(ticks, [_number(panel.x, tick) for tick in ticks])
     ax.minorticks_off()
     if ax.get_legend_handles_labels()[0]:
@@ -108,6 +108,26 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
         ax.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=3, fontsize=7.5, handlelength=1.6, columnspacing=1.2
         )
+
+
+def _dense(panel: Panel, ax: Axes, line: list[Cell], label: str) -> None:
+    """Dense cells of one setting: a line across, or where the axis varies for them too, a line over it."""
+    style: Any = {"color": "black", "linestyle": "--", "linewidth": 1.2, "label": label}
+    if len(line) > 1:
+        line.sort(key=lambda cell: cell.row[panel.x])
+        bars = [cell.margin or 0.0 for cell in line] if line[0].margin is not None else None
+        ax.errorbar([cell.row[panel.x] for cell in line], [cell.mean for cell in line], yerr=bars, capsize=2.5, **style)
+        return
+    (cell,) = line
+    ax.axhline(cell.mean, **style)
+    if cell.margin:
+        ax.axhspan(cell.mean - cell.margin, cell.mean + cell.margin, color="black", alpha=0.07)
+
+
+def _beside(panel: Panel, cell: Cell) -> str:
+    """The settings of a cell that vary beside those which the panel shows by its axis or hue."""
+    shown = {SETTINGS.get(name, name) for name in (panel.x, panel.hue)}
+    return " ".join(part for part in cell.row["settings"].split() if part.partition("=")[0] not in shown)
 
 
 def _number(axis: str, value: float) -> str:

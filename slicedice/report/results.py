@@ -77,18 +77,21 @@ def _dense(spec: RunSpec) -> RunSpec:
 def settings(plan: Plan) -> dict[str, str]:
     """For each run, by id, the fields that vary over the plan and that no column of its own shows."""
     flat = {id_: _flat(to_dict(spec)) for id_, (spec, _) in plan.runs.items()}
+    layers = ("model.layer.generalist", "model.layer.wiring")
     for fields in flat.values():
         if fields["router.kind"] is None:  # dense: an always-on expert is no generalist
-            fields |= {name: None for name in fields if name.startswith("model.layer.")}
+            for name in layers:
+                fields.pop(name, None)
     shown = {"scale", "seed", "router.kind", "model.layer.experts"}
     values: dict[str, set] = {}
     for fields in flat.values():
         for name, value in fields.items():
-            if value is not None and name not in shown:
+            # What is None has no effect, so it makes no difference; but to have no generalist does.
+            if name not in shown and (value is not None or name in layers):
                 values.setdefault(name, set()).add(value)
     varied = [name for name, found in values.items() if len(found) > 1]
     return {
-        id_: " ".join(f"{name.split('.')[-1]}={fields[name]}" for name in varied if fields[name] is not None)
+        id_: " ".join(f"{name.split('.')[-1]}={fields[name]}" for name in varied if fields.get(name) is not None)
         for id_, fields in flat.items()
     }
 

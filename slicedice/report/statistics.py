@@ -36,7 +36,8 @@ class Cell:
     """Finished runs of one cell.
 
     values: by seed.
-    noise: between cells of one seed, pooled; None if no cell has two seeds.
+    noise: between cells of one seed, pooled; between seeds, which is more, where seeds are too few to tell these
+      apart; None if no cell has two.
     """
 
     row: Row
@@ -55,17 +56,15 @@ class Cell:
 
 
 def difference(cell: Cell, other: Cell) -> tuple[float, float | None]:
-    """cell - other, and half the width of its 95 % interval; None if that is not known.
+    """cell - other, seed by seed over those they share, and half the width of its 95 % interval, None if unknown.
 
-    Cells that read the same batches are compared seed by seed, others as independent samples.
+    For cells that read the same batches.
     """
     shared = cell.values.keys() & other.values.keys()
-    if cell.noise and shared and cell.row["batches"] == other.row["batches"]:
-        effect = statistics.fmean(cell.values[seed] - other.values[seed] for seed in shared)
-        return effect, cell.noise.t * cell.noise.deviation * math.sqrt(2 / len(shared))
-    if cell.margin is None or other.margin is None:
+    if not shared:
         return cell.mean - other.mean, None
-    return cell.mean - other.mean, math.hypot(cell.margin, other.margin)
+    effect = statistics.fmean(cell.values[seed] - other.values[seed] for seed in shared)
+    return effect, cell.noise and cell.noise.t * cell.noise.deviation * math.sqrt(2 / len(shared))
 
 
 def dense_beside(cell: Cell, all_cells: list[Cell]) -> Cell | None:
@@ -80,7 +79,7 @@ def cells(rows: list[Row], column: str) -> list[Cell]:
     groups: dict[str, list[Row]] = {}
     for row in measured:
         groups.setdefault(row["cell"], []).append(row)
-    # Where blocks leave nothing over, as with one cell, seeds are all there is.
+    # Where blocks leave nothing over, the noise between seeds stands in: it is what a seed does to all cells more.
     noise = residual_noise(measured, column, [CELL, BLOCK]) or residual_noise(measured, column, [CELL])
     return [Cell(group[0], {row["seed"]: row[column] for row in group}, noise) for group in groups.values()]
 

@@ -118,7 +118,7 @@ def resolve(config: Config) -> tuple[RunSpec, Execution]:
     model, data, optimizer = _model(c), _data(c), _optimizer(c)
     budget = _budget(c)
     require(c.compute_dtype in DTYPES, "compute_dtype", c.compute_dtype, f"choose one of {', '.join(DTYPES)}")
-    # It is a part of file names.
+    # It is a part of run names, which --only matches.
     require(re.fullmatch(r"[\w.+-]+", c.scale) is not None, "scale", c.scale, "use letters, digits and . + - _")
     require(0 <= c.seed < 2**32, "seed", c.seed, "use a whole number from 0 to 2**32 - 1")
     require(c.evaluation.tokens > 0, "evaluation.tokens", c.evaluation.tokens, "use a number above 0")

@@ -66,7 +66,7 @@ for line in iter(sys.stdin.readline, ""):
     else:
         write(folder, "result.json", dict(schema=behaviour["schema"], kind="done", steps=6))
     if what == "talkative":
-        print("a library says hello")  # which leaves with the next line, in one write
+        print("a library says hello\\nand", end="")  # which leaves with the next line, in one write
     print(run, what, flush=True)
 note("ended")
 """

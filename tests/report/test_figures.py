@@ -215,3 +215,19 @@ def test_files_are_whole_and_the_same_every_time(tmp_path: Path, grid_rows, row_
     assert {"Over g", "Over n", "dense"} <= set(ET.fromstring(svg).itertext())
     assert [file.read_bytes() for file in draw(FIGURE, rows, tmp_path / "again")] == [png, svg]
     assert plt.get_fignums() == open_before
+
+
+def test_an_axis_of_settings_joins_them_and_dense_too(panels, row_of):
+    rates = [0.5, 0.25, 0.125]
+    panel = Figure("rates", "Rates", (Panel("Over rates", x="learning_rate", hue="n"),))
+    points_ = [
+        {"optimizer.learning_rate": rate, **layer} for rate in rates for layer in ({}, {"model.experts": "n=4 g=1/2"})
+    ]
+    rows = [
+        row_of(point, loss=3.0 + i, settings=f"learning_rate={point['optimizer.learning_rate']} other=1")
+        for i, point in enumerate(points_)
+    ]
+    drawn = lines(panels(rows, panel)[0])
+    assert set(drawn) == {"dense other=1", "n = 4 other=1"}
+    assert points(drawn["dense other=1"][0]) == [[0.125, 7.0], [0.25, 5.0], [0.5, 3.0]]
+    assert points(drawn["n = 4 other=1"][0]) == [[0.125, 8.0], [0.25, 6.0], [0.5, 4.0]]

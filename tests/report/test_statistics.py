@@ -170,16 +170,19 @@ def test_a_difference_is_taken_seed_by_seed_over_the_seeds_that_both_have(row_of
     assert margin == pytest.approx(scipy.stats.t.ppf(0.975, 1) * deviation, rel=1e-9)
 
 
-def test_cells_that_read_other_batches_are_independent_samples(row_of):
-    points = [{}, {"data.sequence_length": 32}]
-    rows = [
-        row_of({**point, "seed": s}, loss=x + s) for x, point in zip((1.0, 4.0), points, strict=True) for s in (0, 1)
-    ]
-    one, other = cells(rows, "loss")
-    effect, margin = difference(one, other)
-    assert effect == -3
-    # Each cell has a variance of 1/2; its mean one of 1/4.
-    assert margin == pytest.approx(scipy.stats.t.ppf(0.975, 2) * np.sqrt(0.5), rel=1e-9)
+def test_cells_without_a_common_seed_have_no_interval(row_of):
+    rows = [row_of({"seed": seed}, loss=3.0 + seed) for seed in (0, 1)]
+    rows += [row_of({**MOE, "seed": seed}, loss=1.0 + seed) for seed in (2, 3)]
+    dense, moe = cells(rows, "loss")
+    assert difference(moe, dense) == (0.0, None)
+
+
+def test_seeds_of_one_cell_stand_in_where_others_have_one(row_of):
+    rows = [row_of({"seed": seed}, loss=3.0 + seed) for seed in (0, 1)] + [row_of(MOE, loss=2.0)]
+    dense, moe = cells(rows, "loss")
+    effect, margin = difference(moe, dense)
+    assert effect == -1
+    assert margin == pytest.approx(scipy.stats.t.ppf(0.975, 1) * np.sqrt(0.5) * np.sqrt(2), rel=1e-9)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
