@@ -62,14 +62,14 @@ def parser() -> argparse.ArgumentParser:
 @door
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status: 0, or 1 if runs ended without a result."""
-    own, settings = split(sys.argv[1:] if arguments is None else arguments)
+    own, given = split(sys.argv[1:] if arguments is None else arguments)
     options, unknown = parser().parse_known_args(own)
     require(not options.dry_run or options.verb == "run", "--dry_run", True, f"{options.verb} trains nothing anyway")
     require(options.max_concurrent >= 0, "--max_concurrent", options.max_concurrent, "use a number from 0")
     scale = options.scale or ("10m" if machine.has_accelerator() else "nano")
     config = load_config(scale)
     grid = load_grid(options.grid, config.scale)
-    fields = overrides(config, [*unknown, *settings])
+    fields = overrides(config, [*unknown, *given])
     plan = enumerate_runs(grid, config, overrides=fields, seeds=options.seeds, only=options.only)
     console = Console(stderr=options.json)
     store = Store(options.store)

@@ -31,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--config", required=True, help=f"path or name ({', '.join(files.names('experiments'))})")
     p.add_argument("--store", default="runs", help="folder where runs live (default: %(default)s)")
     p.add_argument("--retry", action="store_true", help="train it again if it crashed")
-    own, settings = split(sys.argv[1:] if arguments is None else arguments)
+    own, given = split(sys.argv[1:] if arguments is None else arguments)
     options, unknown = p.parse_known_args(own)
     config = load_config(options.config)
-    plan = enumerate_runs(Grid([{}]), config, overrides=overrides(config, [*unknown, *settings]))
+    plan = enumerate_runs(Grid([{}]), config, overrides=overrides(config, [*unknown, *given]))
     store, console = Store(options.store), Console()
     # One run has the whole machine to itself.
     train_missing(plan, store, "local", 1, retry=options.retry, console=console)

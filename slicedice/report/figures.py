@@ -76,9 +76,10 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
     hues = sorted({row[panel.hue] for row in rows if not row["dense"]})
     style = {hue: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], i // len(COLORS)) for i, hue in enumerate(hues)}
     # Cells of other settings make lines of their own: what a line joins differs in its axis alone.
-    arms = sorted({_beside(panel, cell) for cell in routed})
-    for hue, settings in sorted({(cell.row[panel.hue], _beside(panel, cell)) for cell in routed}):
-        line = [c for c in routed if (c.row[panel.hue], _beside(panel, c)) == (hue, settings)]
+    shown = (panel.x, panel.hue)
+    arms = sorted({_beside(cell, *shown) for cell in routed})
+    for hue, settings in sorted({(cell.row[panel.hue], _beside(cell, *shown)) for cell in routed}):
+        line = [c for c in routed if (c.row[panel.hue], _beside(c, *shown)) == (hue, settings)]
         line.sort(key=lambda cell: cell.row[panel.x])
         color, marker, dash = style[hue]
         ax.errorbar(
@@ -93,9 +94,9 @@ def _panel(panel: Panel, ax: Axes, measured: list[Cell], rows: list[Row]) -> Non
             capsize=2.5,
             label=f"{panel.hue} = {_number(panel.hue, hue)} {settings}".strip(),
         )
-    dense = [cell for cell in measured if cell.row["dense"]]
-    for settings in sorted({_beside(panel, cell) for cell in dense}):
-        _dense(panel, ax, [cell for cell in dense if _beside(panel, cell) == settings], f"dense {settings}".strip())
+    dense = [cell for cell in measured if cell.row["dense"]]  # has no hue: what a hue would show, its label says
+    for settings in sorted({_beside(cell, panel.x) for cell in dense}):
+        _dense(panel, ax, [cell for cell in dense if _beside(cell, panel.x) == settings], f"dense {settings}".strip())
     for row in rows:
         if row["state"] == "diverged" and not row["dense"]:
             color, marker, _ = style[row[panel.hue]]
@@ -124,10 +125,10 @@ def _dense(panel: Panel, ax: Axes, line: list[Cell], label: str) -> None:
         ax.axhspan(cell.mean - cell.margin, cell.mean + cell.margin, color="black", alpha=0.07)
 
 
-def _beside(panel: Panel, cell: Cell) -> str:
-    """The settings of a cell that vary beside those which the panel shows by its axis or hue."""
-    shown = {SETTINGS.get(name, name) for name in (panel.x, panel.hue)}
-    return " ".join(part for part in cell.row["settings"].split() if part.partition("=")[0] not in shown)
+def _beside(cell: Cell, *shown: str) -> str:
+    """The settings of a cell that vary, beside those which these axes show."""
+    names = {SETTINGS.get(axis, axis) for axis in shown}
+    return " ".join(part for part in cell.row["settings"].split() if part.partition("=")[0] not in names)
 
 
 def _number(axis: str, value: float) -> str:

@@ -231,3 +231,19 @@ def test_an_axis_of_settings_joins_them_and_dense_too(panels, row_of):
     assert set(drawn) == {"dense other=1", "n = 4 other=1"}
     assert points(drawn["dense other=1"][0]) == [[0.125, 7.0], [0.25, 5.0], [0.5, 3.0]]
     assert points(drawn["n = 4 other=1"][0]) == [[0.125, 8.0], [0.25, 6.0], [0.5, 4.0]]
+
+
+def test_a_hue_of_settings_leaves_dense_a_line_across_for_each(panels, row_of):
+    panel = Figure("rates", "Rates", (Panel("Over g", x="g", hue="learning_rate"),))
+    rows = [
+        row_of({"optimizer.learning_rate": rate, **layer}, loss=3.0 + rate, settings=f"learning_rate={rate}")
+        for rate in (0.5, 0.25)
+        for layer in ({}, {"model.experts": "n=4 g=1/2"}, {"model.experts": "n=8 g=1/4"})
+    ]
+    (ax,) = panels(rows, panel)
+    across = {str(line.get_label()): list(line.get_ydata()) for line in ax.lines if "dense" in str(line.get_label())}
+    assert across == {"dense learning_rate=0.25": [3.25] * 2, "dense learning_rate=0.5": [3.5] * 2}
+    assert {label: len(points(line)) for label, (line, _) in lines(ax).items()} == {
+        "learning_rate = 0.5": 2,
+        "learning_rate = 0.25": 2,
+    }
