@@ -67,6 +67,10 @@ for line in iter(sys.stdin.readline, ""):
         write(folder, "result.json", dict(schema=behaviour["schema"], kind="done", steps=6))
     if what == "talkative":
         print("a library says hello\\nand", end="")  # which leaves with the next line, in one write
+    if what == "halting":
+        print(run[:5], end="", flush=True)  # a line in two pieces
+        time.sleep(0.2)
+        run = run[5:]
     print(run, what, flush=True)
 note("ended")
 """
@@ -142,7 +146,7 @@ def test_every_run_is_trained_once_by_as_many_workers_as_there_are_slots(bench: 
 
 
 def test_workers_in_which_libraries_talk_are_understood(bench: Bench):
-    bench.launch(*["talkative"] * 5)
+    bench.launch("talkative", "halting", "halting", "talkative", "talkative")
     assert bench.kinds == [Kind.DONE] * 5
     assert len(bench.notes("started")) == 2
 
