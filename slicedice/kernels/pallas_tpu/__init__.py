@@ -1,0 +1,19 @@
+"""Grouped products on TPU: Pallas kernels compiled by Mosaic.
+
+Every kernel walks a list of visits (`visits`) in blocks chosen for the chip (`tiles`). Without a TPU they run
+in JAX's TPU interpret mode, `jax.experimental.pallas.tpu.force_tpu_interpret_mode`, for tests only.
+"""
+
+from slicedice.kernels.pallas_tpu.gmm import gmm
+from slicedice.kernels.pallas_tpu.tgmm import tgmm
+
+__all__ = ["NEEDS_ZEROS", "gmm", "row_alignment", "tgmm"]
+
+NEEDS_ZEROS = False
+"""Rows of no group are never seen."""
+
+
+def row_alignment(rows: int, groups: int) -> int:
+    """The multiple of rows at which groups had best begin: any, as tiles are masked."""
+    del rows, groups
+    return 1

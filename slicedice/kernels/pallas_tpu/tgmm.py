@@ -1,0 +1,111 @@
+"""The transposed companion: for each group, the sum of outer products of its rows, which is a weight gradient."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from slicedice.kernels.groups import Groups
+from slicedice.kernels.pallas_tpu import tiles
+from slicedice.kernels.pallas_tpu.inside import dot, result, row_mask, select
+from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
+
+
+def tgmm(
+    lhs: Float[Array, "M K"], rhs: Float[Array, "M N"], groups: Groups, *, dtype: DTypeLike
+) -> Float[Array, "G K N"]:
+    """Sums the outer products of the rows of each group; rows of no group are never seen, NaN included.
+
+    Args:
+      lhs: rows, [M, K].
+      rhs: rows, [M, N].
+      groups: which rows belong to which.
+      dtype: of the result; products are summed in float32.
+
+    Returns:
+      [G, K, N], zeros for an empty group.
+
+    Raises:
+      ValueError: there are more groups than scalar memory can list.
+    """
+    (m, k), n, number = lhs.shape, rhs.shape[1], groups.sizes.shape[0]
+    if 0 in (m, k, n, number):
+        return jnp.zeros((number, k, n), dtype)
+    if tiles.flips(k, n):
+        return jnp.swapaxes(tgmm(rhs, lhs, groups, dtype=dtype), 1, 2)
+    compute = tiles.compute_dtype(lhs.dtype, rhs.dtype)
+    tm = tiles.row_tile(
+        m,
+        number,
+        least=tiles.sublanes(lhs.dtype, rhs.dtype),
+        row_seconds=tiles.matmul_seconds(k, n, compute),
+        visit_seconds=tiles.pass_seconds((k, n)),
+    )
+
+    def used(tk: int, tn: int) -> int:
+        blocks = (((tm, tk), lhs.dtype), ((tm, tn), rhs.dtype), ((tk, tn), dtype))
+        return sum(tiles.block_bytes(*block) for block in blocks) + tiles.block_bytes((tk, tn), jnp.float32, 1)
+
+    tk, tn = tiles.first_that_fits(tiles.narrowed(k, n), used)
+    visits, count = visits_of(groups, m, tm, every_group=True, every_tile=False)
+    call = pl.pallas_call(
+        functools.partial(_kernel, dtype=compute),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(visits),
+            grid=(pl.cdiv(k, tk), pl.cdiv(n, tn), count),
+            in_specs=[
+                pl.BlockSpec((tm, tk), lambda row, column, visit, *s: (Visits(*s).tile_to_read(visit, tm), row)),
+                pl.BlockSpec((tm, tn), lambda row, column, visit, *s: (Visits(*s).tile_to_read(visit, tm), column)),
+            ],
+            out_specs=pl.BlockSpec(
+                (None, tk, tn), lambda row, column, visit, *s: (Visits(*s).group[visit], row, column)
+            ),
+            scratch_shapes=[pltpu.VMEM((tk, tn), jnp.float32)],
+        ),
+        out_shape=result((number, k, n), dtype, lhs, rhs, groups.sizes),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit(used(tk, tn))
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * m * k * n,
+            transcendentals=0,
+            bytes_accessed=lhs.nbytes * pl.cdiv(n, tn)
+            + rhs.nbytes * pl.cdiv(k, tk)
+            + number * k * n * jnp.dtype(dtype).itemsize,
+        ),
+        name="tgmm",
+    )
+    return call(*visits, lhs, rhs)
+
+
+def _kernel(*refs: Any, dtype: Any):
+    visits, (lhs, rhs, out, total) = Visits(*refs[:4]), refs[4:]
+    visit = pl.program_id(2)
+    low, high = visits.bounds(visit, lhs.shape[0])
+    first, empty = visits.first_of_group(visit), low >= high
+
+    @pl.when(empty)
+    def _():
+        total[...] = jnp.zeros_like(total)
+
+    @pl.when(jnp.logical_not(empty))
+    def _():
+        # Both: what lies outside the group may be NaN in either.
+        x, y = (select(row_mask(rows.shape, low, high), rows[...]) for rows in (lhs, rhs))
+        product = dot(x, y, 0, 0, dtype)
+
+        @pl.when(first)
+        def _():
+            total[...] = product
+
+        @pl.when(jnp.logical_not(first))
+        def _():
+            total[...] += product
+
+    @pl.when(visits.last_of_group(visit, pl.num_programs(2)))
+    def _():
+        out[...] = total[...].astype(out.dtype)

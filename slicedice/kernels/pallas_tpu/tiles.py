@@ -1,0 +1,160 @@
+"""How large the blocks are that a kernel moves: chosen from rows per group, widths, dtypes and the chip.
+
+Nothing here is measured, for want of a TPU: the choice follows a model of what a visit costs (see `row_tile`),
+and the compiler confirms that it fits (benchmarks/tpu_compile.py).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
+
+from slicedice.kernels.pallas_tpu.visits import fits_scalar_memory
+
+LANES = 128
+STEP_SECONDS = 0.35e-6
+"""Of one grid step that does nothing: JAX's guide to Pallas pipelines on TPU."""
+CYCLES = 1e9
+"""A second, of a core; the generations run at 0.9 to 1.8 of it."""
+MOST_ROWS = 512
+SMALL_TILE = 512
+"""Columns below which a tile is not cut further while something else can be."""
+HEADROOM = 4 * 2**20
+"""Of VMEM, for what the compiler keeps there beside our blocks."""
+
+
+class Chip(NamedTuple):
+    """What the choice of tiles needs to know of one TPU core.
+
+    Attributes:
+      vmem: bytes of VMEM.
+      flops: bfloat16 operations a second.
+      columns: of a matrix unit; a product of fewer rows than these takes as long as one of so many.
+      cores: that share one device, and one call.
+    """
+
+    vmem: int
+    flops: float
+    columns: int
+    cores: int
+
+    @property
+    def budget(self) -> int:
+        """Bytes of VMEM that our blocks may take, scratch and pipelining included."""
+        return self.vmem * 7 // 8 - HEADROOM
+
+
+def chip() -> Chip:
+    """The chip that is compiled for; where that is no TPU, as in interpret mode, the one of least VMEM."""
+    try:
+        info = pltpu.get_tpu_info()
+    except ValueError:
+        info = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5P, 1)
+    return Chip(info.vmem_capacity_bytes, info.bf16_ops_per_second, info.mxu_column_size, info.num_cores)
+
+
+def block_bytes(shape: Sequence[int], dtype: DTypeLike, copies: int = 2) -> int:
+    """Bytes of VMEM of a block, padded as VMEM pads, in as many copies as pipelining keeps (1 for scratch)."""
+    size = np.dtype(dtype).itemsize
+    *outer, rows, columns = shape
+    return copies * math.prod(outer) * round_up(rows, sublanes(dtype)) * round_up(columns, LANES) * size
+
+
+def vmem_limit(used: int) -> int:
+    """What to allow a kernel whose blocks take `used` bytes: no more than it needs, the rest is XLA's."""
+    return min(chip().vmem * 15 // 16, used + used // 4 + 2 * HEADROOM)
+
+
+def sublanes(*dtypes: DTypeLike) -> int:
+    """Rows of the smallest piece of VMEM that holds each of these dtypes."""
+    return max(32 // np.dtype(dtype).itemsize for dtype in dtypes)
+
+
+def compute_dtype(*dtypes: DTypeLike) -> np.dtype:
+    """The dtype to multiply in: bfloat16 if all are that, else float32."""
+    return np.dtype(jnp.bfloat16 if all(np.dtype(dtype) == jnp.bfloat16 for dtype in dtypes) else jnp.float32)
+
+
+def matmul_seconds(k: int, n: int, dtype: DTypeLike) -> float:
+    """Seconds that the matrix units take for one row of a [K, N] product; float32 takes six passes of bfloat16."""
+    passes = 1 if np.dtype(dtype) == jnp.bfloat16 else 6
+    return 2 * round_up(k, LANES) * round_up(n, LANES) * passes / chip().flops
+
+
+def pass_seconds(shape: tuple[int, int]) -> float:
+    """Seconds that adding a float32 block to another takes, at one vector register a cycle."""
+    return round_up(shape[0], 8) * round_up(shape[1], LANES) / 1024 / CYCLES
+
+
+def row_tile(rows: int, groups: int, *, least: int, row_seconds: float, visit_seconds: float = 0.0) -> int:
+    """Rows in a tile, a power of two.
+
+    There are about M / tile + G visits, as the edge of a group is rarely that of a tile, and each computes a
+    whole tile: tall tiles waste work at the edges, low ones pay for more steps.
+
+    Args:
+      rows: M, at least 1.
+      groups: G.
+      least: the lowest tile allowed.
+      row_seconds: of computing one row of a tile.
+      visit_seconds: of what a visit does besides, whatever the tile's height.
+
+    Raises:
+      ValueError: no tile keeps the list of visits within scalar memory.
+    """
+
+    def seconds(tile: int) -> float:
+        return (rows / tile + groups) * (STEP_SECONDS + visit_seconds + max(tile, chip().columns) * row_seconds)
+
+    highest = max(least, min(MOST_ROWS, 2 ** math.ceil(math.log2(rows))))
+    heights = [2**i for i in range(least.bit_length() - 1, highest.bit_length())]
+    heights = [tile for tile in heights if fits_scalar_memory(rows, groups, tile)]
+    if not heights:
+        raise ValueError(f"M = {rows} rows in G = {groups} groups: their list does not fit a TPU's scalar memory")
+    return min(heights, key=lambda tile: (seconds(tile), tile))
+
+
+def narrowed(*widths: int) -> Iterator[tuple[int, ...]]:
+    """Ever narrower tiles of these widths, whole ones first, then the last width cut before the others."""
+    parts = [1] * len(widths)
+    while True:
+        tiles = tuple(part_of(width, count) for width, count in zip(widths, parts, strict=True))
+        yield tiles
+        large = [i for i, tile in enumerate(tiles) if tile > SMALL_TILE] or [
+            i for i, t in enumerate(tiles) if t > LANES
+        ]
+        if not large:
+            return
+        parts[large[-1]] += 1
+
+
+def part_of(width: int, parts: int) -> int:
+    """The width of tiles when cut in at most so many parts: all of it, or a multiple of the lanes."""
+    return width if parts == 1 or width <= LANES else round_up(pl.cdiv(width, parts), LANES)
+
+
+def first_that_fits(tiles: Iterator[tuple[int, ...]], used: Callable[..., int]) -> tuple[int, ...]:
+    """The first tiles whose blocks, of `used(*tiles)` bytes, fit the budget; the narrowest if none do."""
+    chosen: tuple[int, ...] = ()
+    for chosen in tiles:
+        if used(*chosen) <= chip().budget:
+            break
+    return chosen
+
+
+def round_up(x: int, multiple: int) -> int:
+    """The least multiple that is no less than x."""
+    return -(-x // multiple) * multiple
+
+
+def flips(rows: int, columns: int) -> bool:
+    """Whether [G, rows, columns] is smaller in memory as [G, columns, rows], whose rows are padded to the lanes.
+
+    Where it is, XLA itself stores it so unless told otherwise, and the swap of axes costs nothing.
+    """
+    return round_up(rows, LANES) * round_up(columns, 8) < round_up(columns, LANES) * round_up(rows, 8)
