@@ -1,5 +1,14 @@
 """Grouped matmul: rows sorted by group, each group times its own matrix. Knows arrays, and nothing else."""
 
-from slicedice.kernels.grouped_matmul import IMPLEMENTATIONS, choose, grouped_matmul, row_alignment
+from slicedice.kernels.expert_ffn import expert_ffn
+from slicedice.kernels.grouped_matmul import grouped_matmul, transposed_grouped_matmul
+from slicedice.kernels.implementations import IMPLEMENTATIONS, choose, row_alignment
 
-__all__ = ["IMPLEMENTATIONS", "choose", "grouped_matmul", "row_alignment"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "choose",
+    "expert_ffn",
+    "grouped_matmul",
+    "row_alignment",
+    "transposed_grouped_matmul",
+]

@@ -6,10 +6,15 @@ of the matrices they meet stay in cache, and the loop ends with the last block i
 """
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
+
+from slicedice.kernels import composed
+from slicedice.kernels.groups import Groups
 
 NEEDS_ZEROS = True
 
@@ -23,14 +28,32 @@ def row_alignment(rows: int, groups: int) -> int:
     return min(128, max(8, 1 << (quarter.bit_length() - 1)))
 
 
-def gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:
-    """[M, K], [G, K, N] -> [M, N] in float32; transposed, [M, N], [G, K, N] -> [M, K]."""
-    if alignment == 1:
-        return _unaligned(functools.partial(gmm, transpose_rhs=transpose_rhs), lhs, rhs, group_sizes, moves_back=True)
+def gmm(lhs: Array, rhs: Array, groups: Groups, *, transpose_rhs: bool, dtype: np.dtype) -> Array:
+    """[M, K], [G, K, N] -> [M, N]; with `transpose_rhs`, of [G, N, K]."""
+    function = functools.partial(_gmm, transpose_rhs=transpose_rhs)
+    groups = groups.without_holes(lhs.shape[0])
+    if groups.alignment > 1:
+        return function(lhs, rhs, groups.sizes, groups.alignment).astype(dtype)
+    return _unaligned(function, lhs, rhs, groups.sizes, moves_back=True).astype(dtype)
+
+
+def tgmm(lhs: Array, rhs: Array, groups: Groups, *, dtype: np.dtype) -> Array:
+    """[M, K], [M, N] -> [G, K, N]."""
+    groups = groups.without_holes(lhs.shape[0])
+    if groups.alignment > 1:
+        return _tgmm(lhs, rhs, groups.sizes, groups.alignment).astype(dtype)
+    return _unaligned(_tgmm, lhs, rhs, groups.sizes, moves_back=False).astype(dtype)
+
+
+ffn = functools.partial(composed.ffn, gmm)
+ffn_backward = functools.partial(composed.ffn_backward, sys.modules[__name__])
+
+
+def _gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:
     blocks, group_of_block, chunk, chunks = _chunks(lhs, rhs.shape[1] * rhs.shape[2], group_sizes, alignment)
 
     def product(rows, groups):
-        form = "bmn,bkn->bmk" if transpose_rhs else "bmk,bkn->bmn"
+        form = "bmk,bnk->bmn" if transpose_rhs else "bmk,bkn->bmn"
         return jnp.einsum(form, rows, rhs[groups], preferred_element_type=jnp.float32)
 
     def body(i, out):
@@ -45,10 +68,7 @@ def gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose
     return out.reshape(-1, out.shape[2])[: lhs.shape[0]]
 
 
-def tgmm(lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:
-    """[M, K], [M, N] -> [G, K, N] in float32."""
-    if alignment == 1:
-        return _unaligned(tgmm, lhs, grad, group_sizes, moves_back=False)
+def _tgmm(lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:
     matrix = lhs.shape[1] * grad.shape[1]
     blocks, group_of_block, chunk, chunks = _chunks(lhs, matrix, group_sizes, alignment)
     grads = _in_blocks(grad, alignment, blocks.shape[0])
@@ -87,11 +107,11 @@ def _unaligned(function, lhs: Array, other: Array, group_sizes: Array, *, moves_
     """Moves groups to multiples of a block and calls `function`.
 
     Args:
-      function: `gmm` or `tgmm`.
+      function: `_gmm` or `_tgmm`.
       lhs: rows.
-      other: rows too for `tgmm`, matrices for `gmm`.
+      other: rows too for `_tgmm`, matrices for `_gmm`.
       group_sizes: of the rows as they are.
-      moves_back: whether the result is rows, as it is for `gmm`.
+      moves_back: whether the result is rows, as it is for `_gmm`.
     """
     rows, groups = lhs.shape[0], group_sizes.shape[0]
     block = row_alignment(rows, groups)

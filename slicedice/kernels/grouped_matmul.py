@@ -1,13 +1,13 @@
-"""The one public grouped matmul, its gradients, and the choice of implementation.
+"""The public grouped matmul and its transposed companion, each the other's gradient.
 
-Every implementation is a pair of functions on arrays: `gmm` (rows times their group's matrix) and `tgmm`
-(the transposed companion that sums outer products of rows within a group). This module ties them with one
-custom VJP and holds the contract on rows past the last group; it never falls back to a dense product.
+Called gmm and tgmm in the field: rows times their group's matrix, and sums of outer products of a group's rows.
+This module holds the contract (what is checked, what dtypes come out, rows of no group, vmap); the arithmetic
+is an implementation's. It never falls back to a dense product.
 """
 
 import functools
-import logging
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,70 +15,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from slicedice.kernels import blocks, native, ragged
-
-log = logging.getLogger(__name__)
-
-
-class Implementation(Protocol):
-    """What a module of this room provides; see `blocks` for the reading of each argument."""
-
-    @property
-    def NEEDS_ZEROS(self) -> bool:
-        """Whether rows past the last group have to come in as zeros; where not, they are never read."""
-        ...
-
-    def gmm(self, lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:
-        """[M, K], [G, K, N] -> [M, N] in float32, or with `transpose_rhs`, [M, N], [G, K, N] -> [M, K].
-
-        Rows of the result past the last group are zero.
-        """
-        ...
-
-    def tgmm(self, lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:
-        """[M, K], [M, N] -> [G, K, N] in float32."""
-        ...
-
-    def row_alignment(self, rows: int, groups: int) -> int:
-        """The multiple of rows at which groups had best begin."""
-        ...
-
-
-IMPLEMENTATIONS: dict[str, Implementation] = {"native": native, "blocks": blocks, "ragged_dot": ragged}
-"""By name: "native" is for CPUs with a C++ compiler, "blocks" costs FLOPs in proportion to rows everywhere,
-"ragged_dot" is XLA's own, native on TPU and GPU and dense on CPU, where only tests should name it."""
-
-
-class _Options(NamedTuple):
-    implementation: str
-    alignment: int
-    dtype: np.dtype
-
-
-@functools.cache
-def choose(implementation: str = "") -> str:
-    """Resolves the name of an implementation, "" by platform, and says once what was chosen.
-
-    Raises:
-      ValueError: there is no implementation of that name, or it cannot be used here.
-    """
-    if implementation and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation = {implementation!r}: choose one of {', '.join(IMPLEMENTATIONS)}")
-    platform = jax.default_backend()
-    if implementation == "native" and not (platform == "cpu" and native.available()):
-        raise ValueError("implementation = 'native' needs the CPU and a C++ compiler; the log says what failed")
-    name = implementation or ("ragged_dot" if platform != "cpu" else "native" if native.available() else "blocks")
-    log.info("grouped matmul on %s: %s", platform, name)
-    return name
-
-
-def row_alignment(rows: int, groups: int, implementation: str = "") -> int:
-    """The multiple of rows at which groups had best begin, for `rows` rows spread over `groups` groups.
-
-    Whoever lays out the rows can spare the implementation a re-layout by starting every group at a multiple
-    of this, filling up with rows of zero weight, and passing it on as `alignment`.
-    """
-    return IMPLEMENTATIONS[choose(implementation)].row_alignment(rows, groups)
+from slicedice.kernels.groups import Groups
+from slicedice.kernels.implementations import choose, load
 
 
 def grouped_matmul(
@@ -86,6 +24,7 @@ def grouped_matmul(
     rhs: Float[Array, "G K N"],
     group_sizes: Int[Array, " G"],
     *,
+    transpose_rhs: bool = False,
     preferred_element_type: jax.typing.DTypeLike | None = None,
     implementation: str = "",
     alignment: int = 1,
@@ -94,12 +33,14 @@ def grouped_matmul(
 
     Rows are sorted by group: the first `group_sizes[0]` belong to group 0, and so on. Rows past
     `sum(group_sizes)` may hold anything, NaN included: their output and gradient are zero, and no weight
-    gradient sees them. Empty groups get zero weight gradients. Products accumulate in float32.
+    gradient sees them. Empty groups get zero weight gradients. Products accumulate in float32. `jax.vmap` makes
+    one call of more groups.
 
     Args:
       lhs: rows, [M, K].
-      rhs: one matrix for each group, [G, K, N].
+      rhs: one matrix for each group, [G, K, N], or [G, N, K] with `transpose_rhs`.
       group_sizes: whole numbers, [G].
+      transpose_rhs: whether each matrix is multiplied transposed.
       preferred_element_type: of the result; that of `lhs` if not given.
       implementation: a name from `IMPLEMENTATIONS`; "" chooses by platform.
       alignment: a promise that M and every group size are multiples of this.
@@ -111,48 +52,141 @@ def grouped_matmul(
       ValueError: unknown implementation, shapes that do not fit, or concrete `group_sizes` that are
         negative, unaligned or sum past M.
     """
-    if lhs.ndim != 2 or rhs.ndim != 3 or group_sizes.shape != rhs.shape[:1] or lhs.shape[1] != rhs.shape[1]:
+    depth = rhs.shape[2 if transpose_rhs else 1] if rhs.ndim == 3 else -1
+    if lhs.ndim != 2 or lhs.shape[1] != depth or group_sizes.shape != rhs.shape[:1]:
+        form = "[G, N, K]" if transpose_rhs else "[G, K, N]"
         raise ValueError(
-            f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {group_sizes.shape} do not fit [M, K], [G, K, N], [G]"
+            f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {group_sizes.shape} do not fit [M, K], {form}, [G]"
         )
+    groups = checked_groups(group_sizes, lhs.shape[0], alignment)
+    how = _How(choose(implementation), np.dtype(preferred_element_type or lhs.dtype), transpose_rhs)
+    return _gmm(how, lhs, rhs, groups)
+
+
+def transposed_grouped_matmul(
+    lhs: Float[Array, "M K"],
+    rhs: Float[Array, "M N"],
+    group_sizes: Int[Array, " G"],
+    *,
+    preferred_element_type: jax.typing.DTypeLike | None = None,
+    implementation: str = "",
+    alignment: int = 1,
+) -> Float[Array, "G K N"]:
+    """Sums, for each group, the outer products of its rows of `lhs` and `rhs`: lhs_g^T rhs_g.
+
+    The weight gradient of `grouped_matmul`, under the same contract: rows past `sum(group_sizes)` are never seen
+    and have zero gradient, the sum of an empty group is exactly zero.
+
+    Args:
+      lhs: rows, [M, K].
+      rhs: rows, [M, N].
+      group_sizes: whole numbers, [G].
+      preferred_element_type: of the result; that of `lhs` if not given.
+      implementation: a name from `IMPLEMENTATIONS`; "" chooses by platform.
+      alignment: a promise that M and every group size are multiples of this.
+
+    Returns:
+      [G, K, N].
+
+    Raises:
+      ValueError: as `grouped_matmul`.
+    """
+    if lhs.ndim != 2 or rhs.ndim != 2 or lhs.shape[0] != rhs.shape[0] or group_sizes.ndim != 1:
+        raise ValueError(
+            f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {group_sizes.shape} do not fit [M, K], [M, N], [G]"
+        )
+    groups = checked_groups(group_sizes, lhs.shape[0], alignment)
+    return _tgmm(_How(choose(implementation), np.dtype(preferred_element_type or lhs.dtype)), lhs, rhs, groups)
+
+
+def checked_groups(group_sizes: Int[Array, " G"], rows: int, alignment: int) -> Groups:
+    """The groups of `rows` rows.
+
+    Raises:
+      ValueError: concrete sizes are negative, unaligned or sum past `rows`.
+    """
     if not isinstance(group_sizes, Tracer):
-        _check_sizes(np.asarray(group_sizes), lhs.shape[0], alignment)
-    dtype = np.dtype(preferred_element_type or lhs.dtype)
-    return _grouped_matmul(_Options(choose(implementation), alignment, dtype), lhs, rhs, group_sizes)
+        sizes = np.asarray(group_sizes)
+        if (sizes < 0).any() or sizes.sum() > rows:
+            raise ValueError(f"group_sizes {sizes} have to be at least 0 and sum to at most M = {rows}")
+        if (sizes % alignment).any() or rows % alignment:
+            raise ValueError(f"group_sizes {sizes} and M = {rows} have to be multiples of alignment = {alignment}")
+    return Groups(jnp.asarray(group_sizes, jnp.int32), alignment=alignment)
 
 
-def _check_sizes(sizes: np.ndarray, rows: int, alignment: int) -> None:
-    if (sizes < 0).any() or sizes.sum() > rows:
-        raise ValueError(f"group_sizes {sizes} have to be at least 0 and sum to at most M = {rows}")
-    if (sizes % alignment).any() or rows % alignment:
-        raise ValueError(f"group_sizes {sizes} and M = {rows} have to be multiples of alignment = {alignment}")
+class _How(NamedTuple):
+    implementation: str
+    dtype: np.dtype  # of the result
+    transpose_rhs: bool = False
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _grouped_matmul(options: _Options, lhs: Array, rhs: Array, group_sizes: Array) -> Array:
-    return _forward(options, lhs, rhs, group_sizes)[0]
+def _gmm(how: _How, lhs: Array, rhs: Array, groups: Groups) -> Array:
+    implementation = load(how.implementation)
+    lhs = groups.select(lhs) if implementation.NEEDS_ZEROS else lhs
+    return folded(functools.partial(implementation.gmm, transpose_rhs=how.transpose_rhs, dtype=how.dtype))(
+        lhs, rhs, groups
+    )
 
 
-def _forward(options: _Options, lhs: Array, rhs: Array, group_sizes: Array):
-    implementation = IMPLEMENTATIONS[options.implementation]
-    lhs = _select(lhs, group_sizes) if implementation.NEEDS_ZEROS else lhs
-    out = implementation.gmm(lhs, rhs, group_sizes, options.alignment, transpose_rhs=False)
-    return out.astype(options.dtype), (lhs, rhs, group_sizes)
+def _gmm_forward(how: _How, lhs: Array, rhs: Array, groups: Groups):
+    return _gmm(how, lhs, rhs, groups), (lhs, rhs, groups)
 
 
-def _backward(options: _Options, residuals, grad: Array):
-    lhs, rhs, group_sizes = residuals
-    implementation = IMPLEMENTATIONS[options.implementation]
-    grad = _select(grad, group_sizes) if implementation.NEEDS_ZEROS else grad
-    dlhs = implementation.gmm(grad, rhs, group_sizes, options.alignment, transpose_rhs=True)
-    drhs = implementation.tgmm(lhs, grad, group_sizes, options.alignment)
-    return dlhs.astype(lhs.dtype), drhs.astype(rhs.dtype), None
+def _gmm_backward(how: _How, residuals, grad: Array):
+    lhs, rhs, groups = residuals
+    dlhs = _gmm(how._replace(dtype=lhs.dtype, transpose_rhs=not how.transpose_rhs), grad, rhs, groups)
+    outer = (grad, lhs) if how.transpose_rhs else (lhs, grad)
+    return dlhs, _tgmm(_How(how.implementation, rhs.dtype), *outer, groups), None
 
 
-def _select(rows: Array, group_sizes: Array) -> Array:
-    # Select, not multiply: 0 * NaN is NaN.
-    inside = jnp.arange(rows.shape[0]) < group_sizes.sum()
-    return jnp.where(inside[:, None], rows, jnp.zeros((), rows.dtype))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tgmm(how: _How, lhs: Array, rhs: Array, groups: Groups) -> Array:
+    implementation = load(how.implementation)
+    if implementation.NEEDS_ZEROS:
+        lhs, rhs = groups.select(lhs), groups.select(rhs)
+    return folded(functools.partial(implementation.tgmm, dtype=how.dtype))(lhs, rhs, groups)
 
 
-_grouped_matmul.defvjp(_forward, _backward)
+def _tgmm_forward(how: _How, lhs: Array, rhs: Array, groups: Groups):
+    return _tgmm(how, lhs, rhs, groups), (lhs, rhs, groups)
+
+
+def _tgmm_backward(how: _How, residuals, grad: Array):
+    lhs, rhs, groups = residuals
+    dlhs = _gmm(_How(how.implementation, lhs.dtype, transpose_rhs=True), rhs, grad, groups)
+    return dlhs, _gmm(_How(how.implementation, rhs.dtype), lhs, grad, groups), None
+
+
+_gmm.defvjp(_gmm_forward, _gmm_backward)
+_tgmm.defvjp(_tgmm_forward, _tgmm_backward)
+
+
+def folded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose first axes are all rows or groups, such that `jax.vmap` makes one call with longer axes.
+
+    A loop over independent models would leave a device idle beside each one's small groups; more groups in one
+    call are what the kernels are made for.
+
+    Args:
+      function: of arrays and one `Groups`, in any order; returns arrays.
+    """
+    single = jax.custom_batching.custom_vmap(function)
+
+    @single.def_vmap
+    def _fold(size: int, batched, *args):
+        def fold_axes(x: Array, is_batched: bool) -> Array:
+            x = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(size * x.shape[1], *x.shape[2:])
+
+        def fold(x, is_batched):
+            if not isinstance(x, Groups):
+                return jax.tree.map(fold_axes, x, is_batched)
+            sizes = x.sizes if is_batched.sizes else jnp.broadcast_to(x.sizes, (size, *x.sizes.shape))
+            return x.fold(sizes)
+
+        out = single(*map(fold, args, batched))
+        out = jax.tree.map(lambda x: x.reshape(size, x.shape[0] // size, *x.shape[1:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return single

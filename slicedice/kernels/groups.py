@@ -53,7 +53,6 @@ class Groups:
         tails = (rows // self.members - sizes.sum(1)).at[-1].set(0)
         return replace(self, sizes=sizes.at[:, -1].add(tails).reshape(-1), members=1)
 
-    def fold(self) -> "Groups":
-        """Of batched `sizes`, [B, G]: B times as many members."""
-        batch = self.sizes.shape[0]
-        return replace(self, sizes=self.sizes.reshape(-1), members=batch * self.members)
+    def fold(self, sizes: Int[Array, "B G"]) -> "Groups":
+        """Those of B times as many members, whose sizes are `sizes`."""
+        return replace(self, sizes=sizes.reshape(-1), members=sizes.shape[0] * self.members)

@@ -1,104 +1,185 @@
 // Grouped matmul for CPUs: cost in proportion to rows, no padding, no copies of matrices.
 //
-// One register-tiled product serves all three directions. Rows of a group are a matrix of their own, so a
-// group's output is  C[i][j] = sum_p A(i, p) * B[p][j]  where A is read with two strides:
-//   gmm            A = rows of lhs, B = the group's matrix (transposed into scratch for the gradient of lhs)
-//   tgmm           A = rows of lhs read as columns, B = rows of the gradient, p runs over the group's rows
-// Sums run over p in order for every element, so results do not depend on how tiles fall.
+// Work is cut into tasks, some rows of one group each (or some columns, for weight gradients), which the threads of
+// XLA's pool take one by one. No task waits for another.
 
-#include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <cstdint>
-#include <cstring>
+#include <memory>
+#include <thread>
 #include <vector>
 
+#include "native_product.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
+namespace slicedice {
 namespace {
 
-#ifdef __AVX512F__
-constexpr int kLanes = 16, kVectors = 4, kRows = 6;  // 24 of 32 registers hold sums
-#else
-constexpr int kLanes = 8, kVectors = 2, kRows = 6;  // 12 of 16
-#endif
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+using Floats = ffi::Buffer<ffi::F32>;
+using Ints = ffi::Buffer<ffi::S32>;
+using Result = ffi::ResultBuffer<ffi::F32>;
 
-struct Strided {
-  const float* data;
-  int64_t row, column;  // elements between rows, and between columns
-  float at(int64_t i, int64_t p) const { return data[i * row + p * column]; }
+constexpr size_t kCacheBytes = 32 << 20;  // results larger than this leave the caches before anybody reads them
+constexpr int64_t kTaskRows = 120;  // whole tiles of rows; a strip packed for so many has paid
+
+struct Task {
+  int64_t group, begin, end;  // rows of the arrays, or columns of lhs in a weight gradient
 };
 
-template <int rows, int vectors>
-void Tile(int64_t depth, Strided a, const float* b, int64_t ldb, float* c, int64_t ldc) {
-  Vector sum[rows][vectors] = {};
-  for (int64_t p = 0; p < depth; ++p) {
-    const Vector* right = reinterpret_cast<const Vector*>(b + p * ldb);
-    for (int i = 0; i < rows; ++i) {
-      const float left = a.at(i, p);
-      for (int v = 0; v < vectors; ++v) sum[i][v] += left * right[v];
+// Calls function(i) for each i below `count`, on the pool's threads and this one.
+template <typename Function>
+void ForEach(ffi::ThreadPool& pool, int64_t count, Function function) {
+  struct State {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  // Threads that come when all is done still look at the counter, after this function has returned.
+  auto state = std::make_shared<State>();
+  auto work = [state, count, function] {
+    for (int64_t i; (i = state->next.fetch_add(1)) < count;) {
+      function(i);
+      state->done.fetch_add(1, std::memory_order_release);
     }
+  };
+  for (int64_t i = 1, helpers = std::min(pool.num_threads(), count); i < helpers; ++i) pool.Schedule([work] { work(); });
+  work();
+  // What is not done yet has been begun by another thread, so it ends without anybody's help.
+  while (state->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
+}
+
+// The rows of every group in pieces, and zeros in `outs`' rows of no group.
+std::vector<Task> RowTasks(Ints starts, Ints sizes, int64_t rows, std::initializer_list<Result> outs) {
+  std::vector<Task> tasks;
+  int64_t covered = 0;
+  auto clear = [&](int64_t end) {
+    for (Result out : outs) {
+      const int64_t width = out->dimensions()[1];
+      if (end > covered) std::fill(out->typed_data() + covered * width, out->typed_data() + end * width, 0.0f);
+    }
+  };
+  for (size_t g = 0; g < sizes.element_count(); ++g) {
+    const int64_t begin = starts.typed_data()[g], end = std::min<int64_t>(begin + sizes.typed_data()[g], rows);
+    if (end <= begin) continue;
+    clear(begin);
+    const int64_t pieces = (end - begin + kTaskRows - 1) / kTaskRows;
+    for (int64_t i = 0; i < pieces; ++i)
+      tasks.push_back({static_cast<int64_t>(g), begin + (end - begin) * i / pieces,
+                       begin + (end - begin) * (i + 1) / pieces});
+    covered = end;
   }
-  for (int i = 0; i < rows; ++i)
-    for (int v = 0; v < vectors; ++v) reinterpret_cast<Vector*>(c + i * ldc)[v] = sum[i][v];
+  clear(rows);
+  return tasks;
 }
 
-template <int vectors>
-void Columns(int64_t m, int64_t depth, Strided a, const float* b, int64_t ldb, float* c, int64_t ldc) {
-  int64_t i = 0;
-  for (; i + kRows <= m; i += kRows)
-    Tile<kRows, vectors>(depth, {a.data + i * a.row, a.row, a.column}, b, ldb, c + i * ldc, ldc);
-  for (; i < m; ++i) Tile<1, vectors>(depth, {a.data + i * a.row, a.row, a.column}, b, ldb, c + i * ldc, ldc);
+// The matrix of group g, and the same transposed.
+Matrix Of(const Floats& x, int64_t g) {
+  const int64_t rows = x.dimensions()[1], columns = x.dimensions()[2];
+  return {x.typed_data() + g * rows * columns, columns, 1};
 }
+Matrix Transposed(Matrix x) { return {x.data, x.column, x.row}; }
 
-// C[m][n] = A * B, whatever C held before.
-void Multiply(int64_t m, int64_t n, int64_t depth, Strided a, const float* b, int64_t ldb, float* c, int64_t ldc) {
-  int64_t j = 0;
-  for (; j + kVectors * kLanes <= n; j += kVectors * kLanes) Columns<kVectors>(m, depth, a, b + j, ldb, c + j, ldc);
-  for (; j + kLanes <= n; j += kLanes) Columns<1>(m, depth, a, b + j, ldb, c + j, ldc);
-  if (j == n) return;
-  for (int64_t i = 0; i < m; ++i) {
-    float sum[kLanes] = {};
-    for (int64_t p = 0; p < depth; ++p)
-      for (int64_t v = 0; v < n - j; ++v) sum[v] += a.at(i, p) * b[p * ldb + j + v];
-    std::copy(sum, sum + (n - j), c + i * ldc + j);
-  }
-}
+// Rows of an array from `row` on.
+Matrix Rows(const Floats& x, int64_t row) { return {x.typed_data() + row * x.dimensions()[1], x.dimensions()[1], 1}; }
+float* Rows(Result& x, int64_t row) { return x->typed_data() + row * x->dimensions()[1]; }
 
-ffi::Error Gmm(ffi::Buffer<ffi::F32> lhs, ffi::Buffer<ffi::F32> rhs, ffi::Buffer<ffi::S32> sizes, bool transpose_rhs,
-               ffi::ResultBuffer<ffi::F32> out) {
+ffi::Error Gmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints sizes, bool transpose_rhs, Result out) {
   const int64_t rows = lhs.dimensions()[0], depth = lhs.dimensions()[1], n = out->dimensions()[1];
-  const int64_t groups = rhs.dimensions()[0], matrix = depth * n;
-  std::vector<float> scratch(transpose_rhs ? matrix : 0);
-  int64_t row = 0;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t m = std::min<int64_t>(sizes.typed_data()[g], rows - row);
-    if (m <= 0) continue;
-    const float* b = rhs.typed_data() + g * matrix;
-    if (transpose_rhs) {
-      for (int64_t j = 0; j < n; ++j)
-        for (int64_t p = 0; p < depth; ++p) scratch[p * n + j] = b[j * depth + p];
-      b = scratch.data();
-    }
-    Multiply(m, n, depth, {lhs.typed_data() + row * depth, depth, 1}, b, n, out->typed_data() + row * n, n);
-    row += m;
-  }
-  std::fill(out->typed_data() + row * n, out->typed_data() + rows * n, 0.0f);
+  const std::vector<Task> tasks = RowTasks(starts, sizes, rows, {out});
+  ForEach(pool, tasks.size(), [&, task = tasks.data()](int64_t i) {
+    const auto [group, begin, end] = task[i];
+    const Matrix matrix = transpose_rhs ? Transposed(Of(rhs, group)) : Of(rhs, group);
+    Multiply(end - begin, n, depth, Rows(lhs, begin), matrix, Rows(out, begin), n);
+  });
   return ffi::Error::Success();
 }
 
-ffi::Error Tgmm(ffi::Buffer<ffi::F32> lhs, ffi::Buffer<ffi::F32> grad, ffi::Buffer<ffi::S32> sizes,
-                ffi::ResultBuffer<ffi::F32> out) {
-  const int64_t rows = lhs.dimensions()[0], k = lhs.dimensions()[1], n = grad.dimensions()[1];
-  int64_t row = 0;
-  for (int64_t g = 0; g < out->dimensions()[0]; ++g) {
+ffi::Error Tgmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints sizes, Result out) {
+  const int64_t rows = lhs.dimensions()[0], k = lhs.dimensions()[1], n = rhs.dimensions()[1];
+  const int64_t groups = sizes.element_count(), pieces = (k + kTaskRows - 1) / kTaskRows;
+  const Into into = out->size_bytes() > kCacheBytes ? Into::kMemory : Into::kNew;
+  ForEach(pool, groups * pieces, [&](int64_t i) {
+    const int64_t g = i / pieces, begin = k * (i % pieces) / pieces, end = k * (i % pieces + 1) / pieces;
+    const int64_t start = starts.typed_data()[g];
     // An empty group sums nothing, which is exactly zero.
-    const int64_t depth = std::max<int64_t>(0, std::min<int64_t>(sizes.typed_data()[g], rows - row));
-    Multiply(k, n, depth, {lhs.typed_data() + row * k, 1, k}, grad.typed_data() + row * n, n,
-             out->typed_data() + g * k * n, n);
-    row += depth;
+    const int64_t depth = std::max<int64_t>(0, std::min<int64_t>(sizes.typed_data()[g], rows - start));
+    const Matrix left = {lhs.typed_data() + start * k + begin, 1, k};
+    Multiply(end - begin, n, depth, left, Rows(rhs, start), out->typed_data() + (g * k + begin) * n, n, into);
+  });
+  return ffi::Error::Success();
+}
+
+// e to the x, to a rounding or two: 2^round(x / ln 2) times a polynomial in what is left (Cephes' expf).
+Vector Exp(Vector x) {
+  typedef int32_t Whole __attribute__((vector_size(kLanes * sizeof(int32_t))));
+  x = x < -87.0f ? -87.0f + 0 * x : x > 88.0f ? 88.0f + 0 * x : x;
+  const Vector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const Vector n = shifted - 12582912.0f;
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
+  Vector y = 1.9875691500e-4f + 0 * r;
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    y = y * r + c;
+  const Whole power = (__builtin_convertvector(n, Whole) + 127) << 23;
+  Vector scale;
+  std::memcpy(&scale, &power, sizeof scale);
+  return (y * r * r + r + 1.0f) * scale;
+}
+
+// Calls function(vectors...) on `count` elements of each array, whose last vector is filled up with zeros.
+template <int inputs, int outputs, typename Function>
+void Elementwise(int64_t count, const float* const (&from)[inputs], float* const (&to)[outputs], Function function) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t bytes = sizeof(float) * std::min<int64_t>(kLanes, count - i);
+    Vector in[inputs] = {}, out[outputs];
+    for (int x = 0; x < inputs; ++x) std::memcpy(&in[x], from[x] + i, bytes);
+    function(in, out);
+    for (int x = 0; x < outputs; ++x) std::memcpy(to[x] + i, &out[x], bytes);
   }
+}
+
+ffi::Error Ffn(ffi::ThreadPool pool, Floats rows, Floats gate, Floats up, Floats down, Ints starts, Ints sizes,
+               Result out, Result gated, Result upped) {
+  const int64_t d = rows.dimensions()[1], f = gate.dimensions()[2];
+  const std::vector<Task> tasks = RowTasks(starts, sizes, rows.dimensions()[0], {out, gated, upped});
+  ForEach(pool, tasks.size(), [&, task = tasks.data()](int64_t i) {
+    const auto [group, begin, end] = task[i];
+    const int64_t m = end - begin;
+    static thread_local std::vector<float> hidden;
+    hidden.resize(m * f);
+    float *a = Rows(gated, begin), *b = Rows(upped, begin);
+    Multiply(m, f, d, Rows(rows, begin), Of(gate, group), a, f);
+    Multiply(m, f, d, Rows(rows, begin), Of(up, group), b, f);
+    Elementwise<2, 1>(m * f, {a, b}, {hidden.data()},
+                      [](Vector* in, Vector* out) { out[0] = in[0] / (1.0f + Exp(-in[0])) * in[1]; });
+    Multiply(m, d, f, {hidden.data(), f, 1}, Of(down, group), Rows(out, begin), d);
+  });
+  return ffi::Error::Success();
+}
+
+// The part of the backward pass that goes row by row: gradients of rows and of the products with gate and up, and
+// the hidden values again. What is left are three weight gradients.
+ffi::Error FfnRows(ffi::ThreadPool pool, Floats grad, Floats gated, Floats upped, Floats gate, Floats up, Floats down,
+                   Ints starts, Ints sizes, Result drows, Result dgated, Result dupped, Result hidden) {
+  const int64_t d = grad.dimensions()[1], f = gate.dimensions()[2];
+  const std::vector<Task> tasks = RowTasks(starts, sizes, grad.dimensions()[0], {drows, dgated, dupped, hidden});
+  ForEach(pool, tasks.size(), [&, task = tasks.data()](int64_t i) {
+    const auto [group, begin, end] = task[i];
+    const int64_t m = end - begin;
+    static thread_local std::vector<float> dhidden;
+    dhidden.resize(m * f);
+    Multiply(m, f, d, Rows(grad, begin), Transposed(Of(down, group)), dhidden.data(), f);
+    float *da = Rows(dgated, begin), *db = Rows(dupped, begin);
+    Elementwise<3, 3>(m * f, {Rows(gated, begin).data, Rows(upped, begin).data, dhidden.data()},
+                      {da, db, Rows(hidden, begin)}, [](Vector* in, Vector* out) {
+                        const Vector sigmoid = 1.0f / (1.0f + Exp(-in[0])), silu = in[0] * sigmoid;
+                        out[0] = in[2] * in[1] * (sigmoid + silu * (1.0f - sigmoid));
+                        out[1] = in[2] * silu;
+                        out[2] = silu * in[1];
+                      });
+    Multiply(m, d, f, {da, f, 1}, Transposed(Of(gate, group)), Rows(drows, begin), d);
+    Multiply(m, d, f, {db, f, 1}, Transposed(Of(up, group)), Rows(drows, begin), d, Into::kSum);
+  });
   return ffi::Error::Success();
 }
 
@@ -106,15 +187,50 @@ ffi::Error Tgmm(ffi::Buffer<ffi::F32> lhs, ffi::Buffer<ffi::F32> grad, ffi::Buff
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceGmm, Gmm,
                               ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
                                   .Attr<bool>("transpose_rhs")
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .Ret<Floats>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceTgmm, Tgmm,
                               ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Ret<Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceFfn, Ffn,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceFfnRows, FfnRows,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>());
+
+}  // namespace slicedice

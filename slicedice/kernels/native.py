@@ -19,11 +19,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
+
+from slicedice.kernels.groups import Groups
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("native.cc")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cc", "native_product.h"))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 
 NEEDS_ZEROS = False
@@ -42,23 +45,37 @@ def available() -> bool:
         said = getattr(error, "stderr", None) or error
         log.warning("the native grouped matmul does not compile here and is not available: %s", said)
         return False
-    for name in ("Gmm", "Tgmm"):
+    for name in ("Gmm", "Tgmm", "Ffn", "FfnRows"):
         handler = jax.ffi.pycapsule(getattr(library, f"Slicedice{name}"))
         jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
     return True
 
 
-def gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:
-    """[M, K], [G, K, N] -> [M, N] in float32; transposed, [M, N], [G, K, N] -> [M, K]."""
-    del alignment  # groups may begin anywhere
+def gmm(lhs: Array, rhs: Array, groups: Groups, *, transpose_rhs: bool, dtype: np.dtype) -> Array:
+    """[M, K], [G, K, N] -> [M, N]; with `transpose_rhs`, of [G, N, K]."""
     width = rhs.shape[1 if transpose_rhs else 2]
-    return _call("Gmm", (lhs.shape[0], width), lhs, rhs, group_sizes, transpose_rhs=transpose_rhs)
+    return _call("Gmm", ((lhs.shape[0], width),), (lhs, rhs), groups, transpose_rhs=transpose_rhs)[0].astype(dtype)
 
 
-def tgmm(lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:
-    """[M, K], [M, N] -> [G, K, N] in float32."""
-    del alignment
-    return _call("Tgmm", (group_sizes.shape[0], lhs.shape[1], grad.shape[1]), lhs, grad, group_sizes)
+def tgmm(lhs: Array, rhs: Array, groups: Groups, *, dtype: np.dtype) -> Array:
+    """[M, K], [M, N] -> [G, K, N]."""
+    return _call("Tgmm", ((groups.sizes.shape[0], lhs.shape[1], rhs.shape[1]),), (lhs, rhs), groups)[0].astype(dtype)
+
+
+def ffn(rows: Array, gate: Array, up: Array, down: Array, groups: Groups):
+    """[M, D] -> [M, D]; saves the products with gate and up, [M, F] each, in float32."""
+    shapes = rows.shape, *((rows.shape[0], gate.shape[2]),) * 2
+    out, *saved = _call("Ffn", shapes, (rows, gate, up, down), groups)
+    return out.astype(rows.dtype), tuple(saved)
+
+
+def ffn_backward(rows: Array, gate: Array, up: Array, down: Array, groups: Groups, saved, grad: Array):
+    """Gradients of rows, gate, up and down."""
+    hidden = (rows.shape[0], gate.shape[2])
+    shapes = rows.shape, hidden, hidden, hidden
+    drows, dgate, dup, values = _call("FfnRows", shapes, (grad, *saved, gate, up, down), groups)
+    outer = ((rows, dgate, gate), (rows, dup, up), (values, grad, down))
+    return drows.astype(rows.dtype), *(tgmm(a, b, groups, dtype=w.dtype) for a, b, w in outer)
 
 
 def row_alignment(rows: int, groups: int) -> int:
@@ -67,9 +84,10 @@ def row_alignment(rows: int, groups: int) -> int:
     return 1
 
 
-def _call(name: str, shape: tuple[int, ...], a: Array, b: Array, group_sizes: Array, **attributes) -> Array:
-    call = jax.ffi.ffi_call(_target(name), jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential")
-    return call(a.astype(jnp.float32), b.astype(jnp.float32), group_sizes.astype(jnp.int32), **attributes)
+def _call(name: str, shapes: tuple[tuple[int, ...], ...], arrays: tuple[Array, ...], groups: Groups, **attributes):
+    call = jax.ffi.ffi_call(_target(name), [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])
+    starts = groups.starts(arrays[0].shape[0])
+    return call(*(x.astype(jnp.float32) for x in arrays), starts, groups.sizes, **attributes)
 
 
 @functools.cache
@@ -79,7 +97,7 @@ def _key() -> str:
         processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         processor = platform.processor()
-    parts = (SOURCE.read_text(), *FLAGS, version("jaxlib"), platform.machine(), processor)
+    parts = (*(source.read_text() for source in SOURCES), *FLAGS, version("jaxlib"), platform.machine(), processor)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -95,7 +113,7 @@ def _library(compiler: str) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = Path(folder) / library.name
-            command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o", str(made)]
+            command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCES[0]), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
             made.replace(library)  # at once, for other processes that look for it now
     return library

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from slicedice.kernels import grouped_matmul
+from slicedice.kernels import expert_ffn
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -46,17 +46,10 @@ class RoutedExperts(nnx.Module):
 
     def __call__(self, rows: Float[Array, "M D"], group_sizes: Int[Array, " E"], alignment: int) -> Float[Array, "M D"]:
         """Applies to each row the expert of its group; costs FLOPs in proportion to rows."""
-
-        def product(lhs, weights):
-            return grouped_matmul(
-                lhs,
-                weights[...].astype(lhs.dtype),
-                group_sizes,
-                implementation=self.implementation,
-                alignment=alignment,
-            )
-
-        return product(jax.nn.silu(product(rows, self.gate)) * product(rows, self.up), self.down)
+        gate, up, down = (weights[...].astype(rows.dtype) for weights in (self.gate, self.up, self.down))
+        return expert_ffn(
+            rows, gate, up, down, group_sizes, implementation=self.implementation, alignment=alignment
+        )
 
 
 def truncated_normal(std: float = 0.02, cut: float = 3.0) -> Initializer:

@@ -30,7 +30,7 @@ Config = Any
 EMBEDDED = "embedded"
 """The source that needs no files: the running Python's standard library."""
 
-IMPLEMENTATIONS = ("", "native", "blocks", "ragged_dot")
+IMPLEMENTATIONS = ("", "pallas_tpu", "pallas_gpu", "native", "blocks", "ragged_dot")
 """Of the grouped matmul; "" chooses by platform."""
 
 ROUTERS = ("dropless", "default")

@@ -1,0 +1,42 @@
+"""The expert FFN out of grouped matmuls, for implementations that have no kernel of their own for it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from slicedice.kernels.groups import Groups
+
+
+def ffn(gmm: Callable[..., Array], rows: Array, gate: Array, up: Array, down: Array, groups: Groups):
+    """`Implementation.ffn` by `gmm`; saves the products with gate and up, [M, F] each, in the dtype of rows."""
+
+    def product(lhs, rhs):
+        return gmm(lhs, rhs, groups, transpose_rhs=False, dtype=rows.dtype)
+
+    saved = product(rows, gate), product(rows, up)
+    return product(swiglu(*saved), down), saved
+
+
+def ffn_backward(
+    implementation: Any, rows: Array, gate: Array, up: Array, down: Array, groups: Groups, saved: Any, grad: Array
+):
+    """`Implementation.ffn_backward` by an implementation's `gmm` and `tgmm`."""
+
+    def product(lhs, rhs, dtype=rows.dtype):
+        return implementation.gmm(lhs, rhs, groups, transpose_rhs=True, dtype=dtype)
+
+    hidden, pull = jax.vjp(swiglu, *saved)
+    dgate, dup = pull(product(grad, down))
+    # In float32, since two gradients add up.
+    drows = product(dgate, gate, jnp.float32) + product(dup, up, jnp.float32)
+    outer = ((rows, dgate, gate), (rows, dup, up), (hidden, grad, down))
+    return drows.astype(rows.dtype), *(implementation.tgmm(a, b, groups, dtype=w.dtype) for a, b, w in outer)
+
+
+def swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) * up, computed in float32."""
+    value = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    return value.astype(gate.dtype)
