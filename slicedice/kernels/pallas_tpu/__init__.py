@@ -4,10 +4,12 @@ Every kernel walks a list of visits (`visits`) in blocks chosen for the chip (`t
 in JAX's TPU interpret mode, `jax.experimental.pallas.tpu.force_tpu_interpret_mode`, for tests only.
 """
 
+from slicedice.kernels.pallas_tpu.ffn import ffn
+from slicedice.kernels.pallas_tpu.ffn_backward import ffn_backward
 from slicedice.kernels.pallas_tpu.gmm import gmm
 from slicedice.kernels.pallas_tpu.tgmm import tgmm
 
-__all__ = ["NEEDS_ZEROS", "gmm", "row_alignment", "tgmm"]
+__all__ = ["NEEDS_ZEROS", "ffn", "ffn_backward", "gmm", "row_alignment", "tgmm"]
 
 NEEDS_ZEROS = False
 """Rows of no group are never seen."""

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
-from slicedice.kernels.pallas_tpu.inside import dot, result, row_mask, select
+from slicedice.kernels.pallas_tpu.inside import dot, for_each_piece, result, row_mask, select
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
 
 
@@ -83,29 +83,27 @@ def gmm(
 
 def _kernel(*refs: Any, k: int, transpose: bool, dtype: Any):
     visits, (lhs, rhs, out, *scratch) = Visits(*refs[:4]), refs[4:]
-    visit, depth, last = pl.program_id(1), pl.program_id(2), pl.num_programs(2) - 1
-    tm, tk = lhs.shape
-    x, w = lhs[...], rhs[...]
-    if k % tk:  # What the last tile holds past K is no part of the arrays, and may be NaN.
-        left = k - depth * tk
-        x = select(jax.lax.broadcasted_iota(jnp.int32, x.shape, 1) < left, x)
-        w = select(jax.lax.broadcasted_iota(jnp.int32, w.shape, int(transpose)) < left, w)
-    product = dot(x, w, 1, int(transpose), dtype)
-    if scratch:
-        total = scratch[0]
-        product += jnp.where(depth == 0, 0.0, total[...])
-        total[...] = product
+    visit, depth, steps = pl.program_id(1), pl.program_id(2), pl.num_programs(2)
+    (tm, tk), tn = lhs.shape, out.shape[1]
+    low, high = visits.bounds(visit, tm)
 
-    @pl.when(depth == last)
+    @pl.when(visits.first_of_tile(visit) & (depth == 0))
     def _():
-        low, high = visits.bounds(visit, tm)
-        mine = row_mask(out.shape, low, high)
-        first = visits.first_of_tile(visit)
+        out[...] = jnp.zeros_like(out)
 
-        @pl.when(first)
-        def _():
-            out[...] = jnp.where(mine, product, 0.0).astype(out.dtype)
+    def piece(rows: Any, columns: Any, shape: tuple[int, int]):
+        x, w = lhs[rows, :], rhs[columns, :] if transpose else rhs[:, columns]
+        if k % tk:  # What the last tile holds past K is no part of the arrays, and may be NaN.
+            left = k - depth * tk
+            x = select(jax.lax.broadcasted_iota(jnp.int32, x.shape, 1) < left, x)
+            w = select(jax.lax.broadcasted_iota(jnp.int32, w.shape, int(transpose)) < left, w)
+        product = dot(x, w, 1, int(transpose), dtype)
+        if scratch:
+            (total,) = scratch
+            product += jnp.where(depth == 0, 0.0, total[rows, columns])
+            total[rows, columns] = product
+        mine = row_mask(shape, low - rows.start, high - rows.start) & (depth == steps - 1)
+        before = out[rows, columns].astype(jnp.float32)
+        out[rows, columns] = jnp.where(mine, product, before).astype(out.dtype)
 
-        @pl.when(jnp.logical_not(first))
-        def _():
-            out[...] = jnp.where(mine, product, out[...].astype(jnp.float32)).astype(out.dtype)
+    for_each_piece(tm, tn, piece)

@@ -1,10 +1,16 @@
 """What the kernels of this package say in the same words: products, masks, and the shape of a result."""
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
+
+from slicedice.kernels.pallas_tpu import tiles
 
 
 def dot(x: Any, y: Any, x_axis: int, y_axis: int, dtype: DTypeLike) -> Any:
@@ -19,10 +25,50 @@ def dot(x: Any, y: Any, x_axis: int, y_axis: int, dtype: DTypeLike) -> Any:
     )
 
 
+def for_each_piece(rows: int, columns: int, body: Callable[[Any, Any, tuple[int, int]], None], *, products: int = 1):
+    """Calls `body` with the rows, the columns and the shape of every piece of a product of this shape.
+
+    Of several products at once, the pieces are as much smaller.
+    It loops where it can: were the pieces written out, the compiler would hold values of several at once, and spill.
+    """
+    height, width = tiles.chip().piece
+    height //= 2 ** math.ceil(math.log2(products))
+
+    def column(across: Any, wide: int):
+        for_each_part(rows, height, lambda down, tall: body(down, across, (tall, wide)))
+
+    for_each_part(columns, width, column)
+
+
+def for_each_part(length: int, part: int, body: Callable[[Any, int], None]):
+    """Calls `body` with the slice and the size of every part of an axis, whole ones in a loop, then what is left."""
+    whole, left = divmod(length, part)
+    if whole == 1:
+        body(pl.ds(0, part), part)
+    elif whole:
+        jax.lax.fori_loop(0, whole, lambda i, _: body(pl.ds(pl.multiple_of(i * part, part), part), part), None)
+    if left:
+        body(pl.ds(whole * part, left), left)
+
+
+def accumulators(shape: tuple[int, int], dtype: DTypeLike) -> list[Any]:
+    """Scratch to sum a result of this dtype in: none where the result itself is float32."""
+    return [] if jnp.dtype(dtype) == jnp.float32 else [pltpu.VMEM(shape, jnp.float32)]
+
+
+def add(out: Any, scratch: Sequence[Any], rows: Any, columns: Any, first: Any, product: Any):
+    """Adds a product to what is in its place, or puts it there if it is the first."""
+    total = scratch[0] if scratch else out
+    product += jnp.where(first, 0.0, total[rows, columns])
+    total[rows, columns] = product
+    if scratch:
+        out[rows, columns] = product.astype(out.dtype)
+
+
 def row_mask(shape: tuple[int, int], low: Any, high: Any) -> Any:
     """Whether each row of a block is one of [low, high)."""
     row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    return (row >= low) & (row < high)
+    return (row - low).astype(jnp.uint32) < jnp.maximum(high - low, 0).astype(jnp.uint32)
 
 
 def select(mask: Any, x: Any) -> Any:

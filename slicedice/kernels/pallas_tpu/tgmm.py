@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
-from slicedice.kernels.pallas_tpu.inside import dot, result, row_mask, select
+from slicedice.kernels.pallas_tpu.inside import accumulators, add, dot, for_each_piece, result, row_mask, select
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
 
 
@@ -48,7 +48,7 @@ def tgmm(
 
     def used(tk: int, tn: int) -> int:
         blocks = (((tm, tk), lhs.dtype), ((tm, tn), rhs.dtype), ((tk, tn), dtype))
-        return sum(tiles.block_bytes(*block) for block in blocks) + tiles.block_bytes((tk, tn), jnp.float32, 1)
+        return sum(tiles.block_bytes(*block) for block in blocks) + tiles.accumulator_bytes((tk, tn), dtype)
 
     tk, tn = tiles.first_that_fits(tiles.narrowed(k, n), used)
     visits, count = visits_of(groups, m, tm, every_group=True, every_tile=False)
@@ -64,7 +64,7 @@ def tgmm(
             out_specs=pl.BlockSpec(
                 (None, tk, tn), lambda row, column, visit, *s: (Visits(*s).group[visit], row, column)
             ),
-            scratch_shapes=[pltpu.VMEM((tk, tn), jnp.float32)],
+            scratch_shapes=accumulators((tk, tn), dtype),
         ),
         out_shape=result((number, k, n), dtype, lhs, rhs, groups.sizes),
         compiler_params=pltpu.CompilerParams(
@@ -83,29 +83,20 @@ def tgmm(
 
 
 def _kernel(*refs: Any, dtype: Any):
-    visits, (lhs, rhs, out, total) = Visits(*refs[:4]), refs[4:]
+    visits, (lhs, rhs, out, *scratch) = Visits(*refs[:4]), refs[4:]
     visit = pl.program_id(2)
     low, high = visits.bounds(visit, lhs.shape[0])
-    first, empty = visits.first_of_group(visit), low >= high
+    first = visits.first_of_group(visit)
 
-    @pl.when(empty)
+    @pl.when(low >= high)
     def _():
-        total[...] = jnp.zeros_like(total)
+        out[...] = jnp.zeros_like(out)
 
-    @pl.when(jnp.logical_not(empty))
-    def _():
+    def piece(rows: Any, columns: Any, shape: tuple[int, int]):
         # Both: what lies outside the group may be NaN in either.
-        x, y = (select(row_mask(rows.shape, low, high), rows[...]) for rows in (lhs, rhs))
-        product = dot(x, y, 0, 0, dtype)
+        x, y = (select(row_mask(part.shape, low, high), part) for part in (lhs[:, rows], rhs[:, columns]))
+        add(out, scratch, rows, columns, first, dot(x, y, 0, 0, dtype))
 
-        @pl.when(first)
-        def _():
-            total[...] = product
-
-        @pl.when(jnp.logical_not(first))
-        def _():
-            total[...] += product
-
-    @pl.when(visits.last_of_group(visit, pl.num_programs(2)))
+    @pl.when(low < high)
     def _():
-        out[...] = total[...].astype(out.dtype)
+        for_each_piece(*out.shape, piece)

@@ -24,6 +24,9 @@ CYCLES = 1e9
 MOST_ROWS = 512
 SMALL_TILE = 512
 """Columns below which a tile is not cut further while something else can be."""
+PIECES = {5: (256, 128), 6: (256, 256), 7: (256, 512)}
+"""By generation. From schedules of the compiler: the largest without register spills, but for generation 6, where
+spill-free pieces take twice the cycles; generation 7 sums inside its matrix units."""
 HEADROOM = 4 * 2**20
 """Of VMEM, for what the compiler keeps there beside our blocks."""
 
@@ -34,14 +37,18 @@ class Chip(NamedTuple):
     Attributes:
       vmem: bytes of VMEM.
       flops: bfloat16 operations a second.
+      bandwidth: of HBM, bytes a second.
       columns: of a matrix unit; a product of fewer rows than these takes as long as one of so many.
       cores: that share one device, and one call.
+      piece: rows and columns of a product that the compiler keeps in vector registers while it sums.
     """
 
     vmem: int
     flops: float
+    bandwidth: float
     columns: int
     cores: int
+    piece: tuple[int, int]
 
     @property
     def budget(self) -> int:
@@ -55,7 +62,14 @@ def chip() -> Chip:
         info = pltpu.get_tpu_info()
     except ValueError:
         info = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5P, 1)
-    return Chip(info.vmem_capacity_bytes, info.bf16_ops_per_second, info.mxu_column_size, info.num_cores)
+    return Chip(
+        vmem=info.vmem_capacity_bytes,
+        flops=info.bf16_ops_per_second,
+        bandwidth=info.mem_bw_bytes_per_second,
+        columns=info.mxu_column_size,
+        cores=info.num_cores,
+        piece=PIECES[min(max(info.generation, 5), 7)],
+    )
 
 
 def block_bytes(shape: Sequence[int], dtype: DTypeLike, copies: int = 2) -> int:
@@ -63,6 +77,11 @@ def block_bytes(shape: Sequence[int], dtype: DTypeLike, copies: int = 2) -> int:
     size = np.dtype(dtype).itemsize
     *outer, rows, columns = shape
     return copies * math.prod(outer) * round_up(rows, sublanes(dtype)) * round_up(columns, LANES) * size
+
+
+def accumulator_bytes(shape: Sequence[int], dtype: DTypeLike) -> int:
+    """Bytes of the float32 scratch that a result of this dtype is summed in."""
+    return 0 if np.dtype(dtype) == jnp.float32 else block_bytes(shape, jnp.float32, 1)
 
 
 def vmem_limit(used: int) -> int:

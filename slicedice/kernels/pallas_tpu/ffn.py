@@ -1,0 +1,169 @@
+"""The feed-forward network of each expert, SwiGLU, as one kernel: its hidden values never leave VMEM."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from slicedice.kernels.groups import Groups
+from slicedice.kernels.pallas_tpu import tiles
+from slicedice.kernels.pallas_tpu.inside import dot, for_each_piece, result, row_mask, select
+from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
+
+
+def ffn(
+    rows: Float[Array, "M D"],
+    gate: Float[Array, "E D F"],
+    up: Float[Array, "E D F"],
+    down: Float[Array, "E F D"],
+    groups: Groups,
+) -> Float[Array, "M D"]:
+    """Applies to each row the network of its expert, `down(silu(x gate) * (x up))`.
+
+    Args:
+      rows: [M, D].
+      gate: [E, D, F].
+      up: [E, D, F].
+      down: [E, F, D].
+      groups: which rows belong to which expert.
+
+    Returns:
+      [M, D] in the dtype of `rows`, zeros for rows of no expert whatever they hold; products are summed in float32.
+
+    Raises:
+      ValueError: there are more experts than scalar memory can list.
+    """
+    (m, d), (experts, _, f) = rows.shape, gate.shape
+    if 0 in (m, d, f, experts):
+        return jnp.zeros_like(rows)
+    compute = tiles.compute_dtype(rows.dtype, gate.dtype, up.dtype, down.dtype)
+    flipped, weights = orient(gate, up, down)
+    chosen = functools.partial(
+        tiles.row_tile,
+        m,
+        experts,
+        least=tiles.sublanes(rows.dtype),
+        row_seconds=3 * tiles.matmul_seconds(d, f, compute),
+    )
+
+    def used(tm: int, tf: int) -> int:
+        return (
+            2 * tiles.block_bytes((tm, d), rows.dtype)
+            + sum(tiles.block_bytes(block_of(d, tf, flip), w.dtype) for flip, w in zip(flipped, weights, strict=True))
+            + tiles.block_bytes((tm, tf), compute, 1)
+            + (tiles.block_bytes((tm, d), jnp.float32, 1) if tf < f else 0)
+        )
+
+    tm = chosen()
+    (tf,) = tiles.first_that_fits(tiles.narrowed(f), functools.partial(used, tm))
+    if tf < f:  # Then every visit reads all weights of its expert, and tall tiles pay.
+        tm = chosen(visit_seconds=3 * tiles.block_bytes((d, f), gate.dtype, 1) / tiles.chip().bandwidth)
+        (tf,) = tiles.first_that_fits(tiles.narrowed(f), functools.partial(used, tm))
+    visits, count = visits_of(groups, m, tm, every_group=False, every_tile=True)
+
+    def weight(flip: bool) -> pl.BlockSpec:
+        def index(visit: Any, part: Any, *scalars: Any):
+            group = Visits(*scalars).group[visit]
+            return (group, part, 0) if flip else (group, 0, part)
+
+        return pl.BlockSpec((None, *block_of(d, tf, flip)), index)
+
+    call = pl.pallas_call(
+        functools.partial(_kernel, f=f, flipped=flipped, dtype=compute),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(visits),
+            grid=(count, pl.cdiv(f, tf)),
+            in_specs=[
+                pl.BlockSpec((tm, d), lambda visit, part, *s: (Visits(*s).tile_to_read(visit, tm), 0)),
+                *(weight(flip) for flip in flipped),
+            ],
+            out_specs=pl.BlockSpec((tm, d), lambda visit, part, *s: (Visits(*s).tile(visit), 0)),
+            scratch_shapes=[
+                pltpu.VMEM((tm, tf), compute),
+                *([pltpu.VMEM((tm, d), jnp.float32)] if tf < f else []),
+            ],
+        ),
+        out_shape=result((m, d), rows.dtype, rows, gate, up, down, groups.sizes),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit(used(tm, tf))
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=6 * m * d * f,
+            transcendentals=m * f,
+            bytes_accessed=2 * rows.nbytes + gate.nbytes + up.nbytes + down.nbytes,
+        ),
+        name="ffn",
+    )
+    return call(*visits, rows, *weights)
+
+
+def orient(gate: Array, up: Array, down: Array) -> tuple[tuple[bool, bool, bool], tuple[Array, Array, Array]]:
+    """Each of the weights as [E, F, D] or [E, D, F], whichever is smaller in memory, and whether it is the former."""
+    (d, f), swap = gate.shape[1:], functools.partial(jnp.swapaxes, axis1=1, axis2=2)
+    first, last = tiles.flips(d, f), not tiles.flips(f, d)
+    return (first, first, last), (
+        swap(gate) if first else gate,
+        swap(up) if first else up,
+        down if last else swap(down),
+    )
+
+
+def block_of(d: int, f: int, flipped: bool) -> tuple[int, int]:
+    """The shape of a matrix as `orient` has it."""
+    return (f, d) if flipped else (d, f)
+
+
+def hidden_part(matrix: Any, columns: Any, flip: bool) -> Any:
+    """Of a block of weights, what belongs to some of its hidden values, as a matrix."""
+    return matrix[columns, :] if flip else matrix[:, columns]
+
+
+def width_part(matrix: Any, columns: Any, flip: bool, left: Any = None) -> Any:
+    """Of a block of weights, some columns of the model's width, with zeros for hidden values past `left`, if given.
+
+    There the last block of a width that is no multiple of the block's goes on past the array, and may hold NaN.
+    """
+    part = matrix[:, columns] if flip else matrix[columns, :]
+    if left is None:
+        return part
+    return select(jax.lax.broadcasted_iota(jnp.int32, part.shape, 0 if flip else 1) < left, part)
+
+
+def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
+    visits, (x, gate, up, down, out, hidden, *scratch) = Visits(*refs[:4]), refs[4:]
+    visit, part, parts = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
+    tm, tf = hidden.shape
+    low, high = visits.bounds(visit, tm)
+    left = f - part * tf if f % tf else None
+
+    @pl.when(visits.first_of_tile(visit) & (part == 0))
+    def _():
+        out[...] = jnp.zeros_like(out)
+
+    def activate(rows: Any, columns: Any, shape: tuple[int, int]):
+        gated, upped = (
+            dot(x[rows, :], hidden_part(w, columns, flip), 1, int(flip), dtype)
+            for w, flip in ((gate, flipped[0]), (up, flipped[1]))
+        )
+        active = gated * jax.nn.sigmoid(gated) * upped
+        if left is not None:
+            active = select(jax.lax.broadcasted_iota(jnp.int32, shape, 1) < left - columns.start, active)
+        hidden[rows, columns] = active.astype(dtype)
+
+    def project(rows: Any, columns: Any, shape: tuple[int, int]):
+        product = dot(hidden[rows, :], width_part(down, columns, flipped[2], left), 1, int(not flipped[2]), dtype)
+        if scratch:
+            (total,) = scratch
+            product += jnp.where(part == 0, 0.0, total[rows, columns])
+            total[rows, columns] = product
+        mine = row_mask(shape, low - rows.start, high - rows.start) & (part == parts - 1)
+        out[rows, columns] = jnp.where(mine, product, out[rows, columns].astype(jnp.float32)).astype(out.dtype)
+
+    @pl.when(low < high)
+    def _():
+        for_each_piece(tm, tf, activate, products=2)
+        for_each_piece(tm, out.shape[1], project)

@@ -1,0 +1,193 @@
+"""The gradients of the experts' feed-forward network, as one kernel that is given no more than its inputs.
+
+It walks the visits once for every part of the hidden width that fits VMEM with its weights and their gradients,
+which at fine granularity is all of it: then rows, weights and all gradients cross HBM exactly once, and no
+[M, F] array exists.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from slicedice.kernels.groups import Groups
+from slicedice.kernels.pallas_tpu import tiles
+from slicedice.kernels.pallas_tpu.ffn import block_of, hidden_part, orient, width_part
+from slicedice.kernels.pallas_tpu.inside import accumulators, add, dot, for_each_piece, result, row_mask, select
+from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
+
+
+def ffn_backward(
+    rows: Float[Array, "M D"],
+    gate: Float[Array, "E D F"],
+    up: Float[Array, "E D F"],
+    down: Float[Array, "E F D"],
+    groups: Groups,
+    grad: Float[Array, "M D"],
+) -> tuple[Float[Array, "M D"], Float[Array, "E D F"], Float[Array, "E D F"], Float[Array, "E F D"]]:
+    """The gradients of `ffn` in all of its inputs; rows of no expert are never seen, NaN included.
+
+    Args:
+      rows: [M, D].
+      gate: [E, D, F].
+      up: [E, D, F].
+      down: [E, F, D].
+      groups: which rows belong to which expert.
+      grad: of the result of `ffn`, [M, D].
+
+    Returns:
+      The gradients of `rows`, `gate`, `up` and `down`, in their dtypes: zeros for rows of no expert and for experts
+      of no rows. Sums are in float32.
+
+    Raises:
+      ValueError: there are more experts than scalar memory can list.
+    """
+    (m, d), (experts, _, f) = rows.shape, gate.shape
+    if 0 in (m, d, f, experts):
+        return jnp.zeros_like(rows), jnp.zeros_like(gate), jnp.zeros_like(up), jnp.zeros_like(down)
+    compute = tiles.compute_dtype(rows.dtype, gate.dtype, up.dtype, down.dtype, grad.dtype)
+    flipped, weights = orient(gate, up, down)
+    tm = tiles.row_tile(
+        m,
+        experts,
+        least=tiles.sublanes(rows.dtype, grad.dtype),
+        row_seconds=8 * tiles.matmul_seconds(d, f, compute),
+        visit_seconds=3 * tiles.pass_seconds((d, f)),
+    )
+
+    def used(tf: int) -> int:
+        """Bytes of VMEM; the gradient of the rows counts as float32, which it is where they come in parts."""
+        matrices = sum(
+            2 * tiles.block_bytes(block_of(d, tf, flip), w.dtype)
+            + tiles.accumulator_bytes(block_of(d, tf, flip), w.dtype)
+            for flip, w in zip(flipped, weights, strict=True)
+        )
+        return (
+            matrices
+            + tiles.block_bytes((tm, d), rows.dtype)
+            + tiles.block_bytes((tm, d), grad.dtype)
+            + tiles.block_bytes((tm, d), rows.dtype if tf == f else jnp.float32)
+            + 3 * tiles.block_bytes((tm, tf), compute, 1)
+        )
+
+    (tf,) = tiles.first_that_fits(tiles.narrowed(f), used)
+    parts = pl.cdiv(f, tf)
+    drows_dtype = rows.dtype if parts == 1 else jnp.dtype(jnp.float32)
+    visits, count = visits_of(groups, m, tm, every_group=True, every_tile=True)
+
+    def weight(flip: bool) -> pl.BlockSpec:
+        def index(part: Any, visit: Any, *scalars: Any):
+            group = Visits(*scalars).group[visit]
+            return (group, part, 0) if flip else (group, 0, part)
+
+        return pl.BlockSpec((None, *block_of(d, tf, flip)), index)
+
+    read = pl.BlockSpec((tm, d), lambda part, visit, *s: (Visits(*s).tile_to_read(visit, tm), 0))
+    inputs = (rows, grad, *weights, groups.sizes)
+    call = pl.pallas_call(
+        functools.partial(_kernel, f=f, flipped=flipped, dtype=compute),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(visits),
+            grid=(parts, count),
+            in_specs=[read, read, *(weight(flip) for flip in flipped)],
+            out_specs=[
+                pl.BlockSpec((None, tm, d), lambda part, visit, *s: (part, Visits(*s).tile(visit), 0)),
+                *(weight(flip) for flip in flipped),
+            ],
+            scratch_shapes=[
+                *[pltpu.VMEM((tm, tf), compute)] * 3,
+                *(accumulators(block_of(d, tf, flip), w.dtype) for flip, w in zip(flipped, weights, strict=True)),
+            ],
+        ),
+        out_shape=[
+            result((parts, m, d), drows_dtype, *inputs),
+            *(result(w.shape, w.dtype, *inputs) for w in weights),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit(used(tf))
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=16 * m * d * f,
+            transcendentals=m * f,
+            bytes_accessed=parts * (2 * rows.nbytes + m * d * drows_dtype.itemsize)
+            + 2 * sum(w.nbytes for w in weights),
+        ),
+        name="ffn_backward",
+    )
+    drows, *gradients = call(*visits, rows, grad, *weights)
+    drows = drows[0] if parts == 1 else drows.sum(0).astype(rows.dtype)
+    natural = (False, False, True)
+    dgate, dup, ddown = (
+        jnp.swapaxes(x, 1, 2) if flip != usual else x
+        for x, flip, usual in zip(gradients, flipped, natural, strict=True)
+    )
+    return drows, dgate, dup, ddown
+
+
+def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
+    visits, (x, grad, gate, up, down, drows, dgate, dup, ddown) = Visits(*refs[:4]), refs[4:13]
+    (hidden, dgated, dupped), scratch = refs[13:16], refs[16:]
+    part, visit = pl.program_id(0), pl.program_id(1)
+    (tm, tf), d = hidden.shape, x.shape[1]
+    low, high = visits.bounds(visit, tm)
+    first = visits.first_of_group(visit)
+    left = f - part * tf if f % tf else None
+
+    @pl.when(visits.first_of_tile(visit))
+    def _():
+        drows[...] = jnp.zeros_like(drows)
+
+    @pl.when(low >= high)
+    def _():
+        # A group's last visits may be to tiles where it has no rows: its gradient stands by then.
+        @pl.when(first)
+        def _():
+            for out in (dgate, dup, ddown):
+                out[...] = jnp.zeros_like(out)
+
+    def activate(rows: Any, columns: Any, shape: tuple[int, int]):
+        """Recomputes the hidden values, and the gradients that enter them."""
+        gated, upped, dhidden = (
+            dot(y[rows, :], hidden_part(w, columns, flip), 1, int(flip), dtype)
+            for y, w, flip in ((x, gate, flipped[0]), (x, up, flipped[1]), (grad, down, flipped[2]))
+        )
+        gates = jax.nn.sigmoid(gated)
+        active = gated * gates
+        # Rows of others are zero from here on, so that their products with zeros of `mine` below add nothing.
+        valid = row_mask(shape, low - rows.start, high - rows.start)
+        if left is not None:
+            valid &= jax.lax.broadcasted_iota(jnp.int32, shape, 1) < left - columns.start
+        slope = gates + active * (1.0 - gates)
+        for into, value in ((hidden, active * upped), (dgated, dhidden * upped * slope), (dupped, dhidden * active)):
+            into[rows, columns] = select(valid, value).astype(dtype)
+
+    def pull(rows: Any, columns: Any, shape: tuple[int, int]):
+        """The gradient of the rows."""
+        product = sum(
+            dot(h[rows, :], width_part(w, columns, flip, left), 1, int(not flip), dtype)
+            for h, w, flip in ((dgated, gate, flipped[0]), (dupped, up, flipped[1]))
+        )
+        mine = row_mask(shape, low - rows.start, high - rows.start)
+        drows[rows, columns] = jnp.where(mine, product, drows[rows, columns].astype(jnp.float32)).astype(drows.dtype)
+
+    def outer(out: Any, total: Any, h: Any, y: Any, flip: bool):
+        """The gradient of a matrix of weights."""
+
+        def piece(rows: Any, columns: Any, shape: tuple[int, int]):
+            wide = y[:, columns if flip else rows]
+            mine = select(row_mask(wide.shape, low, high), wide)
+            pair = (h[:, rows], mine) if flip else (mine, h[:, columns])
+            add(out, total, rows, columns, first, dot(*pair, 0, 0, dtype))
+
+        for_each_piece(*out.shape, piece)
+
+    @pl.when(low < high)
+    def _():
+        for_each_piece(tm, tf, activate, products=3)
+        for_each_piece(tm, d, pull)
+        for i, (out, h, y) in enumerate(((dgate, dgated, x), (dup, dupped, x), (ddown, hidden, grad))):
+            outer(out, scratch[i], h, y, flipped[i])
