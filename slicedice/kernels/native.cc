@@ -126,16 +126,19 @@ Vector Exp(Vector x) {
   return (y * r * r + r + 1.0f) * scale;
 }
 
-// Calls function(vectors...) on `count` elements of each array, whose last vector is filled up with zeros.
+// Calls function(in, out) on a vector of each array at a time; the last is filled up with zeros.
 template <int inputs, int outputs, typename Function>
 void Elementwise(int64_t count, const float* const (&from)[inputs], float* const (&to)[outputs], Function function) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t bytes = sizeof(float) * std::min<int64_t>(kLanes, count - i);
+  auto step = [&](int64_t i, auto bytes) {
     Vector in[inputs] = {}, out[outputs];
     for (int x = 0; x < inputs; ++x) std::memcpy(&in[x], from[x] + i, bytes);
     function(in, out);
     for (int x = 0; x < outputs; ++x) std::memcpy(to[x] + i, &out[x], bytes);
-  }
+  };
+  const int64_t whole = count / kLanes * kLanes;
+  // A size known when compiling makes each copy one instruction.
+  for (int64_t i = 0; i < whole; i += kLanes) step(i, std::integral_constant<size_t, sizeof(Vector)>());
+  if (whole < count) step(whole, (count - whole) * sizeof(float));
 }
 
 ffi::Error Ffn(ffi::ThreadPool pool, Floats rows, Floats gate, Floats up, Floats down, Ints starts, Ints sizes,
