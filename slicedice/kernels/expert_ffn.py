@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from slicedice.kernels.grouped_matmul import checked_groups, folded
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.implementations import choose, load
+from slicedice.kernels.varying import vary_as
 
 
 def expert_ffn(
@@ -51,6 +52,8 @@ def expert_ffn(
             f"rows {rows.shape}, gate {gate.shape}, up {up.shape}, down {down.shape} and group_sizes "
             f"{group_sizes.shape} do not fit [M, D], [E, D, F], [E, D, F], [E, F, D], [E]"
         )
+    arrays = rows, gate, up, down, group_sizes
+    rows, gate, up, down, group_sizes = (vary_as(x, *arrays) for x in arrays)
     groups = checked_groups(group_sizes, rows.shape[0], alignment)
     return _ffn(choose(implementation), rows, gate, up, down, groups)
 

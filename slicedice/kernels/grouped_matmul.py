@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.implementations import choose, load
+from slicedice.kernels.varying import vary_as
 
 
 def grouped_matmul(
@@ -58,6 +59,8 @@ def grouped_matmul(
         raise ValueError(
             f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {group_sizes.shape} do not fit [M, K], {form}, [G]"
         )
+    arrays = lhs, rhs, group_sizes
+    lhs, rhs, group_sizes = (vary_as(x, *arrays) for x in arrays)
     groups = checked_groups(group_sizes, lhs.shape[0], alignment)
     how = _How(choose(implementation), np.dtype(preferred_element_type or lhs.dtype), transpose_rhs)
     return _gmm(how, lhs, rhs, groups)
@@ -95,6 +98,8 @@ def transposed_grouped_matmul(
         raise ValueError(
             f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {group_sizes.shape} do not fit [M, K], [M, N], [G]"
         )
+    arrays = lhs, rhs, group_sizes
+    lhs, rhs, group_sizes = (vary_as(x, *arrays) for x in arrays)
     groups = checked_groups(group_sizes, lhs.shape[0], alignment)
     return _tgmm(_How(choose(implementation), np.dtype(preferred_element_type or lhs.dtype)), lhs, rhs, groups)
 

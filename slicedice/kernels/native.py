@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array
 
 from slicedice.kernels.groups import Groups
+from slicedice.kernels.varying import vary_as
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def row_alignment(rows: int, groups: int) -> int:
 def _call(name: str, shapes: tuple[tuple[int, ...], ...], arrays: tuple[Array, ...], groups: Groups, **attributes):
     call = jax.ffi.ffi_call(_target(name), [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])
     starts = groups.starts(arrays[0].shape[0])
-    return call(*(x.astype(jnp.float32) for x in arrays), starts, groups.sizes, **attributes)
+    results = call(*(x.astype(jnp.float32) for x in arrays), starts, groups.sizes, **attributes)
+    return [vary_as(x, *arrays) for x in results]
 
 
 @functools.cache

@@ -47,9 +47,7 @@ class RoutedExperts(nnx.Module):
     def __call__(self, rows: Float[Array, "M D"], group_sizes: Int[Array, " E"], alignment: int) -> Float[Array, "M D"]:
         """Applies to each row the expert of its group; costs FLOPs in proportion to rows."""
         gate, up, down = (weights[...].astype(rows.dtype) for weights in (self.gate, self.up, self.down))
-        return expert_ffn(
-            rows, gate, up, down, group_sizes, implementation=self.implementation, alignment=alignment
-        )
+        return expert_ffn(rows, gate, up, down, group_sizes, implementation=self.implementation, alignment=alignment)
 
 
 def truncated_normal(std: float = 0.02, cut: float = 3.0) -> Initializer:

@@ -1,0 +1,120 @@
+"""The expert FFN of every implementation against the same in NumPy and float64, expert by expert."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from slicedice.kernels import expert_ffn
+from slicedice.kernels.reference import FFNGradients
+from slicedice.kernels.reference import expert_ffn as looped
+from tests.kernels.contract import EVERY, INTERPRETED, running
+
+# Of sums of products of sums, rounded to the dtype of the arrays.
+TOLERANCE = {"float32": 4e-6, "bfloat16": 2e-2}
+
+
+def computed(implementation: str, alignment: int = 1):
+    """The function under test with its gradients, compiled; arguments as `reference.expert_ffn`'s."""
+
+    def both(rows, gate, up, down, sizes, grad):
+        def ffn(*arrays):
+            return expert_ffn(*arrays, sizes, implementation=implementation, alignment=alignment)
+
+        out, pull = jax.vjp(ffn, rows, gate, up, down)
+        return FFNGradients(out, *pull(grad))
+
+    compiled = jax.jit(both)
+
+    def run(*arrays):
+        with running(implementation):
+            return compiled(*arrays)
+
+    return run
+
+
+def draw(rng, rows: int, d: int, f: int, sizes, *, tail: float = np.nan, dtype="float32"):
+    """(rows, gate, up, down, sizes, grad) such that the hidden values are of unit scale."""
+    sizes = np.asarray(sizes, np.int32)
+
+    def normal(*shape, scale=1.0):
+        return jnp.asarray(scale * rng.standard_normal(shape), dtype)
+
+    inside = jnp.arange(rows)[:, None] < sizes.sum()
+    x, grad = (jnp.where(inside, normal(rows, d), jnp.asarray(tail, dtype)) for _ in range(2))
+    matrices = [normal(sizes.size, *shape, scale=shape[0] ** -0.5) for shape in ((d, f), (d, f), (f, d))]
+    return x, *matrices, sizes, grad
+
+
+def check(got: FFNGradients, *arrays) -> None:
+    """Asserts the error of each expert's part of each array, relative to that part; all else is exactly zero."""
+    sizes, want = arrays[4], looped(*arrays)
+    ends = np.cumsum(sizes)
+    for name, values in got._asdict().items():
+        values, exact, tolerance = np.asarray(values, np.float64), getattr(want, name), TOLERANCE[str(values.dtype)]
+        for e, end in enumerate(ends):
+            part = e if values.ndim == 3 else slice(end - sizes[e], end)
+            error, size = np.linalg.norm(values[part] - exact[part]), np.linalg.norm(exact[part])
+            assert error <= tolerance * size, f"{name} of expert {e}: relative error {error / size:.2g}"
+        if values.ndim == 2:
+            np.testing.assert_array_equal(values[ends[-1] :], 0.0, f"{name} past the last expert's rows")
+
+
+@EVERY
+@settings(max_examples=6, deadline=None, database=None, phases=[Phase.generate])  # shrinking would compile for minutes
+@given(
+    sizes=st.lists(st.sampled_from([0, 0, 1, 2, 7, 13, 64]), min_size=1, max_size=7),
+    tail=st.sampled_from([0, 1, 11]),
+    d=st.sampled_from([1, 2, 7, 16, 83]),
+    f=st.sampled_from([1, 3, 8, 13, 83]),
+    alignment=st.sampled_from([1, 1, 2, 8]),
+    bad=st.sampled_from([np.nan, np.inf]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_random_shapes(implementation: str, sizes, tail, d, f, alignment, bad, seed):
+    sizes = [size * alignment for size in sizes]
+    rows = max(1, sum(sizes) // alignment + tail) * alignment
+    arrays = draw(np.random.default_rng(seed), rows, d, f, sizes, tail=bad)
+    check(computed(implementation, alignment)(*arrays), *arrays)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_wide_experts_of_many_rows(implementation: str, dtype: str, rng):
+    """More rows, width and hidden width than a tile or task has, none a multiple of anything; Zipf's sizes."""
+    rows, d, f = (300, 131, 261) if implementation in INTERPRETED else (900, 197, 331)
+    share = 1 / np.arange(1.0, 8) ** 1.5
+    arrays = draw(rng, rows, d, f, rng.permutation(rng.multinomial(rows - 5, share / share.sum())), dtype=dtype)
+    check(computed(implementation)(*arrays), *arrays)
+
+
+@EVERY
+def test_experts_without_rows_have_no_gradient(implementation: str, rng):
+    function = computed(implementation)
+    for sizes in ([0, 0, 0], [0, 9, 0], [4, 0, 5]):
+        arrays = draw(rng, 12, 5, 4, sizes)
+        got = function(*arrays)
+        for name in ("dgate", "dup", "ddown"):
+            np.testing.assert_array_equal(getattr(got, name)[np.array(sizes) == 0], 0.0, f"{name} of {sizes}")
+        check(got, *arrays)
+
+
+@EVERY
+def test_large_values_saturate(implementation: str):
+    """silu(x) is x or 0 where exp would overflow, and its gradient 1 or 0."""
+    x = jnp.array([[-1e4], [-95.0], [95.0], [1e4]])
+    one = jnp.ones((1, 1, 1))
+    got = computed(implementation)(x, one, one, one, np.array([4], np.int32), jnp.ones((4, 1)))
+    want = looped(x[2:], one, one, one, [2], np.ones((2, 1)))
+    np.testing.assert_allclose(got.out, [[0], [0], *want.out], rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(got.drows, [[0], [0], *want.drows], rtol=1e-6, atol=1e-30)
+
+
+def test_shapes_that_do_not_fit():
+    x, gate, down = jnp.ones((8, 2)), jnp.ones((3, 2, 5)), jnp.ones((3, 5, 2))
+    with pytest.raises(ValueError, match=r"do not fit \[M, D\], \[E, D, F\], \[E, D, F\], \[E, F, D\], \[E\]"):
+        expert_ffn(x, gate, gate, gate, jnp.zeros(3, int))
+    with pytest.raises(ValueError, match="at most M = 8"):
+        expert_ffn(x, gate, gate, down, jnp.array([3, 3, 3]))
