@@ -136,7 +136,7 @@ def width_part(matrix: Any, columns: Any, flip: bool, left: Any = None) -> Any:
 def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
     visits, (x, gate, up, down, out, hidden, *scratch) = Visits(*refs[:4]), refs[4:]
     visit, part, parts = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
-    tm, tf = hidden.shape
+    (tm, tf), pieces = hidden.shape, tiles.chip().pieces
     low, high = visits.bounds(visit, tm)
     left = f - part * tf if f % tf else None
 
@@ -165,5 +165,5 @@ def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
 
     @pl.when(low < high)
     def _():
-        for_each_piece(tm, tf, activate, products=2)
-        for_each_piece(tm, out.shape[1], project)
+        for_each_piece(tm, tf, pieces.activate, activate)
+        for_each_piece(tm, out.shape[1], pieces.product, project)

@@ -17,7 +17,16 @@ from jaxtyping import Array, Float
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
 from slicedice.kernels.pallas_tpu.ffn import block_of, hidden_part, orient, width_part
-from slicedice.kernels.pallas_tpu.inside import accumulators, add, dot, for_each_piece, result, row_mask, select
+from slicedice.kernels.pallas_tpu.inside import (
+    accumulators,
+    add,
+    dot,
+    for_each_piece,
+    result,
+    row_mask,
+    select,
+    select_into,
+)
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
 
 
@@ -72,6 +81,8 @@ def ffn_backward(
             + tiles.block_bytes((tm, d), grad.dtype)
             + tiles.block_bytes((tm, d), rows.dtype if tf == f else jnp.float32)
             + 3 * tiles.block_bytes((tm, tf), compute, 1)
+            + tiles.block_bytes((tm, max(d, tf)), compute, 1)
+            + tiles.block_bytes((max(d, tf), tm), compute, 1)
         )
 
     (tf,) = tiles.first_that_fits(tiles.narrowed(f), used)
@@ -100,6 +111,8 @@ def ffn_backward(
             ],
             scratch_shapes=[
                 *[pltpu.VMEM((tm, tf), compute)] * 3,
+                pltpu.VMEM((tm, max(d, tf)), compute),
+                pltpu.VMEM((max(d, tf), tm), compute),
                 *(accumulators(block_of(d, tf, flip), w.dtype) for flip, w in zip(flipped, weights, strict=True)),
             ],
         ),
@@ -130,9 +143,9 @@ def ffn_backward(
 
 def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
     visits, (x, grad, gate, up, down, drows, dgate, dup, ddown) = Visits(*refs[:4]), refs[4:13]
-    (hidden, dgated, dupped), scratch = refs[13:16], refs[16:]
+    (hidden, dgated, dupped, chosen, turned), totals = refs[13:18], refs[18:]
     part, visit = pl.program_id(0), pl.program_id(1)
-    (tm, tf), d = hidden.shape, x.shape[1]
+    (tm, tf), d, pieces = hidden.shape, x.shape[1], tiles.chip().pieces
     low, high = visits.bounds(visit, tm)
     first = visits.first_of_group(visit)
     left = f - part * tf if f % tf else None
@@ -141,13 +154,10 @@ def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
     def _():
         drows[...] = jnp.zeros_like(drows)
 
-    @pl.when(low >= high)
+    @pl.when((low >= high) & first)  # A group's later visits may be to tiles of no rows: its gradients stand by then.
     def _():
-        # A group's last visits may be to tiles where it has no rows: its gradient stands by then.
-        @pl.when(first)
-        def _():
-            for out in (dgate, dup, ddown):
-                out[...] = jnp.zeros_like(out)
+        for out in (dgate, dup, ddown):
+            out[...] = jnp.zeros_like(out)
 
     def activate(rows: Any, columns: Any, shape: tuple[int, int]):
         """Recomputes the hidden values, and the gradients that enter them."""
@@ -157,13 +167,11 @@ def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
         )
         gates = jax.nn.sigmoid(gated)
         active = gated * gates
-        # Rows of others are zero from here on, so that their products with zeros of `mine` below add nothing.
-        valid = row_mask(shape, low - rows.start, high - rows.start)
-        if left is not None:
-            valid &= jax.lax.broadcasted_iota(jnp.int32, shape, 1) < left - columns.start
         slope = gates + active * (1.0 - gates)
         for into, value in ((hidden, active * upped), (dgated, dhidden * upped * slope), (dupped, dhidden * active)):
-            into[rows, columns] = select(valid, value).astype(dtype)
+            if left is not None:
+                value = select(jax.lax.broadcasted_iota(jnp.int32, shape, 1) < left - columns.start, value)
+            into[rows, columns] = value.astype(dtype)
 
     def pull(rows: Any, columns: Any, shape: tuple[int, int]):
         """The gradient of the rows."""
@@ -174,20 +182,22 @@ def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
         mine = row_mask(shape, low - rows.start, high - rows.start)
         drows[rows, columns] = jnp.where(mine, product, drows[rows, columns].astype(jnp.float32)).astype(drows.dtype)
 
-    def outer(out: Any, total: Any, h: Any, y: Any, flip: bool):
-        """The gradient of a matrix of weights."""
+    def push(y: Any, flip: bool, *products: tuple[Any, Any, Any]):
+        """The gradients of matrices of weights, from hidden values or their gradients and `y`, the rows' side."""
+        # What lies outside the group may be NaN in either factor.
+        rows_side, hidden_side = (chosen, turned) if flip else (turned, chosen)
+        select_into(rows_side, y, low, high, transpose=not flip)
+        for out, total, h in products:
+            select_into(hidden_side, h, low, high, transpose=flip)
 
-        def piece(rows: Any, columns: Any, shape: tuple[int, int]):
-            wide = y[:, columns if flip else rows]
-            mine = select(row_mask(wide.shape, low, high), wide)
-            pair = (h[:, rows], mine) if flip else (mine, h[:, columns])
-            add(out, total, rows, columns, first, dot(*pair, 0, 0, dtype))
+            def piece(rows: Any, columns: Any, shape: tuple[int, int], out: Any = out, total: Any = total):
+                add(out, total, rows, columns, first, dot(turned[rows, :], chosen[:, columns], 1, 0, dtype))
 
-        for_each_piece(*out.shape, piece)
+            for_each_piece(out.shape[0], out.shape[1], pieces.outer, piece)
 
     @pl.when(low < high)
     def _():
-        for_each_piece(tm, tf, activate, products=3)
-        for_each_piece(tm, d, pull)
-        for i, (out, h, y) in enumerate(((dgate, dgated, x), (dup, dupped, x), (ddown, hidden, grad))):
-            outer(out, scratch[i], h, y, flipped[i])
+        for_each_piece(tm, tf, pieces.gradients, activate)
+        for_each_piece(tm, d, pieces.pull, pull)
+        push(x, flipped[0], (dgate, totals[0], dgated), (dup, totals[1], dupped))
+        push(grad, flipped[2], (ddown, totals[2], hidden))

@@ -106,4 +106,4 @@ def _kernel(*refs: Any, k: int, transpose: bool, dtype: Any):
         before = out[rows, columns].astype(jnp.float32)
         out[rows, columns] = jnp.where(mine, product, before).astype(out.dtype)
 
-    for_each_piece(tm, tn, piece)
+    for_each_piece(tm, tn, tiles.chip().pieces.product, piece)

@@ -25,19 +25,16 @@ def dot(x: Any, y: Any, x_axis: int, y_axis: int, dtype: DTypeLike) -> Any:
     )
 
 
-def for_each_piece(rows: int, columns: int, body: Callable[[Any, Any, tuple[int, int]], None], *, products: int = 1):
+def for_each_piece(rows: int, columns: int, piece: tuple[int, int], body: Callable[[Any, Any, tuple[int, int]], None]):
     """Calls `body` with the rows, the columns and the shape of every piece of a product of this shape.
 
-    Of several products at once, the pieces are as much smaller.
     It loops where it can: were the pieces written out, the compiler would hold values of several at once, and spill.
     """
-    height, width = tiles.chip().piece
-    height //= 2 ** math.ceil(math.log2(products))
 
     def column(across: Any, wide: int):
-        for_each_part(rows, height, lambda down, tall: body(down, across, (tall, wide)))
+        for_each_part(rows, piece[0], lambda down, tall: body(down, across, (tall, wide)))
 
-    for_each_part(columns, width, column)
+    for_each_part(columns, piece[1], column)
 
 
 def for_each_part(length: int, part: int, body: Callable[[Any, int], None]):
@@ -63,6 +60,22 @@ def add(out: Any, scratch: Sequence[Any], rows: Any, columns: Any, first: Any, p
     total[rows, columns] = product
     if scratch:
         out[rows, columns] = product.astype(out.dtype)
+
+
+def select_into(out: Any, source: Any, low: Any, high: Any, *, transpose: bool = False):
+    """Copies the rows [low, high) of a block, with zeros for its other rows; or as columns, with `transpose`.
+
+    It is done once before a product over rows, whose pieces would otherwise do the same again and again.
+    """
+
+    def part(rows: Any, columns: Any, shape: tuple[int, int]):
+        chosen = select(row_mask(shape, low - rows.start, high - rows.start), source[rows, columns]).astype(out.dtype)
+        if transpose:
+            out[columns, rows] = chosen.T
+        else:
+            out[rows, columns] = chosen
+
+    for_each_piece(*source.shape, (tiles.LANES, tiles.LANES), part)
 
 
 def row_mask(shape: tuple[int, int], low: Any, high: Any) -> Any:

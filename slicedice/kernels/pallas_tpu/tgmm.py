@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
-from slicedice.kernels.pallas_tpu.inside import accumulators, add, dot, for_each_piece, result, row_mask, select
+from slicedice.kernels.pallas_tpu.inside import accumulators, add, dot, for_each_piece, result, select_into
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
 
 
@@ -48,7 +48,8 @@ def tgmm(
 
     def used(tk: int, tn: int) -> int:
         blocks = (((tm, tk), lhs.dtype), ((tm, tn), rhs.dtype), ((tk, tn), dtype))
-        return sum(tiles.block_bytes(*block) for block in blocks) + tiles.accumulator_bytes((tk, tn), dtype)
+        scratch = sum(tiles.block_bytes(block, compute, 1) for block in ((tk, tm), (tm, tn)))
+        return sum(tiles.block_bytes(*block) for block in blocks) + scratch + tiles.accumulator_bytes((tk, tn), dtype)
 
     tk, tn = tiles.first_that_fits(tiles.narrowed(k, n), used)
     visits, count = visits_of(groups, m, tm, every_group=True, every_tile=False)
@@ -64,7 +65,11 @@ def tgmm(
             out_specs=pl.BlockSpec(
                 (None, tk, tn), lambda row, column, visit, *s: (Visits(*s).group[visit], row, column)
             ),
-            scratch_shapes=accumulators((tk, tn), dtype),
+            scratch_shapes=[
+                pltpu.VMEM((tk, tm), compute),
+                pltpu.VMEM((tm, tn), compute),
+                *accumulators((tk, tn), dtype),
+            ],
         ),
         out_shape=result((number, k, n), dtype, lhs, rhs, groups.sizes),
         compiler_params=pltpu.CompilerParams(
@@ -83,20 +88,21 @@ def tgmm(
 
 
 def _kernel(*refs: Any, dtype: Any):
-    visits, (lhs, rhs, out, *scratch) = Visits(*refs[:4]), refs[4:]
+    visits, (lhs, rhs, out, turned, chosen, *scratch) = Visits(*refs[:4]), refs[4:]
     visit = pl.program_id(2)
     low, high = visits.bounds(visit, lhs.shape[0])
-    first = visits.first_of_group(visit)
+    first, (k, n) = visits.first_of_group(visit), out.shape
 
     @pl.when(low >= high)
     def _():
         out[...] = jnp.zeros_like(out)
 
     def piece(rows: Any, columns: Any, shape: tuple[int, int]):
-        # Both: what lies outside the group may be NaN in either.
-        x, y = (select(row_mask(part.shape, low, high), part) for part in (lhs[:, rows], rhs[:, columns]))
-        add(out, scratch, rows, columns, first, dot(x, y, 0, 0, dtype))
+        add(out, scratch, rows, columns, first, dot(turned[rows, :], chosen[:, columns], 1, 0, dtype))
 
     @pl.when(low < high)
     def _():
-        for_each_piece(*out.shape, piece)
+        # Both: what lies outside the group may be NaN in either.
+        select_into(turned, lhs, low, high, transpose=True)
+        select_into(chosen, rhs, low, high)
+        for_each_piece(k, n, tiles.chip().pieces.outer, piece)

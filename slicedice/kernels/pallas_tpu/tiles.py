@@ -24,11 +24,34 @@ CYCLES = 1e9
 MOST_ROWS = 512
 SMALL_TILE = 512
 """Columns below which a tile is not cut further while something else can be."""
-PIECES = {5: (256, 128), 6: (256, 256), 7: (256, 512)}
-"""By generation. From schedules of the compiler: the largest without register spills, but for generation 6, where
-spill-free pieces take twice the cycles; generation 7 sums inside its matrix units."""
 HEADROOM = 4 * 2**20
 """Of VMEM, for what the compiler keeps there beside our blocks."""
+
+
+class Pieces(NamedTuple):
+    """Rows and columns of the pieces that a kernel cuts its products in, so as to hold them in vector registers.
+
+    Attributes:
+      product: of rows with a matrix.
+      pull: of a sum of two of these.
+      activate: of two of these and what follows, in the forward pass.
+      gradients: of three of these and what follows, in the backward pass.
+      outer: of a product over rows.
+    """
+
+    product: tuple[int, int]
+    pull: tuple[int, int]
+    activate: tuple[int, int]
+    gradients: tuple[int, int]
+    outer: tuple[int, int]
+
+
+PIECES = {
+    5: Pieces(product=(256, 128), pull=(128, 128), activate=(64, 128), gradients=(32, 128), outer=(256, 256)),
+    6: Pieces(product=(128, 256), pull=(128, 128), activate=(64, 256), gradients=(32, 256), outer=(256, 256)),
+    7: Pieces(product=(128, 512), pull=(128, 256), activate=(128, 256), gradients=(64, 256), outer=(256, 256)),
+}
+"""By generation."""
 
 
 class Chip(NamedTuple):
@@ -40,7 +63,7 @@ class Chip(NamedTuple):
       bandwidth: of HBM, bytes a second.
       columns: of a matrix unit; a product of fewer rows than these takes as long as one of so many.
       cores: that share one device, and one call.
-      piece: rows and columns of a product that the compiler keeps in vector registers while it sums.
+      pieces: of products.
     """
 
     vmem: int
@@ -48,7 +71,7 @@ class Chip(NamedTuple):
     bandwidth: float
     columns: int
     cores: int
-    piece: tuple[int, int]
+    pieces: Pieces
 
     @property
     def budget(self) -> int:
@@ -68,7 +91,7 @@ def chip() -> Chip:
         bandwidth=info.mem_bw_bytes_per_second,
         columns=info.mxu_column_size,
         cores=info.num_cores,
-        piece=PIECES[min(max(info.generation, 5), 7)],
+        pieces=PIECES[min(max(info.generation, 5), 7)],
     )
 
 
