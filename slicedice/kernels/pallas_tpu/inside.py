@@ -1,6 +1,5 @@
 """What the kernels of this package say in the same words: products, masks, and the shape of a result."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,7 +74,7 @@ def select_into(out: Any, source: Any, low: Any, high: Any, *, transpose: bool =
         else:
             out[rows, columns] = chosen
 
-    for_each_piece(*source.shape, (tiles.LANES, tiles.LANES), part)
+    for_each_piece(source.shape[0], source.shape[1], (tiles.LANES, tiles.LANES), part)
 
 
 def row_mask(shape: tuple[int, int], low: Any, high: Any) -> Any:
