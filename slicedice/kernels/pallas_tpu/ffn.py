@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from slicedice.kernels.groups import Groups
@@ -41,28 +42,8 @@ def ffn(
     if 0 in (m, d, f, experts):
         return jnp.zeros_like(rows)
     compute = tiles.compute_dtype(rows.dtype, gate.dtype, up.dtype, down.dtype)
-    flipped, weights = orient(gate, up, down)
-    chosen = functools.partial(
-        tiles.row_tile,
-        m,
-        experts,
-        least=tiles.sublanes(rows.dtype),
-        row_seconds=3 * tiles.matmul_seconds(d, f, compute),
-    )
-
-    def used(tm: int, tf: int) -> int:
-        return (
-            2 * tiles.block_bytes((tm, d), rows.dtype)
-            + sum(tiles.block_bytes(block_of(d, tf, flip), w.dtype) for flip, w in zip(flipped, weights, strict=True))
-            + tiles.block_bytes((tm, tf), compute, 1)
-            + (tiles.block_bytes((tm, d), jnp.float32, 1) if tf < f else 0)
-        )
-
-    tm = chosen()
-    (tf,) = tiles.first_that_fits(tiles.narrowed(f), functools.partial(used, tm))
-    if tf < f:  # Then every visit reads all weights of its expert, and tall tiles pay.
-        tm = chosen(visit_seconds=3 * tiles.block_bytes((d, f), gate.dtype, 1) / tiles.chip().bandwidth)
-        (tf,) = tiles.first_that_fits(tiles.narrowed(f), functools.partial(used, tm))
+    flipped, weights = orientation(d, f), oriented(gate, up, down)
+    tm, (tf,), vmem = plan((m, d, f), experts, (rows.dtype, gate.dtype, up.dtype, down.dtype))
     visits, count = visits_of(groups, m, tm, every_group=False, every_tile=True)
 
     def weight(flip: bool) -> pl.BlockSpec:
@@ -89,7 +70,7 @@ def ffn(
         ),
         out_shape=result((m, d), rows.dtype, rows, gate, up, down, groups.sizes),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit(used(tm, tf))
+            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit(vmem)
         ),
         cost_estimate=pl.CostEstimate(
             flops=6 * m * d * f,
@@ -101,19 +82,46 @@ def ffn(
     return call(*visits, rows, *weights)
 
 
-def orient(gate: Array, up: Array, down: Array) -> tuple[tuple[bool, bool, bool], tuple[Array, Array, Array]]:
-    """Each of the weights as [E, F, D] or [E, D, F], whichever is smaller in memory, and whether it is the former."""
-    (d, f), swap = gate.shape[1:], functools.partial(jnp.swapaxes, axis1=1, axis2=2)
-    first, last = tiles.flips(d, f), not tiles.flips(f, d)
-    return (first, first, last), (
-        swap(gate) if first else gate,
-        swap(up) if first else up,
-        down if last else swap(down),
-    )
+def plan(
+    sizes: tuple[int, int, int], experts: int, dtypes: tuple[DTypeLike, DTypeLike, DTypeLike, DTypeLike]
+) -> tiles.Plan:
+    """Tiles for M, D and F and the dtypes of `rows`, `gate`, `up` and `down`: the width is that of F."""
+    m, d, f = sizes
+    compute, flipped = tiles.compute_dtype(*dtypes), orientation(d, f)
+    row_seconds = 3 * tiles.matmul_seconds(d, f, compute)
+
+    def used(tm: int, tf: int) -> int:
+        weights = zip(flipped, dtypes[1:], strict=True)
+        return (
+            2 * tiles.block_bytes((tm, d), dtypes[0])
+            + sum(tiles.block_bytes(block_of(d, tf, flip), dtype) for flip, dtype in weights)
+            + tiles.block_bytes((tm, tf), compute, 1)
+            + (tiles.block_bytes((tm, d), jnp.float32, 1) if tf < f else 0)
+        )
+
+    whole = tiles.plan(tiles.row_tile(m, experts, row_seconds=row_seconds), (f,), used)
+    if whole.widths == (f,):
+        return whole
+    # Every visit reads all weights of its expert, so that tall tiles pay.
+    reading = sum(tiles.block_bytes((f, d), dtype, 1) for dtype in dtypes[1:]) / tiles.chip().bandwidth
+    return tiles.plan(tiles.row_tile(m, experts, row_seconds=row_seconds, visit_seconds=reading), (f,), used)
+
+
+def orientation(d: int, f: int) -> tuple[bool, bool, bool]:
+    """Whether each of the weights is best as [E, F, D] rather than [E, D, F]: whichever is smaller in memory."""
+    first = tiles.flips(d, f)
+    return first, first, not tiles.flips(f, d)
+
+
+def oriented(gate: Array, up: Array, down: Array) -> tuple[Array, Array, Array]:
+    """The weights as `orientation` has them."""
+    swap = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
+    first, _, last = orientation(*gate.shape[1:])
+    return swap(gate) if first else gate, swap(up) if first else up, down if last else swap(down)
 
 
 def block_of(d: int, f: int, flipped: bool) -> tuple[int, int]:
-    """The shape of a matrix as `orient` has it."""
+    """The shape of a matrix as `orientation` has it."""
     return (f, d) if flipped else (d, f)
 
 

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
-from slicedice.kernels.pallas_tpu.ffn import block_of, hidden_part, orient, width_part
+from slicedice.kernels.pallas_tpu.ffn import block_of, hidden_part, orientation, oriented, width_part
 from slicedice.kernels.pallas_tpu.inside import (
     accumulators,
     add,
@@ -59,33 +60,8 @@ def ffn_backward(
     if 0 in (m, d, f, experts):
         return jnp.zeros_like(rows), jnp.zeros_like(gate), jnp.zeros_like(up), jnp.zeros_like(down)
     compute = tiles.compute_dtype(rows.dtype, gate.dtype, up.dtype, down.dtype, grad.dtype)
-    flipped, weights = orient(gate, up, down)
-    tm = tiles.row_tile(
-        m,
-        experts,
-        least=tiles.sublanes(rows.dtype, grad.dtype),
-        row_seconds=8 * tiles.matmul_seconds(d, f, compute),
-        visit_seconds=3 * tiles.pass_seconds((d, f)),
-    )
-
-    def used(tf: int) -> int:
-        """Bytes of VMEM; the gradient of the rows counts as float32, which it is where they come in parts."""
-        matrices = sum(
-            2 * tiles.block_bytes(block_of(d, tf, flip), w.dtype)
-            + tiles.accumulator_bytes(block_of(d, tf, flip), w.dtype)
-            for flip, w in zip(flipped, weights, strict=True)
-        )
-        return (
-            matrices
-            + tiles.block_bytes((tm, d), rows.dtype)
-            + tiles.block_bytes((tm, d), grad.dtype)
-            + tiles.block_bytes((tm, d), rows.dtype if tf == f else jnp.float32)
-            + 3 * tiles.block_bytes((tm, tf), compute, 1)
-            + tiles.block_bytes((tm, max(d, tf)), compute, 1)
-            + tiles.block_bytes((max(d, tf), tm), compute, 1)
-        )
-
-    (tf,) = tiles.first_that_fits(tiles.narrowed(f), used)
+    flipped, weights = orientation(d, f), oriented(gate, up, down)
+    tm, (tf,), vmem = plan((m, d, f), experts, (rows.dtype, gate.dtype, up.dtype, down.dtype, grad.dtype))
     parts = pl.cdiv(f, tf)
     drows_dtype = rows.dtype if parts == 1 else jnp.dtype(jnp.float32)
     visits, count = visits_of(groups, m, tm, every_group=True, every_tile=True)
@@ -121,7 +97,7 @@ def ffn_backward(
             *(result(w.shape, w.dtype, *inputs) for w in weights),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit(used(tf))
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit(vmem)
         ),
         cost_estimate=pl.CostEstimate(
             flops=16 * m * d * f,
@@ -139,6 +115,36 @@ def ffn_backward(
         for x, flip, usual in zip(gradients, flipped, natural, strict=True)
     )
     return drows, dgate, dup, ddown
+
+
+def plan(
+    sizes: tuple[int, int, int], experts: int, dtypes: tuple[DTypeLike, DTypeLike, DTypeLike, DTypeLike, DTypeLike]
+) -> tiles.Plan:
+    """Tiles for M, D and F and the dtypes of `rows`, `gate`, `up`, `down` and `grad`: the width is that of F."""
+    m, d, f = sizes
+    compute, flipped = tiles.compute_dtype(*dtypes), orientation(d, f)
+    rows, *weights, grad = dtypes
+    height = tiles.row_tile(
+        m,
+        experts,
+        row_seconds=8 * tiles.matmul_seconds(d, f, compute),
+        visit_seconds=3 * tiles.pass_seconds((d, f)),
+    )
+
+    def used(tm: int, tf: int) -> int:
+        matrices = (
+            2 * tiles.block_bytes(block_of(d, tf, flip), dtype) + tiles.accumulator_bytes(block_of(d, tf, flip), dtype)
+            for flip, dtype in zip(flipped, weights, strict=True)
+        )
+        drows = rows if tf == f else jnp.float32
+        scratch = (*[(tm, tf)] * 3, (tm, max(d, tf)), (max(d, tf), tm))
+        return (
+            sum(matrices)
+            + sum(tiles.block_bytes((tm, d), dtype) for dtype in (rows, grad, drows))
+            + sum(tiles.block_bytes(shape, compute, 1) for shape in scratch)
+        )
+
+    return tiles.plan(height, (f,), used)
 
 
 def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):

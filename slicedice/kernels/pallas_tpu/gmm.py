@@ -40,15 +40,7 @@ def gmm(
     if tiles.flips(*rhs.shape[1:]):
         rhs, transpose_rhs = jnp.swapaxes(rhs, 1, 2), not transpose_rhs
     compute = tiles.compute_dtype(lhs.dtype, rhs.dtype)
-    tm = tiles.row_tile(
-        m, rhs.shape[0], least=tiles.sublanes(lhs.dtype, dtype), row_seconds=tiles.matmul_seconds(k, n, compute)
-    )
-
-    def used(tk: int, tn: int) -> int:
-        blocks = (((tm, tk), lhs.dtype), ((tk, tn)[:: -1 if transpose_rhs else 1], rhs.dtype), ((tm, tn), dtype))
-        return sum(tiles.block_bytes(*block) for block in blocks) + tiles.block_bytes((tm, tn), jnp.float32, 1)
-
-    tk, tn = tiles.first_that_fits(tiles.narrowed(k, n), used)
+    tm, (tk, tn), vmem = plan((m, k, n), rhs.shape[0], (lhs.dtype, rhs.dtype, dtype), transpose_rhs)
     visits, count = visits_of(groups, m, tm, every_group=False, every_tile=True)
 
     def matrix(column: Any, visit: Any, depth: Any, *scalars: Any):
@@ -69,7 +61,7 @@ def gmm(
         ),
         out_shape=result((m, n), dtype, lhs, rhs, groups.sizes),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit(used(tk, tn))
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit(vmem)
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * m * k * n,
@@ -79,6 +71,22 @@ def gmm(
         name="gmm",
     )
     return call(*visits, lhs, rhs)
+
+
+def plan(
+    sizes: tuple[int, int, int], groups: int, dtypes: tuple[DTypeLike, DTypeLike, DTypeLike], transpose_rhs: bool
+) -> tiles.Plan:
+    """Tiles for M, K and N and the dtypes of `lhs`, `rhs` and the result: widths are those of K and N."""
+    m, k, n = sizes
+    lhs, rhs, out = dtypes
+    rows = tiles.row_tile(m, groups, row_seconds=tiles.matmul_seconds(k, n, tiles.compute_dtype(lhs, rhs)))
+
+    def used(tm: int, tk: int, tn: int) -> int:
+        blocks = (((tm, tk), lhs), ((tn, tk) if transpose_rhs else (tk, tn), rhs), ((tm, tn), out))
+        scratch = tiles.block_bytes((tm, tn), jnp.float32, 1) if tk < k else 0
+        return sum(tiles.block_bytes(*block) for block in blocks) + scratch
+
+    return tiles.plan(rows, (k, n), used)
 
 
 def _kernel(*refs: Any, k: int, transpose: bool, dtype: Any):

@@ -38,20 +38,7 @@ def tgmm(
     if tiles.flips(k, n):
         return jnp.swapaxes(tgmm(rhs, lhs, groups, dtype=dtype), 1, 2)
     compute = tiles.compute_dtype(lhs.dtype, rhs.dtype)
-    tm = tiles.row_tile(
-        m,
-        number,
-        least=tiles.sublanes(lhs.dtype, rhs.dtype),
-        row_seconds=tiles.matmul_seconds(k, n, compute),
-        visit_seconds=tiles.pass_seconds((k, n)),
-    )
-
-    def used(tk: int, tn: int) -> int:
-        blocks = (((tm, tk), lhs.dtype), ((tm, tn), rhs.dtype), ((tk, tn), dtype))
-        scratch = sum(tiles.block_bytes(block, compute, 1) for block in ((tk, tm), (tm, tn)))
-        return sum(tiles.block_bytes(*block) for block in blocks) + scratch + tiles.accumulator_bytes((tk, tn), dtype)
-
-    tk, tn = tiles.first_that_fits(tiles.narrowed(k, n), used)
+    tm, (tk, tn), vmem = plan((m, k, n), number, (lhs.dtype, rhs.dtype, dtype))
     visits, count = visits_of(groups, m, tm, every_group=True, every_tile=False)
     call = pl.pallas_call(
         functools.partial(_kernel, dtype=compute),
@@ -73,7 +60,7 @@ def tgmm(
         ),
         out_shape=result((number, k, n), dtype, lhs, rhs, groups.sizes),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit(used(tk, tn))
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit(vmem)
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * m * k * n,
@@ -85,6 +72,23 @@ def tgmm(
         name="tgmm",
     )
     return call(*visits, lhs, rhs)
+
+
+def plan(sizes: tuple[int, int, int], groups: int, dtypes: tuple[DTypeLike, DTypeLike, DTypeLike]) -> tiles.Plan:
+    """Tiles for M, K and N and the dtypes of `lhs`, `rhs` and the result: widths are those of K and N."""
+    m, k, n = sizes
+    lhs, rhs, out = dtypes
+    compute = tiles.compute_dtype(lhs, rhs)
+    rows = tiles.row_tile(
+        m, groups, row_seconds=tiles.matmul_seconds(k, n, compute), visit_seconds=tiles.pass_seconds((k, n))
+    )
+
+    def used(tm: int, tk: int, tn: int) -> int:
+        blocks = (((tm, tk), lhs), ((tm, tn), rhs), ((tk, tn), out))
+        scratch = sum(tiles.block_bytes(block, compute, 1) for block in ((tk, tm), (tm, tn)))
+        return sum(tiles.block_bytes(*block) for block in blocks) + scratch + tiles.accumulator_bytes((tk, tn), out)
+
+    return tiles.plan(rows, (k, n), used)
 
 
 def _kernel(*refs: Any, dtype: Any):

@@ -22,6 +22,7 @@ STEP_SECONDS = 0.35e-6
 CYCLES = 1e9
 """A second, of a core; the generations run at 0.9 to 1.8 of it."""
 MOST_ROWS = 512
+LEAST_ROWS = 32
 SMALL_TILE = 512
 """Columns below which a tile is not cut further while something else can be."""
 HEADROOM = 4 * 2**20
@@ -79,6 +80,20 @@ class Chip(NamedTuple):
         return self.vmem * 7 // 8 - HEADROOM
 
 
+class Plan(NamedTuple):
+    """The tiles of a kernel.
+
+    Attributes:
+      rows: in a tile.
+      widths: of the tiles of each width that is cut.
+      vmem: bytes that the blocks and scratch of this plan take.
+    """
+
+    rows: int
+    widths: tuple[int, ...]
+    vmem: int
+
+
 def chip() -> Chip:
     """The chip that is compiled for; where that is no TPU, as in interpret mode, the one of least VMEM."""
     try:
@@ -133,7 +148,7 @@ def pass_seconds(shape: tuple[int, int]) -> float:
     return round_up(shape[0], 8) * round_up(shape[1], LANES) / 1024 / CYCLES
 
 
-def row_tile(rows: int, groups: int, *, least: int, row_seconds: float, visit_seconds: float = 0.0) -> int:
+def row_tile(rows: int, groups: int, *, row_seconds: float, visit_seconds: float = 0.0) -> int:
     """Rows in a tile, a power of two.
 
     There are about M / tile + G visits, as the edge of a group is rarely that of a tile, and each computes a
@@ -142,7 +157,6 @@ def row_tile(rows: int, groups: int, *, least: int, row_seconds: float, visit_se
     Args:
       rows: M, at least 1.
       groups: G.
-      least: the lowest tile allowed.
       row_seconds: of computing one row of a tile.
       visit_seconds: of what a visit does besides, whatever the tile's height.
 
@@ -153,8 +167,8 @@ def row_tile(rows: int, groups: int, *, least: int, row_seconds: float, visit_se
     def seconds(tile: int) -> float:
         return (rows / tile + groups) * (STEP_SECONDS + visit_seconds + max(tile, chip().columns) * row_seconds)
 
-    highest = max(least, min(MOST_ROWS, 2 ** math.ceil(math.log2(rows))))
-    heights = [2**i for i in range(least.bit_length() - 1, highest.bit_length())]
+    highest = max(LEAST_ROWS, min(MOST_ROWS, 2 ** math.ceil(math.log2(rows))))
+    heights = [2**i for i in range(LEAST_ROWS.bit_length() - 1, highest.bit_length())]
     heights = [tile for tile in heights if fits_scalar_memory(rows, groups, tile)]
     if not heights:
         raise ValueError(f"M = {rows} rows in G = {groups} groups: their list does not fit a TPU's scalar memory")
@@ -180,13 +194,19 @@ def part_of(width: int, parts: int) -> int:
     return width if parts == 1 or width <= LANES else round_up(pl.cdiv(width, parts), LANES)
 
 
-def first_that_fits(tiles: Iterator[tuple[int, ...]], used: Callable[..., int]) -> tuple[int, ...]:
-    """The first tiles whose blocks, of `used(*tiles)` bytes, fit the budget; the narrowest if none do."""
-    chosen: tuple[int, ...] = ()
-    for chosen in tiles:
-        if used(*chosen) <= chip().budget:
-            break
-    return chosen
+def plan(rows: int, widths: tuple[int, ...], used: Callable[..., int]) -> Plan:
+    """The widest tiles whose blocks, of `used(rows, *widths)` bytes, fit the budget; lower ones if none do.
+
+    Raises:
+      ValueError: not even the least do.
+    """
+    while True:
+        for tile in narrowed(*widths):
+            if used(rows, *tile) <= chip().budget:
+                return Plan(rows, tile, used(rows, *tile))
+        if rows <= LEAST_ROWS:
+            raise ValueError(f"no tiles of widths {widths} fit a TPU's VMEM of {chip().vmem} bytes")
+        rows //= 2
 
 
 def round_up(x: int, multiple: int) -> int:
