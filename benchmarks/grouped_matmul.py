@@ -105,6 +105,7 @@ def main() -> None:
         **{key: where[key] for key in ("device", "python", "packages", "implementation", "dtype")},
         "rates": rates._asdict(),
         "skipped": skipped,
+        "groups_4096_over_512": many_groups(dtype, implementation),
         "rows": rows,
     }
     if options.json:
@@ -179,6 +180,26 @@ def measure(shape: Shape, direction: str, dtype: Any, rates: Rates, implementati
                 "roofline_share": round(statistics.median(limit / turn["ours"] for turn in turns), 3),
             }
         )
+    return result
+
+
+def many_groups(dtype: Any, implementation: str) -> dict[str, float | None]:
+    """Time with 4,096 groups, one in eight of them with rows, over that with 512 groups of the same rows.
+
+    Rows and matrices read are the same; D is 832, F 64, eight rows a group.
+    """
+    few, many = Shape(832, 64, 512, 8), Shape(832, 64, 4096, 1)
+    keys = jax.random.split(jax.random.key(0), 3)
+    lhs, grad = (jax.random.normal(key, (few.m, width), dtype) for key, width in zip(keys, (832, 64), strict=False))
+    matrices = jax.random.normal(keys[2], (many.g, 832, 64), dtype)
+    sizes = jnp.full(few.g, 8, jnp.int32)
+    spread = jnp.zeros(many.g, jnp.int32).at[::8].set(sizes)
+    result = {}
+    for direction, rows in (("forward", lhs), ("dlhs", grad)):
+        function = ours(direction, implementation, 0)
+        arguments = {"few": (rows, matrices[::8], sizes), "many": (rows, matrices, spread)}
+        timers = {name: repeated(function, inputs) for name, inputs in arguments.items()}
+        result[direction] = ratio(in_turns(timers, arguments), "many", "few")
     return result
 
 
