@@ -60,11 +60,12 @@ def main() -> None:
     for chip, kernel in product(options.chips, KERNELS):
         mine = [row for row in rows if (row["chip"], row["kernel"]) == (chip, kernel)]
         good = [row for row in mine if not row["error"]]
+        vmem = max((row["vmem_compiler"] for row in good), default=0) / 2**20
         print(
-            f"{chip:6} {kernel:13} {len(good)} of {len(mine)} compile, for {sum(len(x['covers']) for x in good)} shapes;"
-            f" VMEM at most {max((x['vmem_compiler'] for x in good), default=0) / 2**20:.1f} of "
-            f"{mine[0]['vmem_chip'] / 2**20:.0f} MiB; {sum(not x['spills'] for x in good)} without spills, "
-            f"most {max((x['spills'] for x in good), default=0)}"
+            f"{chip:6} {kernel:13} {len(good)} of {len(mine)} compile, for {sum(len(row['covers']) for row in good)} "
+            f"shapes; VMEM at most {vmem:.1f} of {mine[0]['vmem_chip'] / 2**20:.0f} MiB; "
+            f"{sum(not row['spills'] for row in good)} without spills, most "
+            f"{max((row['spills'] for row in good), default=0)}"
         )
     if options.json:
         about = {
@@ -156,7 +157,7 @@ def compile_one(device: Any, kernel: str, d: int, f: int, groups: int, mean: int
         "drhs": (lambda x, y, sizes: tgmm(x, y, Groups(sizes), dtype=dtype), (wide, narrow, sizes)),
         "ffn": (lambda x, g, u, o, sizes: ffn(x, g, u, o, Groups(sizes)), (wide, matrix, matrix, down, sizes)),
         "ffn_backward": (
-            lambda x, g, u, o, sizes, y: ffn_backward(x, g, u, o, Groups(sizes), y),
+            lambda x, g, u, o, sizes, y: ffn_backward(x, g, u, o, Groups(sizes), (), y),
             (wide, matrix, matrix, down, sizes, wide),
         ),
     }[kernel]

@@ -23,12 +23,12 @@ from slicedice.kernels.pallas_tpu.inside import (
     add,
     dot,
     for_each_piece,
-    result,
     row_mask,
     select,
     select_into,
 )
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
+from slicedice.kernels.varying import result
 
 
 def ffn_backward(

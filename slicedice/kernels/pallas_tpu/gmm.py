@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
-from slicedice.kernels.pallas_tpu.inside import dot, for_each_piece, result, row_mask, select
+from slicedice.kernels.pallas_tpu.inside import dot, for_each_piece, row_mask, select
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
+from slicedice.kernels.varying import result
 
 
 def gmm(

@@ -1,4 +1,4 @@
-"""What the kernels of this package say in the same words: products, masks, and the shape of a result."""
+"""What the kernels of this package say in the same words: products in pieces, sums, and masks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -86,9 +86,3 @@ def row_mask(shape: tuple[int, int], low: Any, high: Any) -> Any:
 def select(mask: Any, x: Any) -> Any:
     """`x` where the mask holds, else zeros. It selects: NaN times zero would be NaN."""
     return jnp.where(mask, x, jnp.zeros((), x.dtype))
-
-
-def result(shape: tuple[int, ...], dtype: DTypeLike, *inputs: jax.Array) -> jax.ShapeDtypeStruct:
-    """What a kernel returns; under `shard_map` it varies over every mesh axis that an input varies over."""
-    varying = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in inputs))
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType(varying=varying))

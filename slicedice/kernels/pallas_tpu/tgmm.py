@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
-from slicedice.kernels.pallas_tpu.inside import accumulators, add, dot, for_each_piece, result, select_into
+from slicedice.kernels.pallas_tpu.inside import accumulators, add, dot, for_each_piece, select_into
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
+from slicedice.kernels.varying import result
 
 
 def tgmm(
