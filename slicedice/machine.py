@@ -11,12 +11,14 @@ WORKER_BYTES = 4 * 2**30
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 """Where Linux tells what this process may use of the machine (control groups, version 2)."""
 
-# glibc hands big blocks back to the kernel, which then clears every page again at the next step; so do arenas
-# that threads have of their own. Keeping blocks, in huge pages and one arena, halves the time of a step here.
-# Other systems ignore the variable.
-ALLOCATOR = {
+# What a worker on CPU is started with. glibc hands big blocks back to the kernel, which then clears every page again
+# at the next step; so do arenas that threads have of their own. Keeping blocks, in huge pages and one arena, halves the
+# time of a step here. Other systems ignore the variable. Where libtpu is installed, for its compiler alone, JAX would
+# look for a TPU and say at length that there is none.
+CPU_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
-    "glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max=1"
+    "glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max=1",
+    "JAX_PLATFORMS": "cpu",
 }
 
 
@@ -90,7 +92,7 @@ def slots(max_concurrent: int = 0, worker_bytes: int = 0) -> list[Slot]:
     by_memory = max(1, int(fitting + 0.125))  # what is sold as 8 GiB shows a little less
     count = min(max_concurrent or by_memory, len(available))
     share = len(available) // count
-    return [Slot(frozenset(available[i * share : (i + 1) * share]), ALLOCATOR) for i in range(count)]
+    return [Slot(frozenset(available[i * share : (i + 1) * share]), CPU_ENVIRONMENT) for i in range(count)]
 
 
 def memory() -> int:

@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slicedice import machine
 from slicedice.spec import Execution, RunSpec, resolve, study_config
 from slicedice.spec.config import override
+
+if not machine.has_accelerator():
+    # Where libtpu is installed, for its compiler, JAX would look for a TPU in every process and say that there is none.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 SEED = "SLICEDICE_TEST_SEED"
 

@@ -4,8 +4,8 @@
 // XLA's pool take one by one. No task waits for another.
 
 #include <atomic>
-#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -112,7 +112,6 @@ ffi::Error Tgmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints 
 
 // e to the x, to a rounding or two: 2^round(x / ln 2) times a polynomial in what is left (Cephes' expf).
 Vector Exp(Vector x) {
-  typedef int32_t Whole __attribute__((vector_size(kLanes * sizeof(int32_t))));
   x = x < -87.0f ? -87.0f + 0 * x : x > 88.0f ? 88.0f + 0 * x : x;
   const Vector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
   const Vector n = shifted - 12582912.0f;
@@ -120,7 +119,7 @@ Vector Exp(Vector x) {
   Vector y = 1.9875691500e-4f + 0 * r;
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
     y = y * r + c;
-  const Whole power = (__builtin_convertvector(n, Whole) + 127) << 23;
+  const Lanes power = (__builtin_convertvector(n, Lanes) + 127) << 23;
   Vector scale;
   std::memcpy(&scale, &power, sizeof scale);
   return (y * r * r + r + 1.0f) * scale;

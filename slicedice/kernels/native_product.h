@@ -9,7 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
 #include <utility>
 
 namespace slicedice {
@@ -24,6 +24,9 @@ constexpr int64_t kDepth = 256;
 constexpr int64_t kPackRows = 12;  // rows of A from which packing a strip of B pays
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+typedef int32_t Lanes __attribute__((vector_size(kLanes * sizeof(int32_t))));
+template <int lane>
+using At = std::integral_constant<int, lane>;
 
 // Element (i, j) is data[i * row + j * column].
 struct Matrix {
@@ -86,11 +89,16 @@ void Strip(int64_t m, int64_t depth, Matrix a, const float* b, int64_t ldb, floa
 // One stage of a transposition in registers: swaps the off-diagonal blocks of `distance`.
 template <int distance, int... lane>
 void Swap(Vector* v, std::integer_sequence<int, lane...>) {
+#ifdef __clang__
+  const auto shuffle = [](Vector a, Vector b, auto... from) { return __builtin_shufflevector(a, b, from()...); };
+#else  // GCC before 12 knows only its own
+  const auto shuffle = [](Vector a, Vector b, auto... from) { return __builtin_shuffle(a, b, (Lanes){from()...}); };
+#endif
   for (int i = 0; i < kLanes; ++i) {
     if (i & distance) continue;
     const Vector a = v[i], b = v[i + distance];
-    v[i] = __builtin_shufflevector(a, b, (lane & distance ? kLanes + lane - distance : lane)...);
-    v[i + distance] = __builtin_shufflevector(a, b, (lane & distance ? kLanes + lane : lane + distance)...);
+    v[i] = shuffle(a, b, At<(lane & distance ? kLanes + lane - distance : lane)>()...);
+    v[i + distance] = shuffle(a, b, At<(lane & distance ? kLanes + lane : lane + distance)>()...);
   }
 }
 

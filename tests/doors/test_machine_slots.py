@@ -6,7 +6,7 @@ import pytest
 
 from slicedice import machine
 from slicedice.cost import RATES
-from slicedice.machine import ALLOCATOR, WORKER_BYTES, Slot, slots
+from slicedice.machine import CPU_ENVIRONMENT, WORKER_BYTES, Slot, slots
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch, cores: list[int], workers: float) -> No
 
 def test_cores_are_divided_between_workers(monkeypatch: pytest.MonkeyPatch):
     cpu(monkeypatch, [2, 3, 5, 7, 11, 13], 3.4)
-    assert slots() == [Slot(frozenset(cores), ALLOCATOR) for cores in ([2, 3], [5, 7], [11, 13])]
+    assert slots() == [Slot(frozenset(cores), CPU_ENVIRONMENT) for cores in ([2, 3], [5, 7], [11, 13])]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_gpus_that_are_hidden_are_not_used(monkeypatch: pytest.MonkeyPatch, hidd
     cpu(monkeypatch, [4], 100)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert machine.gpus() == []
-    assert slots() == [Slot(frozenset([4]), ALLOCATOR)]
+    assert slots() == [Slot(frozenset([4]), CPU_ENVIRONMENT)]
 
 
 @pytest.mark.parametrize("reason", ["no plugin", "told so"])
@@ -100,7 +100,7 @@ def test_a_tpu_has_one_worker(monkeypatch: pytest.MonkeyPatch):
     assert slots() == slots(4) == [Slot(frozenset(), {})]
     plugins(monkeypatch)
     cpu(monkeypatch, [0], 1)
-    assert slots() == [Slot(frozenset([0]), ALLOCATOR)]
+    assert slots() == [Slot(frozenset([0]), CPU_ENVIRONMENT)]
 
 
 def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch):
