@@ -51,13 +51,13 @@ def activation_bytes(spec: RunSpec, execution: Execution) -> int:
     """Bytes kept for the backward pass of one micro-batch: a first estimate, from the shapes of the layers.
 
     A token keeps about 12 values of width D in a block's attention and norms, H*S attention shares in float32 and
-    in the compute dtype, and for each of its k experts 2 rows of width D and 3 of width F. Rematerialised blocks
+    in the compute dtype, and for each of its k experts 2 rows of width D and 2 of width F. Rematerialised blocks
     keep their input alone, and one block's worth is there at a time. Logits and their gradient are float32.
     """
     model, sequence = spec.model, spec.data.sequence_length
     tokens = execution.micro_batch * sequence
     size = 2 if spec.compute_dtype == "bfloat16" else FLOAT32
-    routed = sum(e.k * (2 * model.d_model + 3 * model.width(e.g)) for e in model.layer.experts)
+    routed = sum(e.k * (2 * model.d_model + 2 * model.width(e.g)) for e in model.layer.experts)
     always_on = 3 * model.width(model.layer.generalist) if model.layer.generalist else 0
     shares = model.heads * sequence * (size + FLOAT32)
     block = (12 * model.d_model + routed + always_on) * size + shares

@@ -43,7 +43,8 @@ def available() -> bool:
     try:
         library = ctypes.CDLL(str(_library(compiler)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
-        said = getattr(error, "stderr", None) or error
+        lines = str(getattr(error, "stderr", None) or error).splitlines()
+        said = "\n".join([line for line in lines if "error" in line] or lines)
         log.warning("the native grouped matmul does not compile here and is not available: %s", said)
         return False
     for name in ("Gmm", "Tgmm", "Ffn", "FfnRows"):

@@ -52,7 +52,7 @@ def test_flops_and_seconds(run):
 @pytest.mark.parametrize("name", POINTS)
 def test_bytes(tiny, name: str, dtype: str, size: int):
     spec, execution = tiny({**POINTS[name], "compute_dtype": dtype})
-    experts = {"dense": 3 * 64, "moe": 4 * (2 * D + 3 * 16), "generalist": 3 * (2 * D + 3 * 16) + 3 * 16}[name]
+    experts = {"dense": 3 * 64, "moe": 4 * (2 * D + 2 * 16), "generalist": 3 * (2 * D + 2 * 16) + 3 * 16}[name]
     block = (12 * D + experts) * size + HEADS * S * (size + 4)  # attention shares in float32 too
     activations = B * S * (LAYERS * block + 2 * 4 * V)
     found = cost(spec, execution, RATE)
