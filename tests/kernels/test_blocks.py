@@ -9,19 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slicedice.kernels import blocks
+from slicedice.kernels.groups import Groups
 
 SIZES = np.array([16, 0, 8, 0, 0, 32, 8], np.int32)  # of 80 rows
+FLOAT32 = np.dtype(np.float32)
 FUNCTIONS = {
-    "gmm": functools.partial(blocks.gmm, transpose_rhs=False),
-    "gmm transposed": functools.partial(blocks.gmm, transpose_rhs=True),
-    "tgmm": blocks.tgmm,
+    "gmm": functools.partial(blocks.gmm, transpose_rhs=False, dtype=FLOAT32),
+    "gmm transposed": functools.partial(blocks.gmm, transpose_rhs=True, dtype=FLOAT32),
+    "tgmm": functools.partial(blocks.tgmm, dtype=FLOAT32),
 }
 SHAPES = {"gmm": (7, 5, 3), "gmm transposed": (7, 3, 5), "tgmm": (80, 3)}
 
 
 def _compiled(name: str, lhs, other, alignment: int):
     """Compiled anew, since CHUNK_BYTES is read when a function is traced."""
-    function = jax.jit(lambda lhs, other, sizes: FUNCTIONS[name](lhs, other, sizes, alignment))
+    function = jax.jit(lambda lhs, other, sizes: FUNCTIONS[name](lhs, other, Groups(sizes, alignment=alignment)))
     compiled = function.lower(lhs, other, SIZES).compile()
     return str(compiled.as_text()), np.asarray(compiled(lhs, other, SIZES))
 
