@@ -44,7 +44,9 @@ def running(implementation: str) -> Iterator[None]:
         yield
 
 
-def draw(rng: np.random.Generator, rows: int, k: int, n: int, sizes, *, tail: float = np.nan, dtypes=("float32",) * 3):
+def draw(
+    rng: np.random.Generator, rows: int, k: int, n: int, sizes, *, tail: float = np.nan, dtypes=("float32",) * 3
+) -> Any:
     """Unit-scale (lhs, rhs, sizes, cotangent), rows past the last group of lhs and cotangent being `tail`."""
     sizes = np.asarray(sizes, np.int32)
     shapes = ((rows, k), (sizes.size, k, n), (rows, n))

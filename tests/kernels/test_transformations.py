@@ -21,7 +21,7 @@ SIZES = ([3, 0, 18, 0], [0, 7, 1, 2], [0, 0, 0, 0])
 
 def gradients(implementation: str):
     def both(lhs, rhs, sizes, cotangent):
-        out, pull = jax.vjp(lambda *x: grouped_matmul(*x, sizes, implementation=implementation), lhs, rhs)
+        out, pull = jax.vjp(lambda a, b: grouped_matmul(a, b, sizes, implementation=implementation), lhs, rhs)
         return reference.Gradients(out, *pull(cotangent))
 
     return both
@@ -43,7 +43,10 @@ def test_experts_of_each_model(implementation: str, rng):
     members = [ffn.draw(rng, 24, 5, 3, sizes) for sizes in SIZES]
 
     def both(rows, gate, up, down, sizes, grad):
-        out, pull = jax.vjp(lambda *x: expert_ffn(*x, sizes, implementation=implementation), rows, gate, up, down)
+        def ffn(rows, gate, up, down):
+            return expert_ffn(rows, gate, up, down, sizes, implementation=implementation)
+
+        out, pull = jax.vjp(ffn, rows, gate, up, down)
         return reference.FFNGradients(out, *pull(grad))
 
     with running(implementation):
