@@ -14,6 +14,8 @@ from slicedice.kernels.pallas_tpu import tiles
 
 def dot(x: Any, y: Any, x_axis: int, y_axis: int, dtype: DTypeLike) -> Any:
     """The product of two matrices over an axis of each, multiplied in `dtype`, summed in float32."""
+    if (x_axis, y_axis, y.shape[0]) == (1, 1, 1):  # With a single vector: Pallas trips over bfloat16.
+        dtype = jnp.float32
     exact = jnp.dtype(dtype) == jnp.float32
     return jax.lax.dot_general(
         x.astype(dtype),

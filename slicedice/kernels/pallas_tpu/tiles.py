@@ -48,7 +48,7 @@ class Pieces(NamedTuple):
 
 
 PIECES = {
-    5: Pieces(product=(256, 128), pull=(128, 128), activate=(64, 128), gradients=(32, 128), outer=(256, 256)),
+    5: Pieces(product=(128, 128), pull=(128, 128), activate=(64, 128), gradients=(32, 128), outer=(256, 128)),
     6: Pieces(product=(128, 256), pull=(128, 128), activate=(64, 256), gradients=(32, 256), outer=(256, 256)),
     7: Pieces(product=(128, 256), pull=(128, 256), activate=(128, 256), gradients=(64, 256), outer=(256, 256)),
 }

@@ -1,0 +1,142 @@
+"""The TPU kernels through the TPU's compiler, for chips that are not there: every generation, the study's shapes.
+
+All shapes of the benchmark, with what they take of VMEM, are in benchmarks/tpu_compile.py.
+"""
+
+import functools
+import importlib.util
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+
+from slicedice.kernels.groups import Groups
+from slicedice.kernels.pallas_tpu import ffn, ffn_backward, gmm, tgmm
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the libtpu package, which holds the TPU's compiler"
+)
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+STUDY = {"d_ff": (3328, 64, 128), "d_ff/4": (832, 256, 128), "d_ff/16": (208, 1024, 128), "d_ff/64": (52, 2048, 256)}
+"""The 300m scale, D = 832: F, experts and mean rows."""
+
+
+def kernels(d: int, f: int, groups: int, mean: int, dtype: Any = jnp.bfloat16) -> dict[str, tuple[Any, tuple]]:
+    """Every kernel: a function, and the shapes and dtypes it takes."""
+    wide, narrow, sizes = ((groups * mean, d), dtype), ((groups * mean, f), dtype), ((groups,), jnp.int32)
+    matrix, down = ((groups, d, f), dtype), ((groups, f, d), dtype)
+    return {
+        "forward": (lambda x, w, s: gmm(x, w, Groups(s), transpose_rhs=False, dtype=dtype), (wide, matrix, sizes)),
+        "dlhs": (lambda x, w, s: gmm(x, w, Groups(s), transpose_rhs=True, dtype=dtype), (narrow, matrix, sizes)),
+        "drhs": (lambda x, y, s: tgmm(x, y, Groups(s), dtype=dtype), (wide, narrow, sizes)),
+        "ffn": (lambda x, g, u, o, s: ffn(x, g, u, o, Groups(s)), (wide, matrix, matrix, down, sizes)),
+        "ffn_backward": (
+            lambda x, g, u, o, s, y: ffn_backward(x, g, u, o, Groups(s), (), y),
+            (wide, matrix, matrix, down, sizes, wide),
+        ),
+    }
+
+
+@functools.cache
+def device(generation: str) -> Any:
+    """One device of a topology; the compiler's library may be loaded by several test processes at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[generation]).devices[0]
+
+
+def compiled(generation: str, function: Any, arrays: tuple) -> Any:
+    chip = device(generation)
+    sharding = jax.sharding.SingleDeviceSharding(chip)
+    structs = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in arrays]
+    with jax.default_device(chip):
+        return jax.jit(function).lower(*structs).compile()
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("generation", TOPOLOGIES)
+@pytest.mark.parametrize("width", STUDY)
+def test_study_compiles(generation: str, width: str):
+    """Forward, both gradients, and the network's two kernels: within the VMEM that the chip has, or it would fail."""
+    for function, arrays in kernels(832, *STUDY[width]).values():
+        assert "tpu_custom_call" in compiled(generation, function, arrays).as_text()
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("generation", ["v5e", "tpu7x"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_odd_widths_compile(generation: str, dtype: str):
+    """Widths that are no multiple of anything, one row a group, and the study's smallest expert: D = 48, F = 3."""
+    for d, f, groups, mean in ((83, 129, 7, 1), (48, 3, 512, 8), (1, 1, 1, 1)):
+        for function, arrays in kernels(d, f, groups, mean, dtype).values():
+            compiled(generation, function, arrays)
+
+
+@NEEDS_COMPILER
+def test_widths_past_vmem_are_cut():
+    """An expert whose weights take 400 MB; and sixteen thousand groups, whose list fills scalar memory by a third."""
+    for function, arrays in kernels(4096, 16384, 2, 256).values():
+        compiled("tpu7x", function, arrays)
+    function, arrays = kernels(128, 32, 16384, 8)["ffn"]
+    compiled("v5e", function, arrays)
+
+
+@NEEDS_COMPILER
+def test_experts_narrower_than_the_lanes_cross_memory_unpadded():
+    """[E, 832, 64] is kept with D innermost by XLA, and handed to the kernel so: no copy, no padding to 128 lanes."""
+    function, arrays = kernels(896, 64, 256, 64)["ffn"]
+    made = compiled("v5e", function, arrays)
+    weights = 3 * 256 * 896 * 64 * 2
+    assert made.memory_analysis().argument_size_in_bytes < 1.01 * (weights + 256 * 64 * 896 * 2)
+    assert made.memory_analysis().temp_size_in_bytes < weights / 10
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lowers_for_tpu_from_here(dtype: str):
+    """Without the compiler's library too: Pallas makes the kernel, and Mosaic's first passes take it."""
+    for function, arrays in kernels(83, 52, 7, 40, dtype).values():
+        structs = [jax.ShapeDtypeStruct(*array) for array in arrays]
+        text = jax.jit(function).trace(*structs).lower(lowering_platforms=("tpu",)).as_text()
+        assert "tpu_custom_call" in text
+
+
+def test_recomputed_layers_in_a_scan_lower():
+    """What the interpreter cannot do: its callbacks may not be recomputed."""
+    from slicedice.kernels import expert_ffn
+
+    def loss(x, gate, up, down, sizes):
+        @jax.checkpoint
+        def layer(x, weights):
+            return expert_ffn(x, *weights, sizes, implementation="pallas_tpu"), None
+
+        return jax.lax.scan(layer, x, (gate, up, down))[0].astype(jnp.float32).sum()
+
+    shapes = (64, 40), (3, 4, 40, 24), (3, 4, 40, 24), (3, 4, 24, 40)
+    structs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    traced = jax.jit(jax.grad(loss, (0, 1, 2, 3))).trace(*structs, jax.ShapeDtypeStruct((4,), jnp.int32))
+    # One forward and one backward kernel: as only inputs are kept for the latter, there is nothing to recompute.
+    assert traced.lower(lowering_platforms=("tpu",)).as_text().count("stablehlo.custom_call @tpu_custom_call") == 2
+
+
+def test_shards_lower():
+    """Under shard_map with checks of what varies over the mesh, the experts being the same on every device."""
+    mesh = jax.sharding.AbstractMesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    across, same = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
+
+    def gradients(x, gate, up, down, sizes, y):
+        out, saved = ffn(x, gate, up, down, Groups(sizes))
+        return out, *(jax.lax.psum(g, "rows") for g in ffn_backward(x, gate, up, down, Groups(sizes), saved, y)[1:])
+
+    sharded = jax.shard_map(
+        gradients,
+        mesh=mesh,
+        in_specs=(across, same, same, same, across, across),
+        out_specs=(across, same, same, same),
+    )
+    shapes = (64, 40), (4, 40, 24), (4, 40, 24), (4, 24, 40), (8,), (64, 40)
+    structs = [jax.ShapeDtypeStruct(s, jnp.int32 if len(s) == 1 else jnp.bfloat16) for s in shapes]
+    lowered = jax.jit(sharded).trace(*structs).lower(lowering_platforms=("tpu",))
+    assert lowered.as_text().count("stablehlo.custom_call @tpu_custom_call") == 2
