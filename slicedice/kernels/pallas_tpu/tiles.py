@@ -217,6 +217,6 @@ def round_up(x: int, multiple: int) -> int:
 def flips(rows: int, columns: int) -> bool:
     """Whether [G, rows, columns] is smaller in memory as [G, columns, rows], whose rows are padded to the lanes.
 
-    Where it is, XLA itself stores it so unless told otherwise, and the swap of axes costs nothing.
+    Where it is, XLA prefers to store it so, and the swap of axes costs nothing.
     """
     return round_up(rows, LANES) * round_up(columns, 8) < round_up(columns, LANES) * round_up(rows, 8)
