@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
@@ -23,6 +23,8 @@ from slicedice.kernels.pallas_tpu.visits import most_visits, visits_of
 from tests.kernels.contract import TOLERANCE, running
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="interpreted on the CPU")
+PIECES = tiles.Pieces((16, 128), (16, 128), (16, 128), (16, 128), (128, 128))
+PHASES = [Phase.explicit, Phase.generate]  # shrinking would compile for minutes
 BUDGET = {"bytes": 400 * 1024}
 WIDTHS = {1: 280, 40: 470, 136: 1400}
 """KiB that hold the backward pass of so wide a model if F is cut at 128, not if it is a whole 300."""
@@ -35,7 +37,7 @@ def small_tiles():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "MOST_ROWS", 32)
         patch.setattr(tiles.Chip, "budget", property(lambda chip: BUDGET["bytes"]))
-        patch.setitem(tiles.PIECES, 5, tiles.Pieces(*[(128, 128)] * 2, (16, 128), (16, 128), (128, 128)))
+        patch.setitem(tiles.PIECES, 5, PIECES)
         yield
 
 
@@ -108,8 +110,9 @@ def products(lhs, rhs, other, where: Layout) -> tuple[np.ndarray, np.ndarray]:
     return out, outer
 
 
-@pytest.mark.parametrize(("k", "n"), [(600, 40), (129, 600), (600, 600), (40, 1)])
-@settings(max_examples=2, deadline=None, database=None, phases=[Phase.generate])  # shrinking would compile for minutes
+@pytest.mark.parametrize(("k", "n"), [(600, 40), (129, 600), (300, 300), (40, 1)])
+@example(where=layout([[0, 33, 70], [5, 0, 33]], 70), dtype="bfloat16", bad=np.nan, seed=0)
+@settings(max_examples=2, deadline=None, database=None, phases=PHASES)
 @given(
     where=LAYOUTS,
     dtype=st.sampled_from(["float32", "bfloat16"]),
@@ -124,7 +127,7 @@ def test_products_of_random_layouts(k: int, n: int, where: Layout, dtype: str, b
         got = gmm(lhs, rhs, where.groups(), transpose_rhs=False, dtype=dtype)
         turned = gmm(lhs, rhs.swapaxes(1, 2), where.groups(), transpose_rhs=True, dtype=dtype)
         outer = tgmm(lhs, other, where.groups(), dtype=dtype)
-    want, scale = (products(*(f(np.asarray(x, np.float64)) for x in (lhs, rhs, other)), where) for f in (np.copy, abs))
+    want, scale = products(lhs, rhs, other, where), products(abs(lhs), abs(rhs), abs(other), where)
     assert_close(got, want[0], scale[0], where)
     assert_close(turned, want[0], scale[0], where)
     assert_close(outer, want[1], scale[1], where)
@@ -132,7 +135,8 @@ def test_products_of_random_layouts(k: int, n: int, where: Layout, dtype: str, b
 
 
 @pytest.mark.parametrize(("d", "f"), [(40, 300), (136, 129), (136, 300), (1, 40)])
-@settings(max_examples=2, deadline=None, database=None, phases=[Phase.generate])
+@example(where=layout([[0, 33, 70], [5, 0, 33]], 70), dtype="float32", bad=np.nan, seed=0)
+@settings(max_examples=2, deadline=None, database=None, phases=PHASES)
 @given(
     where=LAYOUTS,
     dtype=st.sampled_from(["float32", "bfloat16"]),
@@ -142,17 +146,17 @@ def test_products_of_random_layouts(k: int, n: int, where: Layout, dtype: str, b
 def test_networks_of_random_layouts(d: int, f: int, where: Layout, dtype: str, bad: float, seed: int):
     rng = np.random.default_rng(seed)
     rows, grad = (rows_of(rng, where, d, dtype, bad) for _ in range(2))
-    weights = [
+    gate, up, down = (
         jnp.asarray(rng.standard_normal((where.sizes.size, *shape)) * shape[0] ** -0.5, dtype)
         for shape in ((d, f), (d, f), (f, d))
-    ]
+    )
     with running("pallas_tpu"), pytest.MonkeyPatch.context() as patch:
         patch.setitem(BUDGET, "bytes", WIDTHS[d] * 1024)
-        out, saved = ffn(rows, *weights, where.groups())
-        got = reference.FFNGradients(out, *ffn_backward(rows, *weights, where.groups(), saved, grad))
+        out, saved = ffn(rows, gate, up, down, where.groups())
+        got = reference.FFNGradients(out, *ffn_backward(rows, gate, up, down, where.groups(), saved, grad))
     # The reference knows one model: rows are brought together, and the results taken apart again.
     order = np.concatenate([np.arange(x.start, x.stop) for x in where.slices])
-    together = reference.expert_ffn(rows[order], *weights, where.sizes, grad[order])
+    together = reference.expert_ffn(rows[order], gate, up, down, where.sizes, grad[order])
     for name, values in got._asdict().items():
         want = np.asarray(getattr(together, name))
         if want.ndim == 2:
@@ -187,9 +191,7 @@ def test_many_groups_of_few_rows(rng):
         )
         lhs, other = (rows_of(rng, where, width, "float32", np.nan) for width in (3, 2))
         rhs = jnp.asarray(rng.standard_normal((groups, 3, 2)), jnp.float32)
-        want, scale = (
-            products(*(f(np.asarray(x, np.float64)) for x in (lhs, rhs, other)), where) for f in (np.copy, abs)
-        )
+        want, scale = products(lhs, rhs, other, where), products(abs(lhs), abs(rhs), abs(other), where)
         with running("pallas_tpu"):
             assert_close(gmm(lhs, rhs, where.groups(), transpose_rhs=False, dtype="float32"), want[0], scale[0], where)
             if groups < 4096:
@@ -264,5 +266,7 @@ def test_tiles_follow_the_rows_of_a_group(chip: tiles.Chip):
     assert heights == sorted(heights)
     assert heights[0] == chip.columns, "tall tiles waste work on groups of 64 rows"
     assert heights[-1] == 512, "low tiles pay for steps in groups of 262,144 rows"
-    # Rows that hardly cost anything are worth more of them in a tile.
+    # Rows that hardly cost anything are worth more of them in a tile, and so is computing no more than a part of it.
     assert tiles.row_tile(2**18, 512, row_seconds=seconds / 16) == 512
+    assert tiles.row_tile(2**18, 4096, row_seconds=seconds, piece=64) == 512
+    assert tiles.row_tile(5, 4096, row_seconds=seconds) == tiles.LEAST_ROWS

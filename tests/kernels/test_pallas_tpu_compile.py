@@ -61,7 +61,8 @@ def compiled(generation: str, function: Any, arrays: tuple) -> Any:
 @pytest.mark.parametrize("width", STUDY)
 def test_study_compiles(generation: str, width: str):
     """Forward, both gradients, and the network's two kernels: within the VMEM that the chip has, or it would fail."""
-    for function, arrays in kernels(832, *STUDY[width]).values():
+    f, experts, mean = STUDY[width]
+    for function, arrays in kernels(832, f, experts, mean).values():
         assert "tpu_custom_call" in compiled(generation, function, arrays).as_text()
 
 
@@ -110,7 +111,8 @@ def test_recomputed_layers_in_a_scan_lower():
     def loss(x, gate, up, down, sizes):
         @jax.checkpoint
         def layer(x, weights):
-            return expert_ffn(x, *weights, sizes, implementation="pallas_tpu"), None
+            gate, up, down = weights
+            return expert_ffn(x, gate, up, down, sizes, implementation="pallas_tpu"), None
 
         return jax.lax.scan(layer, x, (gate, up, down))[0].astype(jnp.float32).sum()
 

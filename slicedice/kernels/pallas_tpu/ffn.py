@@ -89,7 +89,13 @@ def plan(
     """Tiles for M, D and F and the dtypes of `rows`, `gate`, `up` and `down`: the width is that of F."""
     m, d, f = sizes
     compute, flipped = tiles.compute_dtype(*dtypes), orientation(d, f)
-    row_seconds = 3 * tiles.matmul_seconds(d, f, compute)
+    height = functools.partial(
+        tiles.row_tile,
+        m,
+        experts,
+        row_seconds=3 * tiles.matmul_seconds(d, f, compute),
+        piece=tiles.chip().pieces.product[0],
+    )
 
     def used(tm: int, tf: int) -> int:
         weights = zip(flipped, dtypes[1:], strict=True)
@@ -100,12 +106,12 @@ def plan(
             + (tiles.block_bytes((tm, d), jnp.float32, 1) if tf < f else 0)
         )
 
-    whole = tiles.plan(tiles.row_tile(m, experts, row_seconds=row_seconds), (f,), used)
+    whole = tiles.plan(height(), (f,), used)
     if whole.widths == (f,):
         return whole
     # Every visit reads all weights of its expert, so that tall tiles pay.
     reading = sum(tiles.block_bytes((f, d), dtype, 1) for dtype in dtypes[1:]) / tiles.chip().bandwidth
-    return tiles.plan(tiles.row_tile(m, experts, row_seconds=row_seconds, visit_seconds=reading), (f,), used)
+    return tiles.plan(height(visit_seconds=reading), (f,), used)
 
 
 def orientation(d: int, f: int) -> tuple[bool, bool, bool]:
@@ -174,5 +180,5 @@ def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
 
     @pl.when(low < high)
     def _():
-        for_each_piece(tm, tf, pieces.activate, activate)
-        for_each_piece(tm, out.shape[1], pieces.product, project)
+        for_each_piece(tm, tf, pieces.activate, activate, (low, high))
+        for_each_piece(tm, out.shape[1], pieces.product, project, (low, high))

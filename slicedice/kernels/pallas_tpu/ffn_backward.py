@@ -203,7 +203,7 @@ def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
 
     @pl.when(low < high)
     def _():
-        for_each_piece(tm, tf, pieces.gradients, activate)
-        for_each_piece(tm, d, pieces.pull, pull)
+        for_each_piece(tm, tf, pieces.gradients, activate, (low, high))
+        for_each_piece(tm, d, pieces.pull, pull, (low, high))
         push(x, flipped[0], (dgate, totals[0], dgated), (dup, totals[1], dupped))
         push(grad, flipped[2], (ddown, totals[2], hidden))

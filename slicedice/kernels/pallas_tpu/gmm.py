@@ -80,7 +80,8 @@ def plan(
     """Tiles for M, K and N and the dtypes of `lhs`, `rhs` and the result: widths are those of K and N."""
     m, k, n = sizes
     lhs, rhs, out = dtypes
-    rows = tiles.row_tile(m, groups, row_seconds=tiles.matmul_seconds(k, n, tiles.compute_dtype(lhs, rhs)))
+    seconds = tiles.matmul_seconds(k, n, tiles.compute_dtype(lhs, rhs))
+    rows = tiles.row_tile(m, groups, row_seconds=seconds, piece=tiles.chip().pieces.product[0])
 
     def used(tm: int, tk: int, tn: int) -> int:
         blocks = (((tm, tk), lhs), ((tn, tk) if transpose_rhs else (tk, tn), rhs), ((tm, tn), out))
@@ -115,4 +116,6 @@ def _kernel(*refs: Any, k: int, transpose: bool, dtype: Any):
         before = out[rows, columns].astype(jnp.float32)
         out[rows, columns] = jnp.where(mine, product, before).astype(out.dtype)
 
-    for_each_piece(tm, tn, tiles.chip().pieces.product, piece)
+    @pl.when(low < high)
+    def _():
+        for_each_piece(tm, tn, tiles.chip().pieces.product, piece, (low, high))

@@ -26,25 +26,35 @@ def dot(x: Any, y: Any, x_axis: int, y_axis: int, dtype: DTypeLike) -> Any:
     )
 
 
-def for_each_piece(rows: int, columns: int, piece: tuple[int, int], body: Callable[[Any, Any, tuple[int, int]], None]):
+def for_each_piece(
+    rows: int,
+    columns: int,
+    piece: tuple[int, int],
+    body: Callable[[Any, Any, tuple[int, int]], None],
+    bounds: tuple[Any, Any] | None = None,
+):
     """Calls `body` with the rows, the columns and the shape of every piece of a product of this shape.
 
+    With `bounds`, only pieces that hold some of these rows: a visit costs what its group's rows cost, not its tile's.
     It loops where it can: were the pieces written out, the compiler would hold values of several at once, and spill.
     """
 
     def column(across: Any, wide: int):
-        for_each_part(rows, piece[0], lambda down, tall: body(down, across, (tall, wide)))
+        for_each_part(rows, piece[0], lambda down, tall: body(down, across, (tall, wide)), bounds)
 
     for_each_part(columns, piece[1], column)
 
 
-def for_each_part(length: int, part: int, body: Callable[[Any, int], None]):
+def for_each_part(length: int, part: int, body: Callable[[Any, int], None], bounds: tuple[Any, Any] | None = None):
     """Calls `body` with the slice and the size of every part of an axis, whole ones in a loop, then what is left."""
     whole, left = divmod(length, part)
     if whole == 1:
         body(pl.ds(0, part), part)
     elif whole:
-        jax.lax.fori_loop(0, whole, lambda i, _: body(pl.ds(pl.multiple_of(i * part, part), part), part), None)
+        first, end = 0, whole
+        if bounds is not None and not left:
+            first, end = jnp.maximum(bounds[0], 0) // part, pl.cdiv(jnp.minimum(bounds[1], length), part)
+        jax.lax.fori_loop(first, end, lambda i, _: body(pl.ds(pl.multiple_of(i * part, part), part), part), None)
     if left:
         body(pl.ds(whole * part, left), left)
 

@@ -148,24 +148,28 @@ def pass_seconds(shape: tuple[int, int]) -> float:
     return round_up(shape[0], 8) * round_up(shape[1], LANES) / 1024 / CYCLES
 
 
-def row_tile(rows: int, groups: int, *, row_seconds: float, visit_seconds: float = 0.0) -> int:
+def row_tile(rows: int, groups: int, *, row_seconds: float, visit_seconds: float = 0.0, piece: int = MOST_ROWS) -> int:
     """Rows in a tile, a power of two.
 
-    There are about M / tile + G visits, as the edge of a group is rarely that of a tile, and each computes a
-    whole tile: tall tiles waste work at the edges, low ones pay for more steps.
+    There are about M / tile + G visits, as the edge of a group is rarely that of a tile, and each computes whole
+    pieces of a tile, or the tile if that is lower: tall ones waste work at the edges, low ones pay for more steps.
 
     Args:
       rows: M, at least 1.
       groups: G.
-      row_seconds: of computing one row of a tile.
+      row_seconds: of computing one row.
       visit_seconds: of what a visit does besides, whatever the tile's height.
+      piece: rows that are computed together; pieces without a row of the group are passed over.
 
     Raises:
       ValueError: no tile keeps the list of visits within scalar memory.
     """
 
     def seconds(tile: int) -> float:
-        return (rows / tile + groups) * (STEP_SECONDS + visit_seconds + max(tile, chip().columns) * row_seconds)
+        computed = min(tile, piece)
+        visits = rows / tile + groups
+        pieces = rows / computed + (visits if computed < tile else groups)
+        return visits * (STEP_SECONDS + visit_seconds) + pieces * max(computed, chip().columns) * row_seconds
 
     highest = max(LEAST_ROWS, min(MOST_ROWS, 2 ** math.ceil(math.log2(rows))))
     heights = [2**i for i in range(LEAST_ROWS.bit_length() - 1, highest.bit_length())]
