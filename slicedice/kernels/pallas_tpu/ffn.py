@@ -150,7 +150,7 @@ def width_part(matrix: Any, columns: Any, flip: bool, left: Any = None) -> Any:
 
 def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
     visits, (x, gate, up, down, out, hidden, *scratch) = Visits(*refs[:4]), refs[4:]
-    visit, part, parts = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
+    visit, part = pl.program_id(0), pl.program_id(1)
     (tm, tf), pieces = hidden.shape, tiles.chip().pieces
     low, high = visits.bounds(visit, tm)
     left = f - part * tf if f % tf else None
@@ -175,7 +175,7 @@ def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
             (total,) = scratch
             product += jnp.where(part == 0, 0.0, total[rows, columns])
             total[rows, columns] = product
-        mine = row_mask(shape, low - rows.start, high - rows.start) & (part == parts - 1)
+        mine = row_mask(shape, low - rows.start, high - rows.start)
         out[rows, columns] = jnp.where(mine, product, out[rows, columns].astype(jnp.float32)).astype(out.dtype)
 
     @pl.when(low < high)

@@ -53,7 +53,7 @@ def for_each_part(length: int, part: int, body: Callable[[Any, int], None], boun
     elif whole:
         first, end = 0, whole
         if bounds is not None and not left:
-            first, end = jnp.maximum(bounds[0], 0) // part, pl.cdiv(jnp.minimum(bounds[1], length), part)
+            first, end = bounds[0] // part, pl.cdiv(bounds[1], part)
         jax.lax.fori_loop(first, end, lambda i, _: body(pl.ds(pl.multiple_of(i * part, part), part), part), None)
     if left:
         body(pl.ds(whole * part, left), left)

@@ -56,9 +56,10 @@ class Visits(NamedTuple):
         return (visit == count - 1) | (self.group[jnp.minimum(visit + 1, count - 1)] != self.group[visit])
 
     def bounds(self, visit: Any, tile_rows: int) -> tuple[Any, Any]:
-        """The rows of the visit's group, counted from the start of its tile; they may lie outside of it."""
+        """Which rows of the visit's tile are its group's; none if the first bound is no less than the second."""
         group, first = self.group[visit], self.tile(visit) * tile_rows
-        return self.start[group] - first, self.end[group] - first
+        low, high = (jnp.clip(row[group] - first, 0, tile_rows) for row in (self.start, self.end))
+        return low, high
 
 
 def most_visits(rows: int, groups: int, tile_rows: int) -> int:
