@@ -37,7 +37,8 @@ def ffn(
       [M, D] in the dtype of `rows`, zeros for rows of no expert whatever they hold; products are summed in float32.
 
     Raises:
-      ValueError: there are more experts than scalar memory can list.
+      ValueError: there are more experts than scalar memory can list, or D is too wide for VMEM: of 64 MiB, 28,160 is
+        not in bfloat16, and 14,592 is not in float32.
     """
     (m, d), (experts, _, f) = rows.shape, gate.shape
     if 0 in (m, d, f, experts):

@@ -54,7 +54,8 @@ def ffn_backward(
       of no rows. Sums are in float32.
 
     Raises:
-      ValueError: there are more experts than scalar memory can list.
+      ValueError: there are more experts than scalar memory can list, or D is too wide for VMEM: of 64 MiB, 9,984 is
+        not in bfloat16, and 7,168 is not in float32.
     """
     (m, d), (experts, _, f) = rows.shape, gate.shape
     if 0 in (m, d, f, experts):

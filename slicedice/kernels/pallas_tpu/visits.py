@@ -14,7 +14,8 @@ from jaxtyping import Array, Int
 from slicedice.kernels.groups import Groups
 
 SCALAR_BYTES = 896 * 1024
-"""Of scalar memory for a list of visits. A core has 1 MiB; the compiler wants some for itself."""
+"""Of scalar memory for a list of visits. A core has 1 MiB, and the compiler was seen to take a list of all of it; what
+is left is for the compiler's own. It holds the lists of 16,384 groups three times over."""
 
 
 class Visits(NamedTuple):
