@@ -159,7 +159,7 @@ def ffn_backward(
     if not supports(rows, gate, up, down, grad):
         return ragged_dot.ffn_backward(groups.select(rows), gate, up, down, groups, saved, groups.select(grad))
     if 0 in (*rows.shape, *gate.shape):
-        return tuple(map(jnp.zeros_like, (rows, gate, up, down)))
+        return jnp.zeros_like(rows), jnp.zeros_like(gate), jnp.zeros_like(up), jnp.zeros_like(down)
     d, f = gate.shape[1:]
     x, dy = _pad(rows, 1), _pad(grad, 1)
     gate, up, down = (_pad(w, 1, 2) for w in (gate, up, down))
@@ -170,9 +170,9 @@ def ffn_backward(
     )
     back = [Product(0, 0, True, 0), Product(1, 1, True, 0)]
     (drows,) = products([dgate, dup], [gate, up], back, lambda x: [x], groups, rows.dtype, "expert_row_gradients")
-    gates = outer(x, [dgate, dup], groups, gate.dtype, "expert_gate_gradients")
-    (downs,) = outer(hidden, [dy], groups, down.dtype, "expert_down_gradients")
-    return drows[:, :d], *(w[:, :d, :f] for w in gates), downs[:, :f, :d]
+    dgates, dups = outer(x, [dgate, dup], groups, gate.dtype, "expert_gate_gradients")
+    (ddowns,) = outer(hidden, [dy], groups, down.dtype, "expert_down_gradients")
+    return drows[:, :d], dgates[:, :d, :f], dups[:, :d, :f], ddowns[:, :f, :d]
 
 
 def _swiglu(gate: Array, up: Array) -> Array:

@@ -9,11 +9,13 @@ import logging
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slicedice.kernels import reference
 from slicedice.kernels.groups import Groups
 
 log = logging.getLogger(__name__)
@@ -60,65 +62,62 @@ def check(seed: int | None = None) -> None:
     from slicedice.kernels import pallas_gpu
 
     rng = np.random.default_rng(seed)
-    # Tiles of 64 rows and of 128; rows that leave at any offset, and at multiples of eight.
+
+    def normal(*shape: int, depth: int = 1) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape) / depth**0.5, jnp.bfloat16)
+
+    @jax.jit
+    def run(x, dy, gate, up, down, groups):
+        return {
+            "gmm": pallas_gpu.gmm(x, gate, groups, transpose_rhs=False, dtype=jnp.float32),
+            "transposed gmm": pallas_gpu.gmm(x, down, groups, transpose_rhs=True, dtype=jnp.bfloat16),
+            "tgmm": pallas_gpu.tgmm(x, dy, groups, dtype=jnp.float32),
+            "ffn": pallas_gpu.ffn(x, gate, up, down, groups)[0],
+            "ffn gradients": pallas_gpu.ffn_backward(x, gate, up, down, groups, (), dy),
+        }
+
+    # Tiles of 64 rows and of 128; rows that leave at any offset and at multiples of eight; a narrow F and a wide one.
     for sizes, members, alignment, d, f in (
-        ([5, 0, 70, 1, 0, 33, 0, 2], 2, 1, 80, 48),
-        ([264, 0, 8, 200], 1, 8, 144, 112),
-        ([120, 90], 1, 1, 128, 176),
+        ([[5, 0, 70, 1], [0, 33, 0, 2]], 2, 1, 80, 48),
+        ([[264, 0, 8, 200]], 1, 8, 144, 112),
+        ([[120, 90]], 1, 1, 128, 176),
     ):
-        each = max(sum(half) for half in np.reshape(sizes, (members, -1))) + 16
-        m, e = -(-each // 8) * 8 * members, len(sizes)
-        groups = Groups(jnp.asarray(sizes, jnp.int32), members, alignment)
-        inside = groups.inside(m)[:, None]
-        x, dy = (jnp.where(inside, _normal(rng, (m, d), 1), jnp.nan) for _ in range(2))
-        gate, up, down = (_normal(rng, (e, *shape), shape[0]) for shape in ((d, f), (d, f), (f, d)))
+        sizes = np.array(sizes)
+        rows, number = 8 * (sizes.sum(1).max() // 8 + 2), sizes.shape[1]
+        groups = Groups(jnp.asarray(sizes.reshape(-1), jnp.int32), members, alignment)
+        inside = groups.inside(members * rows)[:, None]
+        x, dy = (jnp.where(inside, normal(members * rows, d), jnp.nan) for _ in range(2))
+        gate, up, down = (normal(sizes.size, *shape, depth=shape[0]) for shape in ((d, f), (d, f), (f, d)))
+        got = jax.tree.map(lambda out: np.asarray(out, np.float64), run(x, dy, gate, up, down, groups))
+        for member in range(members):
 
-        @jax.jit
-        def run(x, dy, gate, up, down, groups):
-            return (
-                pallas_gpu.gmm(x, gate, groups, transpose_rhs=False, dtype=jnp.float32),
-                pallas_gpu.gmm(x, down, groups, transpose_rhs=True, dtype=jnp.bfloat16),
-                pallas_gpu.tgmm(x, dy, groups, dtype=jnp.float32),
-                pallas_gpu.ffn(x, gate, up, down, groups)[0],
-                *pallas_gpu.ffn_backward(x, gate, up, down, groups, (), dy),
-            )
+            def own(a: jax.Array, each: int, member: int = member) -> jax.Array:
+                return a[member * each : (member + 1) * each]
 
-        names = ("gmm", "gmm, transposed", "tgmm", "ffn", "ffn gradient: rows", "gate", "up", "down")
-        starts = np.asarray(groups.starts(m))
-        got = [np.asarray(out, np.float64) for out in run(x, dy, gate, up, down, groups)]
-        want = _reference(x, dy, gate, up, down, starts, sizes)
-        for name, ours, exact in zip(names, got, want, strict=True):
-            for g, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-                part = g if ours.ndim == 3 else slice(start, start + size)
-                error, norm = np.linalg.norm(ours[part] - exact[part]), np.linalg.norm(exact[part])
-                assert error <= ROUNDING * norm, f"{name}, group {g} of {sizes}: error {error:.3g} of {norm:.3g}"
-            if ours.ndim == 2:
-                assert not np.any(ours[~np.asarray(inside)[:, 0]]), f"{name}: rows of no group are not zero"
+            matrices = own(gate, number), own(up, number), own(down, number)
+            want = _reference(own(x, rows), *matrices, sizes[member], own(dy, rows))
+            for (path, ours), exact in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+                name, ours = jax.tree_util.keystr(path), own(ours, exact.shape[0])
+                for g, part in enumerate(reference.slices(sizes[member])):
+                    part = g if ours.ndim == 3 else part
+                    error, norm = np.linalg.norm(ours[part] - exact[part]), np.linalg.norm(exact[part])
+                    assert error <= ROUNDING * norm, f"{name}, group {g} of {sizes}: error {error:.3g} of {norm:.3g}"
+                if ours.ndim == 2:
+                    assert not np.any(ours[sizes[member].sum() :]), f"{name}: rows of no group are not zero"
 
 
-def _normal(rng: np.random.Generator, shape: tuple[int, ...], depth: int) -> jax.Array:
-    return jnp.asarray(rng.standard_normal(shape) / depth**0.5, jnp.bfloat16)
-
-
-def _reference(x, dy, gate, up, down, starts, sizes) -> list[np.ndarray]:
-    """The same in float64, group by group."""
-    x, dy, gate, up, down = (np.asarray(a, np.float64) for a in (x, dy, gate, up, down))
-    m, (e, d, f) = x.shape[0], gate.shape
-    shapes = [(m, f), (m, f), (e, d, d), (m, d), (m, d), (e, d, f), (e, d, f), (e, f, d)]
-    out = product, turned, outer, y, dx, dgate, dup, ddown = [np.zeros(shape) for shape in shapes]
-    for g, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        part = slice(start, start + size)
-        a, b = x[part] @ gate[g], x[part] @ up[g]
-        product[part] = a
-        turned[part] = x[part] @ down[g].T
-        outer[g] = x[part].T @ dy[part]
-        s = 1 / (1 + np.exp(-a))
-        hidden, dhidden = a * s * b, dy[part] @ down[g].T
-        y[part] = hidden @ down[g]
-        da, db = dhidden * b * (s + a * s * (1 - s)), dhidden * a * s
-        dx[part] = da @ gate[g].T + db @ up[g].T
-        dgate[g], dup[g], ddown[g] = x[part].T @ da, x[part].T @ db, hidden.T @ dy[part]
-    return list(out)
+def _reference(x: Any, gate: Any, up: Any, down: Any, sizes: Any, dy: Any) -> dict[str, Any]:
+    """The same in float64."""
+    ours = reference.expert_ffn(x, gate, up, down, sizes, dy)
+    return {
+        "gmm": reference.grouped_matmul(x, gate, sizes, np.zeros((x.shape[0], gate.shape[2]))).out,
+        "transposed gmm": reference.grouped_matmul(
+            x, down.swapaxes(1, 2), sizes, np.zeros((x.shape[0], down.shape[1]))
+        ).out,
+        "tgmm": reference.grouped_matmul(x, np.zeros((len(sizes), x.shape[1], dy.shape[1])), sizes, dy).drhs,
+        "ffn": ours.out,
+        "ffn gradients": tuple(ours[1:]),
+    }
 
 
 if __name__ == "__main__":

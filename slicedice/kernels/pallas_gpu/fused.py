@@ -101,7 +101,7 @@ def fused(
 
                     return inside.multiply(some * steps, taken[0], stages, full, empty, sums, operands)
 
-                sums = [plgpu.ACC((64, hidden), jnp.float32)] * 2
+                sums = [plgpu.WGMMAAccumulatorRef((64, hidden), jnp.float32)] * 2
                 values = pl.run_scoped(into_hidden, *sums)
                 for part in (
                     slice(i, i + 64) for i in range(0, hidden, 64)
@@ -116,7 +116,7 @@ def fused(
 
                         return inside.multiply(some, step, tiling.down_stages, down_full, down_empty, [total], operands)
 
-                    values = pl.run_scoped(project, plgpu.ACC((64, columns), jnp.float32))
+                    values = pl.run_scoped(project, plgpu.WGMMAAccumulatorRef((64, columns), jnp.float32))
 
                     def store(_: int, piece: Any, at: int):
                         place = pl.ds(i * columns + at, tiles.CHUNK)
@@ -138,7 +138,7 @@ def fused(
     out_of = inside.swizzle((d, columns), (hidden, hidden))
     kernel = inside.launch(
         body,
-        [inside.result((length, width), rows.dtype, rows, gate, up, down, groups.sizes)],
+        [jax.ShapeDtypeStruct((length, width), rows.dtype)],
         [
             [
                 inside.operand((stages, tiling.rows, tiles.STEP), into),

@@ -36,7 +36,7 @@ def launch(
         body(jax.lax.axis_index("warpgroup"), jax.lax.axis_index("block"), blocks, *refs)
 
     kernel.__name__ = name
-    return plgpu.kernel(
+    call = plgpu.kernel(
         kernel,
         out_type=tuple(out),
         scratch_types=tuple(scratch),
@@ -46,12 +46,14 @@ def launch(
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
     )
+    return lambda *inputs: [_vary(x, *inputs) for x in call(*inputs)]
 
 
-def result(shape: tuple[int, ...], dtype: DTypeLike, *inputs: jax.Array) -> jax.ShapeDtypeStruct:
-    """What a kernel returns; under `shard_map` it varies over every mesh axis that an input varies over."""
-    varying = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in inputs))
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType(varying=varying))
+def _vary(x: jax.Array, *inputs: jax.Array) -> jax.Array:
+    """`x`, said to vary over every mesh axis of `shard_map` that an input varies over, which a kernel does not say."""
+    varying = frozenset().union(*(jax.typeof(other).manual_axis_type.varying for other in inputs))
+    missing = varying - jax.typeof(x).manual_axis_type.varying
+    return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
 
 
 def share(items: Any, block: Any, blocks: int) -> Any:

@@ -89,7 +89,8 @@ def outer(lhs: Array, rhs: Sequence[Array], groups: Groups, dtype: DTypeLike, na
                 for turn, (ring, i) in enumerate(parts):
 
                     @pl.when(warpgroup == turn % consumers)
-                    def _(part: Any = ring.at[slot, :, pl.ds(i * 64, 64)]):
+                    def _(ring: Any = ring, i: int = i):
+                        part = ring.at[slot, :, pl.ds(i * 64, 64)]
                         row = jax.lax.broadcasted_iota(jnp.int32, (tiles.STEP, 64), 0)
                         part[...] = jnp.where((row >= low) & (row < high), part[...], jnp.bfloat16(0))
 
@@ -117,7 +118,7 @@ def outer(lhs: Array, rhs: Sequence[Array], groups: Groups, dtype: DTypeLike, na
 
                     return inside.multiply(steps, step, stages, full, empty, total, operands, prepare)
 
-                values = pl.run_scoped(multiply, *[plgpu.ACC((64, columns), jnp.float32)] * len(rhs))
+                values = pl.run_scoped(multiply, *[plgpu.WGMMAAccumulatorRef((64, columns), jnp.float32)] * len(rhs))
                 place = pl.ds(pl.multiple_of(row + warpgroup * 64, 64), 64)
 
                 def store(i: int, piece: Any, at: int):
@@ -133,7 +134,7 @@ def outer(lhs: Array, rhs: Sequence[Array], groups: Groups, dtype: DTypeLike, na
     swizzle = inside.swizzle((k, tiling.rows), (n, columns))
     kernel = inside.launch(
         body,
-        [inside.result((number, k, n), dtype, lhs, *rhs, groups.sizes)] * len(rhs),
+        [jax.ShapeDtypeStruct((number, k, n), dtype)] * len(rhs),
         [
             inside.operand((stages, tiles.STEP, tiling.rows), swizzle),
             [inside.operand((stages, tiles.STEP, columns), swizzle) for _ in rhs],

@@ -126,7 +126,7 @@ def products(
 
                     return inside.multiply(count, step, stages, full, empty, total, lambda slot: list(operands(slot)))
 
-                values = pl.run_scoped(multiply, *[plgpu.ACC((64, columns), jnp.float32)] * sums)
+                values = pl.run_scoped(multiply, *[plgpu.WGMMAAccumulatorRef((64, columns), jnp.float32)] * sums)
                 base = pl.multiple_of(visits.first[visit] + warpgroup * 64, PIECE)
                 low, high = (jnp.clip(row[visit] - base, 0, 64) for row in (visits.low, visits.high))
 
@@ -147,7 +147,7 @@ def products(
     swizzle = inside.swizzle((k, depth), *((w.shape[2], shape[1]) for w, shape in zip(rhs, matrix, strict=True)))
     kernel = inside.launch(
         body,
-        [inside.result((length, width), dtype, *lhs, *rhs, groups.sizes)] * results,
+        [jax.ShapeDtypeStruct((length, width), dtype)] * results,
         [
             [inside.operand((stages, tiling.rows, depth), swizzle) for _ in lhs],
             [inside.operand((stages, *shape), swizzle) for shape in matrix],

@@ -12,8 +12,8 @@ from jax.typing import DTypeLike
 
 PROCESSORS = 132
 """Of an H100 or H200 with all its multiprocessors."""
-SHARED_BYTES = 227 * 1024 - 4096
-"""Of shared memory for our buffers; the rest is the compiler's, for barriers and reductions."""
+SHARED_BYTES = 224 * 1024
+"""Of the 227 KiB of shared memory a block may have; the rest is the compiler's, for barriers and reductions."""
 MOST_STAGES = 6
 STEP = 64
 """Of the contracted axis that one slot of a ring holds: 128 bytes, the widest swizzle."""
@@ -79,10 +79,16 @@ def products(rows: int, groups: int, columns: int, *, lhs: int, rhs: int, sums: 
       out: dtype of the results.
     """
     consumers = 1 if rows <= SMALL_GROUP * groups else 2
-    most = (128 * consumers) // sums // 64 * 64 or 64
+
+    def slot(tile: int) -> int:
+        return 2 * STEP * (lhs * 64 * consumers + rhs * tile)
+
+    staging = _staging(consumers, out)
+    most = max(128 * consumers // sums // 64 * 64, 64)
+    while most > 64 and 3 * slot(most) + staging > SHARED_BYTES:
+        most -= 64
     tile = _columns(columns, most, 64 * consumers)
-    slot = 2 * STEP * (lhs * 64 * consumers + rhs * tile)
-    return Tiling(consumers, tile, *_residence(slot, _staging(consumers, out), consumers == 1))
+    return Tiling(consumers, tile, *_residence(slot(tile), staging, consumers == 1 and sums * tile <= 128))
 
 
 def outer(rows: int, columns: int, *, rhs: int, out: DTypeLike) -> Tiling:
@@ -92,7 +98,7 @@ def outer(rows: int, columns: int, *, rhs: int, out: DTypeLike) -> Tiling:
     most = (256 if consumers == 1 else 192) // rhs // 64 * 64
     tile = _columns(columns, most, 64 * consumers)
     slot = 2 * STEP * (64 * consumers + rhs * tile)
-    return Tiling(consumers, tile, *_residence(slot, _staging(consumers, out), consumers * tile * rhs <= 128))
+    return Tiling(consumers, tile, *_residence(slot, _staging(consumers, out), consumers == 1 and tile * rhs <= 128))
 
 
 def _step_cycles(rows: int, columns: int) -> float:
@@ -136,7 +142,7 @@ def fused(rows: int, groups: int, hidden: int, out: DTypeLike) -> Fused:
     columns, down_stages = (128 if hidden == 64 else 64), 2
     slot = 2 * STEP * (64 * consumers + 2 * hidden)
     kept = 2 * hidden * (64 * consumers + down_stages * columns) + _staging(consumers, out)
-    stages, blocks = _residence(slot, kept, consumers == 1 and hidden == 64, least=2)
+    stages, blocks = _residence(slot, kept, shared=False)
     return Fused(consumers, hidden, stages, columns, down_stages, blocks)
 
 
@@ -151,13 +157,13 @@ def _staging(consumers: int, out: DTypeLike) -> int:
     return 2 * consumers * 64 * CHUNK * np.dtype(out).itemsize
 
 
-def _residence(slot: int, others: int, shared: bool, least: int = 3) -> tuple[int, int]:
-    """Slots of a ring, and blocks on a processor: two if registers let it be shared, and `least` slots fit in each.
+def _residence(slot: int, others: int, shared: bool) -> tuple[int, int]:
+    """Slots of a ring, and blocks on a processor: two if registers let it be shared, and three slots fit in each.
 
     A slot is given back a step late, so that with less than two nothing would move.
     """
     for blocks in (2, 1) if shared else (1,):
         stages = min(MOST_STAGES, (SHARED_BYTES // blocks - others) // slot)
-        if stages >= (least if blocks == 2 else 2):
+        if stages > blocks:
             return stages, blocks
     raise ValueError(f"two slots of {slot} bytes do not fit shared memory beside {others}")

@@ -14,7 +14,6 @@ from jaxtyping import Array, Int
 
 from slicedice.kernels.groups import Groups
 
-
 PIECE = 8
 """Rows at whose multiples a tile may begin."""
 
