@@ -119,7 +119,7 @@ def check_matrices(got, want, scale, tolerance: float, name: str = "matrices") -
 # ---- The list of visits
 
 
-@few(max_examples=60)
+@few(max_examples=40)
 @given(
     number=st.sampled_from([1, 2, 7, 300, 16384]),
     mean=st.sampled_from([0, 1, 8, 64, 300]),
@@ -242,7 +242,7 @@ def test_tgmm(layout: Layout, k, n, dtype, bad, seed):
 
 @interpreted
 @infinite
-@few(max_examples=5)
+@few(max_examples=4)
 @given(
     layout=layouts(counts=(0, 1, 8, 64, 130)),
     d=st.sampled_from([24, 80, 144]),

@@ -3,9 +3,11 @@
 bfloat16 goes through matrix instructions (`wgmma`), fed by the copy engine (TMA). These round float32 to ten bits,
 so anything else goes to `slicedice.kernels.ragged_dot`, with a line in the log.
 
-None of this has run on a GPU yet. It has been interpreted on a CPU, with races looked for, and compiled down to
-machine code for compute capability 9.0 without a device (tests/kernels/test_pallas_gpu.py does both). So the first
-process that would use it by default makes sure with a small check on its own device; see `available`.
+None of this has run on a GPU yet, and no size in `tiles` has been measured. It has been interpreted on a CPU, with
+races looked for, and compiled without a device to machine code for compute capability 9.0, whose matrix and copy
+instructions, registers and spills were read (tests/kernels/test_pallas_gpu.py does both). What neither can show is
+how a device takes copies that pass an array's end, and how fast it is. So a process that would use the kernels by
+default first has them checked on its own device; see `available`.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Whether the kernels may be used here: a Hopper GPU on which they have just given the right results.
 
 They were written without a GPU, so the first use on a device is checked, in a process of its own: should a kernel
-hang, there is something to end. Run as a module, it is that process.
+hang, there is something to end.
 """
 
 import functools
@@ -36,7 +36,7 @@ def available() -> bool:
         return False
     # The check needs little, and the device may be all but full with what this process has set aside.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", __name__]
+    command = [sys.executable, "-c", f"from {__name__} import check; check()"]
     try:
         subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
@@ -118,7 +118,3 @@ def _reference(x: Any, gate: Any, up: Any, down: Any, sizes: Any, dy: Any) -> di
         "ffn": ours.out,
         "ffn gradients": tuple(ours[1:]),
     }
-
-
-if __name__ == "__main__":
-    check()

@@ -84,11 +84,12 @@ def products(rows: int, groups: int, columns: int, *, lhs: int, rhs: int, sums: 
         return 2 * STEP * (lhs * 64 * consumers + rhs * tile)
 
     staging = _staging(consumers, out)
-    most = max(128 * consumers // sums // 64 * 64, 64)
+    shared = consumers == 1 and sums == 1  # What follows several sums takes more registers than two blocks leave.
+    most = (128 if shared else 256 // sums) // 64 * 64
     while most > 64 and 3 * slot(most) + staging > SHARED_BYTES:
         most -= 64
     tile = _columns(columns, most, 64 * consumers)
-    return Tiling(consumers, tile, *_residence(slot(tile), staging, consumers == 1 and sums * tile <= 128))
+    return Tiling(consumers, tile, *_residence(slot(tile), staging, shared))
 
 
 def outer(rows: int, columns: int, *, rhs: int, out: DTypeLike) -> Tiling:
