@@ -74,8 +74,10 @@ def main() -> None:
             "command": "python benchmarks/tpu_compile.py" + (" --study" if options.study else ""),
             "dtype": "bfloat16",
         }
-        lines = ",\n".join(json.dumps(row) for row in rows)
-        Path(options.json).write_text(json.dumps(about)[:-1] + f', "kernels": [\n{lines}\n]}}\n')
+        columns = [name for name in max(rows, key=len) if name != "covers"]
+        lines = ",\n".join(json.dumps([row.get(name) for name in columns] + [len(row["covers"])]) for row in rows)
+        head = json.dumps({**about, "columns": [*columns, "shapes_covered"]})
+        Path(options.json).write_text(f'{head[:-1]}, "rows": [\n{lines}\n]}}\n')
     if any(row["error"] for row in rows):
         sys.exit("some kernels do not compile")
 
@@ -113,9 +115,10 @@ def compiled(name: str, shapes: list[tuple[int, int, int, int]]) -> list[dict[st
                         "vmem_chip": tiles.chip().vmem,
                         **figures,
                         "seconds": round(time.perf_counter() - begin, 1),
-                        "compiled_for": {"groups": groups, "mean_rows": mean},
-                        "covers": covers,
+                        "groups": groups,
+                        "mean_rows": mean,
                         "error": error,
+                        "covers": covers,
                     }
                 )
                 print(rows[-1], file=sys.stderr, flush=True)

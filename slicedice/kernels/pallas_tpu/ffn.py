@@ -152,7 +152,7 @@ def width_part(matrix: Any, columns: Any, flip: bool, left: Any = None) -> Any:
 def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
     visits, (x, gate, up, down, out, hidden, *scratch) = Visits(*refs[:4]), refs[4:]
     visit, part = pl.program_id(0), pl.program_id(1)
-    (tm, tf), pieces = hidden.shape, tiles.chip().pieces
+    (tm, tf), d, pieces = hidden.shape, x.shape[1], tiles.chip().pieces
     low, high = visits.bounds(visit, tm)
     left = f - part * tf if f % tf else None
 
@@ -181,5 +181,5 @@ def _kernel(*refs: Any, f: int, flipped: tuple[bool, bool, bool], dtype: Any):
 
     @pl.when(low < high)
     def _():
-        for_each_piece(tm, tf, pieces.activate, activate, (low, high))
-        for_each_piece(tm, out.shape[1], pieces.product, project, (low, high))
+        for_each_piece(tm, tf, tiles.lower_if_deep(pieces.activate, d), activate, (low, high))
+        for_each_piece(tm, d, pieces.product, project, (low, high))

@@ -46,14 +46,18 @@ def for_each_piece(
 
 
 def for_each_part(length: int, part: int, body: Callable[[Any, int], None], bounds: tuple[Any, Any] | None = None):
-    """Calls `body` with the slice and the size of every part of an axis, whole ones in a loop, then what is left."""
+    """Calls `body` with the slice and the size of every part of an axis, whole ones in a loop, then what is left.
+
+    With `bounds`, only for parts that hold some of these; parts are then a power of two, and so is the length.
+    """
     whole, left = divmod(length, part)
     if whole == 1:
         body(pl.ds(0, part), part)
     elif whole:
         first, end = 0, whole
-        if bounds is not None and not left:
-            first, end = bounds[0] // part, pl.cdiv(bounds[1], part)
+        if bounds is not None:
+            shift = part.bit_length() - 1
+            first, end = bounds[0] >> shift, (bounds[1] + part - 1) >> shift
         jax.lax.fori_loop(first, end, lambda i, _: body(pl.ds(pl.multiple_of(i * part, part), part), part), None)
     if left:
         body(pl.ds(whole * part, left), left)

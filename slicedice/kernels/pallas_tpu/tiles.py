@@ -57,6 +57,12 @@ granularity. Generation 6 adds up in vector registers what its two matrix units 
 wherever K and N are large; pieces that avoid that take 1.5 to 2.5 times the cycles."""
 
 
+def lower_if_deep(piece: tuple[int, int], depth: int) -> tuple[int, int]:
+    """Half as high a piece, of products over so long an axis that the rows alone fill the vector registers."""
+    height, width = piece
+    return (height // 2 if depth > 1024 else height, width)
+
+
 class Chip(NamedTuple):
     """What the choice of tiles needs to know of one TPU core.
 
