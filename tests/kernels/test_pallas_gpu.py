@@ -70,7 +70,7 @@ class Layout(NamedTuple):
 
 @st.composite
 def layouts(draw, counts=(0, 0, 1, 7, 8, 63, 64, 65, 200)) -> Layout:
-    members, alignment = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (1, 8), (2, 8)]))
+    members, alignment = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (1, 8), (2, 8), (1, 12), (1, 64)]))
     number = draw(st.integers(1, 5))
     sizes = np.array([[draw(st.sampled_from(counts)) for _ in range(number)] for _ in range(members)])
     sizes = -(-sizes // alignment) * alignment
@@ -354,6 +354,10 @@ def test_lowers_under_transformations():
         out_specs=everywhere,
     )
     assert lowered(sharded) == count
+
+    # Any promise of alignment, though only some help.
+    for alignment in (2, 12, 16, 64, 128):
+        assert lowered(partial(forward_and_back, alignment=alignment)) == count
 
     def checkpointed(rows, gate, up, down, sizes):
         @jax.checkpoint

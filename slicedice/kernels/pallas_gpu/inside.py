@@ -155,8 +155,9 @@ def operand(shape: tuple[int, ...], swizzle: int) -> Any:
 
 
 def alignment(groups: Groups) -> int:
-    """Of the rows of groups, as far as it is a power of two and helps."""
-    return min(groups.alignment & -groups.alignment, BLOCK_ROWS)
+    """Of the rows of groups, as far as it helps: 1, or a power of two from 8 on."""
+    power = min(groups.alignment & -groups.alignment, BLOCK_ROWS)
+    return power if power >= 8 else 1
 
 
 def stored_width(columns: int, alignment: int) -> int:
@@ -216,7 +217,7 @@ def store_rows(piece: Any, out: Any, base: Any, low: Any, high: Any, columns: An
       low: first row to move.
       high: first row past those to move.
       columns: which columns of `out`.
-      alignment: every row number here is a multiple of this, as far as it is a power of two.
+      alignment: every row number here is a multiple of this, a power of two.
     """
     rows = jnp.maximum(high - low, 0)
     height = BLOCK_ROWS
