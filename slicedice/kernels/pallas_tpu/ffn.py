@@ -23,7 +23,7 @@ def ffn(
     up: Float[Array, "E D F"],
     down: Float[Array, "E F D"],
     groups: Groups,
-) -> Float[Array, "M D"]:
+) -> tuple[Float[Array, "M D"], tuple[()]]:
     """Applies to each row the network of its expert, `down(silu(x gate) * (x up))`.
 
     Args:
@@ -35,6 +35,7 @@ def ffn(
 
     Returns:
       [M, D] in the dtype of `rows`, zeros for rows of no expert whatever they hold; products are summed in float32.
+      And what is saved for the gradients: nothing, they compute it again.
 
     Raises:
       ValueError: there are more experts than scalar memory can list, or D is too wide for VMEM: of 64 MiB, 28,160 is
@@ -42,7 +43,7 @@ def ffn(
     """
     (m, d), (experts, _, f) = rows.shape, gate.shape
     if 0 in (m, d, f, experts):
-        return jnp.zeros_like(rows)
+        return jnp.zeros_like(rows), ()
     compute = tiles.compute_dtype(rows.dtype, gate.dtype, up.dtype, down.dtype)
     flipped, weights = orientation(d, f), oriented(gate, up, down)
     tm, (tf,), vmem = plan((m, d, f), experts, (rows.dtype, gate.dtype, up.dtype, down.dtype))
@@ -81,7 +82,7 @@ def ffn(
         ),
         name="ffn",
     )
-    return call(*visits, rows, *weights)
+    return call(*visits, rows, *weights), ()
 
 
 def plan(

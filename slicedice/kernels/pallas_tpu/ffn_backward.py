@@ -37,6 +37,7 @@ def ffn_backward(
     up: Float[Array, "E D F"],
     down: Float[Array, "E F D"],
     groups: Groups,
+    saved: tuple[()],
     grad: Float[Array, "M D"],
 ) -> tuple[Float[Array, "M D"], Float[Array, "E D F"], Float[Array, "E D F"], Float[Array, "E F D"]]:
     """The gradients of `ffn` in all of its inputs; rows of no expert are never seen, NaN included.
@@ -47,6 +48,7 @@ def ffn_backward(
       up: [E, D, F].
       down: [E, F, D].
       groups: which rows belong to which expert.
+      saved: by `ffn`, nothing.
       grad: of the result of `ffn`, [M, D].
 
     Returns:
@@ -57,6 +59,7 @@ def ffn_backward(
       ValueError: there are more experts than scalar memory can list, or D is too wide for VMEM: of 64 MiB, 9,984 is
         not in bfloat16, and 7,168 is not in float32.
     """
+    del saved
     (m, d), (experts, _, f) = rows.shape, gate.shape
     if 0 in (m, d, f, experts):
         return jnp.zeros_like(rows), jnp.zeros_like(gate), jnp.zeros_like(up), jnp.zeros_like(down)
