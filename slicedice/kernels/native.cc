@@ -22,7 +22,7 @@ using Floats = ffi::Buffer<ffi::F32>;
 using Ints = ffi::Buffer<ffi::S32>;
 using Result = ffi::ResultBuffer<ffi::F32>;
 
-constexpr size_t kCacheBytes = 32 << 20;  // results larger than this leave the caches before anybody reads them
+constexpr size_t kCacheBytes = 32 << 20;
 constexpr int64_t kTaskRows = 120;  // whole tiles of rows; a strip packed for so many has paid
 
 struct Task {
@@ -84,13 +84,16 @@ Matrix Transposed(Matrix x) { return {x.data, x.column, x.row}; }
 Matrix Rows(const Floats& x, int64_t row) { return {x.typed_data() + row * x.dimensions()[1], x.dimensions()[1], 1}; }
 float* Rows(Result& x, int64_t row) { return x->typed_data() + row * x->dimensions()[1]; }
 
+// Results too large to be in a cache when they are written.
+Into IntoResult(const Result& x) { return x->size_bytes() > kCacheBytes ? Into::kMemory : Into::kNew; }
+
 ffi::Error Gmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints sizes, bool transpose_rhs, Result out) {
   const int64_t rows = lhs.dimensions()[0], depth = lhs.dimensions()[1], n = out->dimensions()[1];
   const std::vector<Task> tasks = RowTasks(starts, sizes, rows, {out});
   ForEach(pool, tasks.size(), [&, task = tasks.data()](int64_t i) {
     const auto [group, begin, end] = task[i];
     const Matrix matrix = transpose_rhs ? Transposed(Of(rhs, group)) : Of(rhs, group);
-    Multiply(end - begin, n, depth, Rows(lhs, begin), matrix, Rows(out, begin), n);
+    Multiply(end - begin, n, depth, Rows(lhs, begin), matrix, Rows(out, begin), n, IntoResult(out));
   });
   return ffi::Error::Success();
 }
@@ -98,14 +101,14 @@ ffi::Error Gmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints s
 ffi::Error Tgmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints sizes, Result out) {
   const int64_t rows = lhs.dimensions()[0], k = lhs.dimensions()[1], n = rhs.dimensions()[1];
   const int64_t groups = sizes.element_count(), pieces = (k + kTaskRows - 1) / kTaskRows;
-  const Into into = out->size_bytes() > kCacheBytes ? Into::kMemory : Into::kNew;
   ForEach(pool, groups * pieces, [&](int64_t i) {
     const int64_t g = i / pieces, begin = k * (i % pieces) / pieces, end = k * (i % pieces + 1) / pieces;
     const int64_t start = starts.typed_data()[g];
     // An empty group sums nothing, which is exactly zero.
     const int64_t depth = std::max<int64_t>(0, std::min<int64_t>(sizes.typed_data()[g], rows - start));
     const Matrix left = {lhs.typed_data() + start * k + begin, 1, k};
-    Multiply(end - begin, n, depth, left, Rows(rhs, start), out->typed_data() + (g * k + begin) * n, n, into);
+    Multiply(end - begin, n, depth, left, Rows(rhs, start), out->typed_data() + (g * k + begin) * n, n,
+             IntoResult(out));
   });
   return ffi::Error::Success();
 }
@@ -154,7 +157,7 @@ ffi::Error Ffn(ffi::ThreadPool pool, Floats rows, Floats gate, Floats up, Floats
     Multiply(m, f, d, Rows(rows, begin), Of(up, group), b, f);
     Elementwise<2, 1>(m * f, {a, b}, {hidden.data()},
                       [](Vector* in, Vector* out) { out[0] = in[0] / (1.0f + Exp(-in[0])) * in[1]; });
-    Multiply(m, d, f, {hidden.data(), f, 1}, Of(down, group), Rows(out, begin), d);
+    Multiply(m, d, f, {hidden.data(), f, 1}, Of(down, group), Rows(out, begin), d, IntoResult(out));
   });
   return ffi::Error::Success();
 }
@@ -179,7 +182,7 @@ ffi::Error FfnRows(ffi::ThreadPool pool, Floats grad, Floats gated, Floats upped
                         out[1] = in[2] * silu;
                         out[2] = silu * in[1];
                       });
-    Multiply(m, d, f, {da, f, 1}, Transposed(Of(gate, group)), Rows(drows, begin), d);
+    Multiply(m, d, f, {da, f, 1}, Transposed(Of(gate, group)), Rows(drows, begin), d, IntoResult(drows));
     Multiply(m, d, f, {db, f, 1}, Transposed(Of(up, group)), Rows(drows, begin), d, Into::kSum);
   });
   return ffi::Error::Success();
