@@ -85,7 +85,7 @@ Matrix Rows(const Floats& x, int64_t row) { return {x.typed_data() + row * x.dim
 float* Rows(Result& x, int64_t row) { return x->typed_data() + row * x->dimensions()[1]; }
 
 // Results too large to be in a cache when they are written.
-Into IntoResult(const Result& x) { return x->size_bytes() > kCacheBytes ? Into::kMemory : Into::kNew; }
+Into IntoResult(Result x) { return x->size_bytes() > kCacheBytes ? Into::kMemory : Into::kNew; }
 
 ffi::Error Gmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints sizes, bool transpose_rhs, Result out) {
   const int64_t rows = lhs.dimensions()[0], depth = lhs.dimensions()[1], n = out->dimensions()[1];
