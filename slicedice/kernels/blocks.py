@@ -30,15 +30,22 @@ def row_alignment(rows: int, groups: int) -> int:
 
 def gmm(lhs: Array, rhs: Array, groups: Groups, *, transpose_rhs: bool, dtype: np.dtype) -> Array:
     """[M, K], [G, K, N] -> [M, N]; with `transpose_rhs`, of [G, N, K]."""
+    if 0 in (*lhs.shape, *rhs.shape):
+        return jnp.zeros((lhs.shape[0], rhs.shape[1 if transpose_rhs else 2]), dtype)
     function = functools.partial(_gmm, transpose_rhs=transpose_rhs)
-    groups = groups.without_holes(lhs.shape[0])
-    if groups.alignment > 1:
-        return function(lhs, rhs, groups.sizes, groups.alignment).astype(dtype)
-    return _unaligned(function, lhs, rhs, groups.sizes, moves_back=True).astype(dtype)
+    whole = groups.without_holes(lhs.shape[0])
+    if whole.alignment > 1:
+        out = function(lhs, rhs, whole.sizes, whole.alignment)
+    else:
+        out = _unaligned(function, lhs, rhs, whole.sizes, moves_back=True)
+    # Rows of no group met some group's matrix, where a NaN would make NaN of their zeros.
+    return groups.select(out).astype(dtype)
 
 
 def tgmm(lhs: Array, rhs: Array, groups: Groups, *, dtype: np.dtype) -> Array:
     """[M, K], [M, N] -> [G, K, N]."""
+    if 0 in (*lhs.shape, *rhs.shape, *groups.sizes.shape):
+        return jnp.zeros((groups.sizes.shape[0], lhs.shape[1], rhs.shape[1]), dtype)
     groups = groups.without_holes(lhs.shape[0])
     if groups.alignment > 1:
         return _tgmm(lhs, rhs, groups.sizes, groups.alignment).astype(dtype)

@@ -46,8 +46,14 @@ def expert_ffn(
     Raises:
       ValueError: as `grouped_matmul`.
     """
-    shape = (group_sizes.shape[0], rows.shape[-1], gate.shape[-1])
-    if rows.ndim != 2 or gate.shape != shape or up.shape != shape or down.shape != (shape[0], shape[2], shape[1]):
+    shape = (gate.shape[0], rows.shape[-1], gate.shape[-1])
+    if (
+        group_sizes.shape != shape[:1]
+        or rows.ndim != 2
+        or gate.shape != shape
+        or up.shape != shape
+        or down.shape != (shape[0], shape[2], shape[1])
+    ):
         raise ValueError(
             f"rows {rows.shape}, gate {gate.shape}, up {up.shape}, down {down.shape} and group_sizes "
             f"{group_sizes.shape} do not fit [M, D], [E, D, F], [E, D, F], [E, F, D], [E]"

@@ -108,8 +108,12 @@ def checked_groups(group_sizes: Int[Array, " G"], rows: int, alignment: int) -> 
     """The groups of `rows` rows.
 
     Raises:
-      ValueError: concrete sizes are negative, unaligned or sum past `rows`.
+      ValueError: sizes are not whole numbers or, where they are concrete, negative, unaligned or sum past `rows`.
     """
+    if not jnp.issubdtype(group_sizes.dtype, jnp.integer) or group_sizes.ndim != 1:
+        raise ValueError(f"group_sizes {group_sizes.dtype}{list(group_sizes.shape)} have to be whole numbers, [G]")
+    if alignment < 1:
+        raise ValueError(f"alignment = {alignment} has to be at least 1")
     if not isinstance(group_sizes, Tracer):
         sizes = np.asarray(group_sizes)
         if (sizes < 0).any() or sizes.sum() > rows:

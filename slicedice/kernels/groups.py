@@ -35,7 +35,7 @@ class Groups:
     def inside(self, rows: int) -> Bool[Array, " M"]:
         """Whether each row belongs to a group."""
         used = self.sizes.reshape(self.members, -1).sum(1)
-        return (jnp.arange(rows // self.members) < used[:, None]).reshape(-1)
+        return (jnp.arange(rows // self.members)[None] < used[:, None]).reshape(-1)
 
     def select(self, x: Array) -> Array:
         """`x`, [M, ...], with zeros in rows of no group. It selects: NaN times zero would be NaN."""

@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 IMPLEMENTATIONS = ("pallas_tpu", "pallas_gpu", "native", "blocks", "ragged_dot")
 """Modules of this package. "pallas_tpu" and "pallas_gpu" (Hopper) are Pallas kernels; "native" is for CPUs with a
-C++ compiler; "blocks" costs FLOPs in proportion to rows everywhere; "ragged_dot" is XLA's own, which on CPU
-multiplies every row with every matrix and should be named by tests alone."""
+C++ compiler; "blocks" costs FLOPs in proportion to rows everywhere; "ragged_dot" is XLA's own, to compare
+with: on CPU, and by reports on GPU too, it may multiply every row with every matrix."""
 
 
 class Implementation(Protocol):
@@ -67,8 +67,10 @@ def load(name: str) -> Implementation:
 def choose(implementation: str = "") -> str:
     """Resolves the name of an implementation, "" by platform, and says once what was chosen.
 
+    A Pallas kernel that is named is not refused elsewhere: it can be lowered for its platform, or interpreted.
+
     Raises:
-      ValueError: there is no implementation of that name, or it cannot be used here.
+      ValueError: there is no implementation of that name, or "native" cannot be used here.
     """
     if implementation and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation = {implementation!r}: choose one of {', '.join(IMPLEMENTATIONS)}")
@@ -79,8 +81,13 @@ def choose(implementation: str = "") -> str:
         if platform != "cpu" or not native.available():
             raise ValueError("implementation = 'native' needs the CPU and a C++ compiler; the log says what failed")
     name = implementation or _of_platform(platform)
-    log.info("grouped matmul on %s: %s", platform, name)
+    _say(platform, name)
     return name
+
+
+@functools.cache
+def _say(platform: str, name: str) -> None:
+    log.info("grouped matmul on %s: %s", platform, name)
 
 
 def _of_platform(platform: str) -> str:
@@ -92,7 +99,7 @@ def _of_platform(platform: str) -> str:
         return "native" if native.available() else "blocks"
     from slicedice.kernels import pallas_gpu
 
-    return "pallas_gpu" if pallas_gpu.available() else "ragged_dot"
+    return "pallas_gpu" if pallas_gpu.available() else "blocks"
 
 
 def row_alignment(rows: int, groups: int, implementation: str = "") -> int:

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -49,6 +50,18 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, Function function) {
   while (state->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
 }
 
+// Sizes that are traced arrive unchecked: these would be read and written out of bounds.
+ffi::Error Check(Ints starts, Ints sizes, int64_t rows) {
+  for (size_t g = 0; g < sizes.element_count(); ++g) {
+    const int64_t start = starts.typed_data()[g], size = sizes.typed_data()[g];
+    if (size < 0 || (size > 0 && (start < 0 || start + size > rows)))
+      return ffi::Error(ffi::ErrorCode::kInvalidArgument,
+                        "group_sizes have to be at least 0 and sum to at most M = " + std::to_string(rows) + ": " +
+                            std::to_string(size) + " of group " + std::to_string(g) + " is not");
+  }
+  return ffi::Error::Success();
+}
+
 // The rows of every group in pieces, and zeros in `outs`' rows of no group.
 std::vector<Task> RowTasks(Ints starts, Ints sizes, int64_t rows, std::initializer_list<Result> outs) {
   std::vector<Task> tasks;
@@ -60,8 +73,8 @@ std::vector<Task> RowTasks(Ints starts, Ints sizes, int64_t rows, std::initializ
     }
   };
   for (size_t g = 0; g < sizes.element_count(); ++g) {
-    const int64_t begin = starts.typed_data()[g], end = std::min<int64_t>(begin + sizes.typed_data()[g], rows);
-    if (end <= begin) continue;
+    const int64_t begin = starts.typed_data()[g], end = begin + sizes.typed_data()[g];
+    if (end == begin) continue;
     clear(begin);
     const int64_t pieces = (end - begin + kTaskRows - 1) / kTaskRows;
     for (int64_t i = 0; i < pieces; ++i)
@@ -89,6 +102,7 @@ Into IntoResult(Result x) { return x->size_bytes() > kCacheBytes ? Into::kMemory
 
 ffi::Error Gmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints sizes, bool transpose_rhs, Result out) {
   const int64_t rows = lhs.dimensions()[0], depth = lhs.dimensions()[1], n = out->dimensions()[1];
+  if (ffi::Error error = Check(starts, sizes, rows); error.failure()) return error;
   const std::vector<Task> tasks = RowTasks(starts, sizes, rows, {out});
   ForEach(pool, tasks.size(), [&, task = tasks.data()](int64_t i) {
     const auto [group, begin, end] = task[i];
@@ -100,12 +114,12 @@ ffi::Error Gmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints s
 
 ffi::Error Tgmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints sizes, Result out) {
   const int64_t rows = lhs.dimensions()[0], k = lhs.dimensions()[1], n = rhs.dimensions()[1];
+  if (ffi::Error error = Check(starts, sizes, rows); error.failure()) return error;
   const int64_t groups = sizes.element_count(), pieces = (k + kTaskRows - 1) / kTaskRows;
   ForEach(pool, groups * pieces, [&](int64_t i) {
     const int64_t g = i / pieces, begin = k * (i % pieces) / pieces, end = k * (i % pieces + 1) / pieces;
-    const int64_t start = starts.typed_data()[g];
     // An empty group sums nothing, which is exactly zero.
-    const int64_t depth = std::max<int64_t>(0, std::min<int64_t>(sizes.typed_data()[g], rows - start));
+    const int64_t depth = sizes.typed_data()[g], start = depth ? starts.typed_data()[g] : 0;
     const Matrix left = {lhs.typed_data() + start * k + begin, 1, k};
     Multiply(end - begin, n, depth, left, Rows(rhs, start), out->typed_data() + (g * k + begin) * n, n,
              IntoResult(out));
@@ -115,11 +129,12 @@ ffi::Error Tgmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints 
 
 // e to the x, to a rounding or two: 2^round(x / ln 2) times a polynomial in what is left (Cephes' expf).
 Vector Exp(Vector x) {
-  x = x < -87.0f ? -87.0f + 0 * x : x > 88.0f ? 88.0f + 0 * x : x;
+  const Vector low = Vector{} - 87.0f, high = Vector{} + 88.0f;
+  x = x < low ? low : x > high ? high : x;
   const Vector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
   const Vector n = shifted - 12582912.0f;
   const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
-  Vector y = 1.9875691500e-4f + 0 * r;
+  Vector y = Vector{} + 1.9875691500e-4f;
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
     y = y * r + c;
   const Lanes power = (__builtin_convertvector(n, Lanes) + 127) << 23;
@@ -146,6 +161,7 @@ void Elementwise(int64_t count, const float* const (&from)[inputs], float* const
 ffi::Error Ffn(ffi::ThreadPool pool, Floats rows, Floats gate, Floats up, Floats down, Ints starts, Ints sizes,
                Result out, Result gated, Result upped) {
   const int64_t d = rows.dimensions()[1], f = gate.dimensions()[2];
+  if (ffi::Error error = Check(starts, sizes, rows.dimensions()[0]); error.failure()) return error;
   const std::vector<Task> tasks = RowTasks(starts, sizes, rows.dimensions()[0], {out, gated, upped});
   ForEach(pool, tasks.size(), [&, task = tasks.data()](int64_t i) {
     const auto [group, begin, end] = task[i];
@@ -167,6 +183,7 @@ ffi::Error Ffn(ffi::ThreadPool pool, Floats rows, Floats gate, Floats up, Floats
 ffi::Error FfnRows(ffi::ThreadPool pool, Floats grad, Floats gated, Floats upped, Floats gate, Floats up, Floats down,
                    Ints starts, Ints sizes, Result drows, Result dgated, Result dupped, Result hidden) {
   const int64_t d = grad.dimensions()[1], f = gate.dimensions()[2];
+  if (ffi::Error error = Check(starts, sizes, grad.dimensions()[0]); error.failure()) return error;
   const std::vector<Task> tasks = RowTasks(starts, sizes, grad.dimensions()[0], {drows, dgated, dupped, hidden});
   ForEach(pool, tasks.size(), [&, task = tasks.data()](int64_t i) {
     const auto [group, begin, end] = task[i];

@@ -72,7 +72,7 @@ void Edge(int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_
 template <int vectors, int... rest>
 void LastRows(int64_t m, std::integer_sequence<int, rest...>, int64_t depth, Matrix a, const float* b, int64_t ldb,
               float* c, int64_t ldc, int64_t width, Into into) {
-  ((m == rest + 1 && (Edge<rest + 1, vectors>(depth, a, b, ldb, c, ldc, width, into), true)) || ...);
+  (void)((m == rest + 1 && (Edge<rest + 1, vectors>(depth, a, b, ldb, c, ldc, width, into), true)) || ...);
 }
 
 template <int vectors>

@@ -54,7 +54,7 @@ class ExpertSet(nnx.Module):
     1. Router logits and probabilities over all n, in float32.
     2. The k experts of highest probability plus loss-free bias; weights are the probabilities, as they are.
     3. Under a capacity, what exceeds it is dropped: it adds zero.
-    4. Rows sorted by expert, three grouped matmuls, and the sum by weight back in token order.
+    4. Rows sorted by expert, `expert_ffn`, and the sum by weight back in token order.
     """
 
     def __init__(

@@ -244,6 +244,21 @@ def test_no_rows_at_all(implementation: str):
     np.testing.assert_array_equal(got.drhs, np.zeros((2, 3, 4)))
 
 
+@EVERY
+@pytest.mark.parametrize("empty", ["K", "N"])
+def test_products_of_no_depth_or_width(implementation: str, empty: str):
+    k, n = (0, 4) if empty == "K" else (3, 0)
+    got = computed(implementation)(jnp.ones((5, k)), jnp.ones((2, k, n)), np.array([2, 1]), jnp.ones((5, n)))
+    assert [x.shape for x in got] == [(5, n), (5, k), (2, k, n)]
+    assert not any(np.any(x) for x in got)
+
+
+@pytest.mark.parametrize("sizes", [jnp.ones(3), jnp.ones(3, bool), jnp.ones((3, 1), int)])
+def test_group_sizes_that_are_no_list_of_whole_numbers(sizes):
+    with pytest.raises(ValueError, match=r"group_sizes .* (have to be whole numbers|do not fit)"):
+        grouped_matmul(jnp.ones((8, 2)), jnp.ones((3, 2, 2)), sizes)
+
+
 @pytest.mark.parametrize(
     ("sizes", "alignment", "rows", "message"),
     [
@@ -251,6 +266,7 @@ def test_no_rows_at_all(implementation: str):
         ([3, 3, 3], 1, 8, r"3 3 3.*at most M = 8"),
         ([4, 2, 0], 4, 8, r"4 2 0.*multiples of alignment = 4"),
         ([4, 0, 4], 4, 9, r"M = 9.*multiples of alignment = 4"),
+        ([4, 0, 4], 0, 8, r"alignment = 0 has to be at least 1"),
     ],
 )
 def test_bad_group_sizes(sizes, alignment: int, rows: int, message: str):

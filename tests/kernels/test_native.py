@@ -58,6 +58,20 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, caplog, tmp_path):
 
 
 @NEEDS_COMPILER
+@pytest.mark.parametrize("sizes", [[-5, 10, 0], [5, 10, 0], [2**31 - 1, 5, 5], [0, 0, 9]])
+def test_traced_sizes_that_do_not_fit_are_refused(sizes):
+    """They cannot be seen when the call is traced, and would be read and written out of bounds."""
+
+    def product(lhs, rhs, sizes):
+        return grouped_matmul(lhs, rhs, sizes, implementation="native").sum()
+
+    arrays = jnp.ones((8, 2)), jnp.ones((3, 2, 4)), jnp.array(sizes)
+    for function in (product, jax.grad(product, (0, 1))):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="sum to at most M = 8"):
+            jax.block_until_ready(jax.jit(function)(*arrays))
+
+
+@NEEDS_COMPILER
 def test_a_library_is_compiled_once_for_all_processes(forgetful, monkeypatch, tmp_path):
     assert native.available()
     (library,) = (tmp_path / "slicedice").iterdir()

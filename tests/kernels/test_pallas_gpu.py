@@ -427,7 +427,7 @@ def test_compiles_to_machine_code(m, d, f, e, alignment, tmp_path):
 # ---- The guard
 
 
-def test_other_dtypes_go_to_ragged_dot(rng, caplog):
+def test_other_dtypes_go_to_row_blocks(rng, caplog):
     sizes = np.array([3, 0, 9])
     layout = Layout(sizes[None], 16, 1)
     x = jnp.asarray(layout.draw(rng, 6, np.nan), jnp.float32)
@@ -443,7 +443,7 @@ def test_other_dtypes_go_to_ragged_dot(rng, caplog):
     check_rows(got, layout, want.out, scale.out, 1e-6)
     assert np.isfinite(outer).all()
     assert [r.message for r in caplog.records] == [
-        f"{name} of float32 x float32: the Hopper kernels multiply bfloat16 only, ragged_dot takes it"
+        f"{name} of float32 x float32: the Hopper kernels multiply bfloat16 only, blocks takes it"
         for name in ("gmm", "tgmm")
     ]
 

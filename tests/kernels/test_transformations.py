@@ -39,6 +39,22 @@ def test_each_model_is_its_own_product(implementation: str, rng):
 
 
 @EVERY
+def test_a_model_that_has_diverged_is_alone(implementation: str, rng):
+    """NaN in a model's matrices, and in an empty group's, reaches no row of another model or group."""
+    if implementation == "ragged_dot":
+        pytest.skip("XLA's own multiplies every row with every matrix on CPU")
+    members = [draw(rng, 24, 5, 3, sizes) for sizes in SIZES[:2]]
+    lhs, rhs, sizes, cotangent = map(jnp.stack, zip(*members, strict=True))
+    rhs = rhs.at[1].set(jnp.nan).at[0, 1].set(jnp.nan).at[0, 3].set(jnp.nan)
+    with running(implementation):
+        got = jax.jit(jax.vmap(gradients(implementation)))(lhs, rhs, sizes, cotangent)
+    want = reference.grouped_matmul(lhs[0], jnp.nan_to_num(rhs[0]), SIZES[0], cotangent[0])
+    own = reference.Gradients(*(x[0] for x in got))
+    check(own, want, magnitudes(reference.grouped_matmul, lhs[0], rhs[0], np.array(SIZES[0]), cotangent[0]), SIZES[0])
+    np.testing.assert_array_equal(got.out[1, sum(SIZES[1]) :], 0.0)
+
+
+@EVERY
 def test_experts_of_each_model(implementation: str, rng):
     members = [ffn.draw(rng, 24, 5, 3, sizes) for sizes in SIZES]
 

@@ -1,7 +1,7 @@
 """Grouped products and the expert network on Hopper GPUs: Pallas kernels compiled by Mosaic GPU.
 
 bfloat16 goes through matrix instructions (`wgmma`), fed by the copy engine (TMA). These round float32 to ten bits,
-so anything else goes to `slicedice.kernels.ragged_dot`, with a line in the log.
+so anything else goes to `slicedice.kernels.blocks`, with a warning in the log.
 
 None of this has run on a GPU yet, and no size in `tiles` has been measured. It has been interpreted on a CPU, with
 races looked for, and compiled without a device to machine code for compute capability 9.0, whose matrix and copy
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from slicedice.kernels import ragged_dot
+from slicedice.kernels import blocks
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_gpu import tiles
 from slicedice.kernels.pallas_gpu.check import available
@@ -65,7 +65,7 @@ def gmm(
     m, n = lhs.shape[0], rhs.shape[1 if transpose_rhs else 2]
     if not supports(lhs, rhs):
         _say_other("gmm", str(lhs.dtype), str(rhs.dtype))
-        return ragged_dot.gmm(groups.select(lhs), rhs, groups, transpose_rhs=transpose_rhs, dtype=jnp.dtype(dtype))
+        return blocks.gmm(groups.select(lhs), rhs, groups, transpose_rhs=transpose_rhs, dtype=jnp.dtype(dtype))
     if 0 in (m, n, *lhs.shape, *rhs.shape):
         return jnp.zeros((m, n), dtype)
     term = Product(0, 0, transpose_rhs, 0)
@@ -90,7 +90,7 @@ def tgmm(
     (m, k), n, number = lhs.shape, rhs.shape[1], groups.sizes.shape[0]
     if not supports(lhs, rhs):
         _say_other("tgmm", str(lhs.dtype), str(rhs.dtype))
-        return ragged_dot.tgmm(groups.select(lhs), groups.select(rhs), groups, dtype=jnp.dtype(dtype))
+        return blocks.tgmm(groups.select(lhs), groups.select(rhs), groups, dtype=jnp.dtype(dtype))
     if 0 in (m, k, n, number):
         return jnp.zeros((number, k, n), dtype)
     (out,) = outer(_pad(lhs, 1), [_pad(rhs, 1)], groups, _stored(dtype), "tgmm")
@@ -121,7 +121,7 @@ def ffn(
     """
     if not supports(rows, gate, up, down):
         _say_other("expert network", *(str(x.dtype) for x in (rows, gate, up, down)))
-        return ragged_dot.ffn(groups.select(rows), gate, up, down, groups)
+        return blocks.ffn(groups.select(rows), gate, up, down, groups)
     if 0 in (*rows.shape, *gate.shape):
         return jnp.zeros_like(rows), ()
     wide, gate, up, down = _pad(rows, 1), *(_pad(w, 1, 2) for w in (gate, up, down))
@@ -159,7 +159,7 @@ def ffn_backward(
       The gradients of rows, gate, up and down, each in the dtype of what it is the gradient of.
     """
     if not supports(rows, gate, up, down, grad):
-        return ragged_dot.ffn_backward(groups.select(rows), gate, up, down, groups, saved, groups.select(grad))
+        return blocks.ffn_backward(groups.select(rows), gate, up, down, groups, saved, groups.select(grad))
     if 0 in (*rows.shape, *gate.shape):
         return jnp.zeros_like(rows), jnp.zeros_like(gate), jnp.zeros_like(up), jnp.zeros_like(down)
     d, f = gate.shape[1:]
@@ -200,4 +200,4 @@ def _stored(dtype: DTypeLike) -> DTypeLike:
 
 @functools.cache
 def _say_other(name: str, *dtypes: str) -> None:
-    log.info("%s of %s: the Hopper kernels multiply bfloat16 only, ragged_dot takes it", name, " x ".join(dtypes))
+    log.warning("%s of %s: the Hopper kernels multiply bfloat16 only, blocks takes it", name, " x ".join(dtypes))

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_gpu import tiles
+from slicedice.kernels.varying import vary_as
 
 BLOCK_ROWS = 64
 """Rows of one consumer's share of a tile: of one warpgroup's matrix instruction."""
@@ -46,14 +47,7 @@ def launch(
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
     )
-    return lambda *inputs: [_vary(x, *inputs) for x in call(*inputs)]
-
-
-def _vary(x: jax.Array, *inputs: jax.Array) -> jax.Array:
-    """`x`, said to vary over every mesh axis of `shard_map` that an input varies over, which a kernel does not say."""
-    varying = frozenset().union(*(jax.typeof(other).manual_axis_type.varying for other in inputs))
-    missing = varying - jax.typeof(x).manual_axis_type.varying
-    return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
+    return lambda *inputs: [vary_as(x, *inputs) for x in call(*inputs)]
 
 
 def share(items: Any, block: Any, blocks: int) -> Any:
