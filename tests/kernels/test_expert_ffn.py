@@ -1,5 +1,7 @@
 """The expert FFN of every implementation against the same in NumPy and float64, expert by expert."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +38,7 @@ def computed(implementation: str, alignment: int = 1):
     return run
 
 
-def draw(rng, rows: int, d: int, f: int, sizes, *, tail: float = np.nan, dtype="float32"):
+def draw(rng, rows: int, d: int, f: int, sizes, *, tail: float = np.nan, dtype="float32") -> Any:
     """(rows, gate, up, down, sizes, grad) such that the hidden values are of unit scale."""
     sizes = np.asarray(sizes, np.int32)
 
