@@ -8,13 +8,15 @@ drawn by Zipf's law, or all rows are one group's. Directions: the product, its g
 expert FFN forward (`ffn`) and with its backward pass (`ffn_grad`). Against:
 
 - dense: one product of the same FLOPs, `[M, D] x [D, F]` and so on; for the FFN, one dense SwiGLU
-- ragged_dot: `jax.lax.ragged_dot`, for the FFN three of them; on CPU, where it multiplies every row with every matrix,
-  for equal groups alone and only where that takes under RAGGED_SECONDS
+- ragged_dot: `jax.lax.ragged_dot` itself, for the FFN three of them; on CPU, where it multiplies every row with every
+  matrix, for equal groups alone and only where that takes under RAGGED_SECONDS
 - tokamax: its `ragged_dot`, where it is installed and the device is not a CPU
 - roofline: the larger of operations over the rate of a large dense product and bytes over the rate of a large copy,
   both measured at the start; a share of 1 is perfect, and arrays that stay in a cache can pass it
 
-`--save` writes benchmarks/results/DEVICE.json; `python benchmarks/grouped_matmul_chart.py` draws it.
+`--save` writes benchmarks/results/grouped_matmul-DEVICE.json after every shape, and keeps what other calls measured of
+other shapes, so that a long table can be made in parts; `python benchmarks/grouped_matmul_chart.py` draws it. What a
+competitor cannot do is left out, with its error in the row.
 """
 
 import argparse
@@ -41,6 +43,7 @@ from slicedice.provenance import provenance
 
 WIDTHS, EXPERT_WIDTHS = (256, 832, 2048), (32, 64, 128, 512, 1024)
 GROUPS, ROWS = (8, 64, 512, 4096), (1, 8, 64, 512)
+STUDY = ((832, 52, 512, 64), (832, 52, 4096, 8))  # the finest experts of the study's 300m, d_ff / 64
 SKEWS = ("equal", "zipf", "one")
 DIRECTIONS = ("forward", "dlhs", "drhs", "ffn", "ffn_grad")
 RESULTS = Path(__file__).parent / "results"
@@ -86,40 +89,46 @@ def main() -> None:
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     implementation = choose(options.implementation)
     rates = measured_rates(dtype)
-    rows, skipped = [], []
-    for shape in itertools.starmap(Shape, itertools.product(WIDTHS, EXPERT_WIDTHS, GROUPS, ROWS)):
+    where = provenance("") | {"implementation": implementation, "dtype": np.dtype(dtype).name}
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        **{key: where[key] for key in ("device", "python", "packages", "implementation", "dtype")},
+        "rates": rates._asdict(),
+        "groups_4096_over_512": many_groups(dtype, implementation),
+        "skipped": [],
+        "rows": rows,
+    }
+    for shape in itertools.starmap(Shape, [*itertools.product(WIDTHS, EXPERT_WIDTHS, GROUPS, ROWS), *STUDY]):
         if (options.quick and shape.d != 832) or not fnmatch.fnmatch(str(shape), options.only):
             continue
         reason = too_large(shape, rates, options, np.dtype(dtype).itemsize)
         if reason:
-            skipped.append({"shape": str(shape), "reason": reason})
+            result["skipped"].append({"shape": str(shape), "reason": reason})
             continue
         for direction in DIRECTIONS:
             rows += measure(shape, direction, dtype, rates, implementation)
             if not options.json:
                 print("\n".join(line(row) for row in rows[-len(SKEWS) :]), flush=True)
-    where = provenance("") | {"implementation": implementation, "dtype": np.dtype(dtype).name}
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
-        **{key: where[key] for key in ("device", "python", "packages", "implementation", "dtype")},
-        "rates": rates._asdict(),
-        "skipped": skipped,
-        "groups_4096_over_512": many_groups(dtype, implementation),
-        "rows": rows,
-    }
+        if options.save:
+            save(result)
     if options.json:
         print(json.dumps(result))
     else:
         print(json.dumps({key: value for key, value in result.items() if key not in ("rows", "skipped")}, indent=1))
-        print(f"{len(skipped)} shapes left out as too large")
-    if options.save:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"grouped_matmul-{re.sub(r'[^A-Za-z0-9]+', '-', where['device']).strip('-')}.json"
-        lines = ",\n  ".join(json.dumps(row) for row in rows)
-        head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
-        path.write_text(head[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n')
-        print(f"wrote {path}", file=sys.stderr)
+        print(f"{len(result['skipped'])} shapes left out as too large")
+
+
+def save(result: dict[str, Any]) -> None:
+    """Writes the results, a row a line, together with those rows of the device's file that were not measured anew."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"grouped_matmul-{re.sub(r'[^A-Za-z0-9]+', '-', result['device']).strip('-')}.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    by_name = {(row["shape"], row["groups"], row["direction"]): row for row in (*before, *result["rows"])}
+    lines = ",\n  ".join(json.dumps(row) for row in by_name.values())
+    head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
+    path.write_text(head[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n')
 
 
 def too_large(shape: Shape, rates: Rates, options: argparse.Namespace, size: int) -> str:
@@ -154,13 +163,21 @@ def measure(shape: Shape, direction: str, dtype: Any, rates: Rates, implementati
     on_cpu = jax.default_backend() == "cpu"
     competitors = {"ours": ours(direction, implementation, g)}
     if not on_cpu or operations * g / rates.operations <= RAGGED_SECONDS:
-        competitors["ragged_dot"] = ours(direction, "ragged_dot", g)
+        competitors["ragged_dot"] = library(jax.lax.ragged_dot, direction, g)
     if not on_cpu and importlib.util.find_spec("tokamax"):
-        competitors["tokamax"] = tokamaxs(direction, g)
+        import tokamax  # pyright: ignore[reportMissingImports] optional
+
+        competitors["tokamax"] = library(tokamax.ragged_dot, direction, g)
     inputs = (*rows, *matrices, sizes_of("equal", shape))
     dense_inputs = (*rows, *(x[0] for x in matrices))
-    timers = {name: repeated(function, inputs) for name, function in competitors.items()}
-    timers["dense"] = repeated(dense(direction), dense_inputs)
+    timers, errors = {"dense": repeated(dense(direction), dense_inputs)}, {}
+    for name, function in competitors.items():
+        try:
+            timers[name] = repeated(function, inputs)
+        except Exception as error:  # whatever a library raises, the others are still worth measuring
+            errors[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    if "ours" in errors:
+        return [{"shape": str(shape), "groups": skew, "direction": direction, "errors": errors} for skew in SKEWS]
     result = []
     for skew in SKEWS:
         if on_cpu and skew != "equal":
@@ -178,6 +195,7 @@ def measure(shape: Shape, direction: str, dtype: Any, rates: Rates, implementati
                 "ragged_dot_over_ours": ratio(turns, "ragged_dot", "ours"),
                 "tokamax_over_ours": ratio(turns, "tokamax", "ours"),
                 "roofline_share": round(statistics.median(limit / turn["ours"] for turn in turns), 3),
+                **({"errors": errors} if errors else {}),
             }
         )
     return result
@@ -226,17 +244,14 @@ def ours(direction: str, implementation: str, groups: int) -> Callable[..., Any]
     return directions(product, ffn, groups)[direction]
 
 
-def tokamaxs(direction: str, groups: int) -> Callable[..., Any]:
-    """The same out of tokamax's `ragged_dot`."""
-    import tokamax  # pyright: ignore[reportMissingImports] optional, and only where there is a GPU or TPU
-
-    def product(lhs, rhs, sizes):
-        return tokamax.ragged_dot(lhs, rhs, sizes)
+def library(ragged_dot: Callable[..., Any], direction: str, groups: int) -> Callable[..., Any]:
+    """The same out of a library's `ragged_dot`."""
 
     def ffn(rows, gate, up, down, sizes):
-        return product(jax.nn.silu(product(rows, gate, sizes)) * product(rows, up, sizes), down, sizes)
+        hidden = jax.nn.silu(ragged_dot(rows, gate, sizes)) * ragged_dot(rows, up, sizes)
+        return ragged_dot(hidden, down, sizes)
 
-    return directions(product, ffn, groups)[direction]
+    return directions(ragged_dot, ffn, groups)[direction]
 
 
 def dense(direction: str) -> Callable[..., Any]:
@@ -353,6 +368,8 @@ def measured_rates(dtype: Any) -> Rates:
 
 def line(row: dict[str, Any]) -> str:
     """A row, to read."""
+    if "milliseconds" not in row:
+        return f"{row['shape']:>20} {row['groups']:>5} {row['direction']:>8} {row['errors']['ours']}"
     others = "".join(
         f"  {name} {row[f'{name}_over_ours']:.3g}x" for name in ("ragged_dot", "tokamax") if row[f"{name}_over_ours"]
     )

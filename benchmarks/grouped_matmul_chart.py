@@ -41,7 +41,7 @@ def draw(result: dict):
     for (direction, title), ax in zip(TITLES.items(), axes, strict=True):
         ratios: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row in result["rows"]:
-            if row["direction"] == direction and row["groups"] == "equal":
+            if row["direction"] == direction and row["groups"] == "equal" and "over_dense" in row:
                 _, f, _, rows = (int(part.lstrip("DFGr")) for part in row["shape"].split("-"))
                 ratios[f][rows].append(row["over_dense"])
         for i, (f, by_rows) in enumerate(sorted(ratios.items())):
