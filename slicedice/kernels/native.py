@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,15 +42,14 @@ def available() -> bool:
         log.warning("no C++ compiler: grouped matmuls on CPU take about twice as long")
         return False
     try:
-        library = ctypes.CDLL(str(_library(compiler)))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
+        functions = _functions(compiler)
+    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:  # Runtime: no home folder
         lines = str(getattr(error, "stderr", None) or error).splitlines()
         said = "\n".join([line for line in lines if "error" in line] or lines)
         log.warning("the native grouped matmul does not compile here and is not available: %s", said)
         return False
-    for name in ("Gmm", "Tgmm", "Ffn", "FfnRows"):
-        handler = jax.ffi.pycapsule(getattr(library, f"Slicedice{name}"))
-        jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
+    for name, function in functions.items():
+        jax.ffi.register_ffi_target(_target(name), jax.ffi.pycapsule(function), platform="cpu")
     return True
 
 
@@ -109,11 +109,26 @@ def _target(name: str) -> str:
     return f"slicedice_{name.lower()}_{_key()}"
 
 
+def _functions(compiler: str) -> dict[str, Any]:
+    """The library's functions by name. One that is damaged, as a power cut may leave it, is compiled anew."""
+    try:
+        return _load(_library(compiler))
+    except (OSError, AttributeError):
+        _library(compiler).unlink()
+        return _load(_library(compiler))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    library = ctypes.CDLL(str(path))
+    return {name: getattr(library, f"Slicedice{name}") for name in ("Gmm", "Tgmm", "Ffn", "FfnRows")}
+
+
 def _library(compiler: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slicedice"
     library = cache / f"native-{_key()}.so"
     if not library.exists():
         cache.mkdir(parents=True, exist_ok=True)
+        log.info("compiling the native grouped matmul, which takes some seconds, for the first time here")
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = Path(folder) / library.name
             command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCES[0]), "-o", str(made)]

@@ -83,3 +83,14 @@ def test_a_library_is_compiled_once_for_all_processes(forgetful, monkeypatch, tm
     forgetful()
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-g"))
     assert native._key() not in library.name
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("forgetful")
+def test_a_damaged_library_is_compiled_anew(tmp_path):
+    """As a power cut or a full disk may leave it."""
+    library = tmp_path / "slicedice" / f"native-{native._key()}.so"
+    library.parent.mkdir()
+    library.write_bytes(b"")
+    assert native.available()
+    assert library.stat().st_size > 0
