@@ -1,16 +1,19 @@
 // One product on a core, C = A * B or C += A * B, in float32, that serves every direction of a grouped matmul.
 //
 // Both factors are read with two strides, so that a transposed one needs no copy of its own. B is taken in strips a
-// few vectors wide and kDepth deep, which are packed (and transposed on the way) where enough rows meet them. Sums
-// run over the depth in order for every element, so results do not depend on how tiles fall or threads share them.
+// few vectors wide, which are packed (and transposed on the way) where enough rows meet them. With few rows a product
+// takes as long as reading B does: strips are shallow then, and while one is multiplied the next is asked for. Sums run
+// over the depth in order for every element, so results do not depend on how tiles fall or threads share them.
 
 #ifndef SLICEDICE_NATIVE_PRODUCT_H_
 #define SLICEDICE_NATIVE_PRODUCT_H_
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace slicedice {
 
@@ -20,8 +23,8 @@ constexpr int kLanes = 16, kVectors = 4, kRows = 6;  // 24 of 32 registers hold 
 constexpr int kLanes = 8, kVectors = 2, kRows = 6;  // 12 of 16
 #endif
 constexpr int kWidth = kVectors * kLanes;
-constexpr int64_t kDepth = 256;
-constexpr int64_t kPackRows = 12;  // rows of A from which packing a strip of B pays
+constexpr int64_t kDepth = 256, kShallow = 64;  // of a strip
+constexpr int64_t kFewRows = 64;                 // rows of A up to which a strip of B is not packed, and shallow
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 typedef int32_t Lanes __attribute__((vector_size(kLanes * sizeof(int32_t))));
@@ -39,8 +42,15 @@ struct Matrix {
 enum class Into { kNew, kSum, kMemory };
 constexpr int kAhead = 2;  // tiles ahead of which lines of such a C are asked for; a core waits for few at a time
 
-template <int rows, int vectors>
-void Tile(int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc, Into into) {
+// Where the next strip of B begins, and how far apart in memory its parts are that one step of the depth asks for.
+struct Ahead {
+  const float* data;
+  int64_t step;
+};
+
+// Asks for `lines` lines of the next strip at each step. (Asking for what lies past the end of B does no harm.)
+template <int rows, int vectors, int lines>
+void Tile(int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc, Into into, Ahead next) {
   Vector sum[rows][vectors] = {};
   if (into == Into::kSum)
     for (int i = 0; i < rows; ++i)
@@ -49,7 +59,8 @@ void Tile(int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_
     for (int i = 0; i < rows; ++i)
       for (int v = 0; v < vectors; ++v) __builtin_prefetch(c + (kAhead * rows + i) * ldc + v * kLanes, 0, 2);
   const float* left = a.data;
-  for (int64_t p = 0; p < depth; ++p, left += a.column, b += ldb) {
+  for (int64_t p = 0; p < depth; ++p, left += a.column, b += ldb, next.data += next.step) {
+    for (int line = 0; line < lines; ++line) __builtin_prefetch(next.data + line * kLanes);
     const Vector* right = reinterpret_cast<const Vector*>(b);
     for (int i = 0; i < rows; ++i)
       for (int v = 0; v < vectors; ++v) sum[i][v] += left[i * a.row] * right[v];
@@ -59,31 +70,41 @@ void Tile(int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_
 }
 
 // The first `width` columns of a strip that is `vectors` wide; columns past them are the strip's padding.
-template <int rows, int vectors>
-void Edge(int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t width, Into into) {
-  if (width == vectors * kLanes) return Tile<rows, vectors>(depth, a, b, ldb, c, ldc, into);
+template <int rows, int vectors, int lines>
+void Edge(int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t width, Into into,
+          Ahead next) {
+  if (width == vectors * kLanes) return Tile<rows, vectors, lines>(depth, a, b, ldb, c, ldc, into, next);
   float whole[rows * vectors * kLanes] = {};
   if (into == Into::kSum)
     for (int i = 0; i < rows; ++i) std::copy_n(c + i * ldc, width, whole + i * vectors * kLanes);
-  Tile<rows, vectors>(depth, a, b, ldb, whole, vectors * kLanes, into == Into::kSum ? into : Into::kNew);
+  Tile<rows, vectors, lines>(depth, a, b, ldb, whole, vectors * kLanes, into == Into::kSum ? into : Into::kNew, next);
   for (int i = 0; i < rows; ++i) std::copy_n(whole + i * vectors * kLanes, width, c + i * ldc);
 }
 
-template <int vectors, int... rest>
-void LastRows(int64_t m, std::integer_sequence<int, rest...>, int64_t depth, Matrix a, const float* b, int64_t ldb,
-              float* c, int64_t ldc, int64_t width, Into into) {
-  (void)((m == rest + 1 && (Edge<rest + 1, vectors>(depth, a, b, ldb, c, ldc, width, into), true)) || ...);
+// Rows of a tile that is `vectors` wide: narrow ones leave registers for more.
+template <int vectors>
+constexpr int kTileRows = vectors == kVectors ? kRows : 2 * kRows;
+
+// A tile of m rows, which are `rows` at most.
+template <int vectors, int lines, int rows = kTileRows<vectors>>
+void Rows(int64_t m, int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t width,
+          Into into, Ahead next) {
+  if (m == rows) return Edge<rows, vectors, lines>(depth, a, b, ldb, c, ldc, width, into, next);
+  if constexpr (rows > 1) Rows<vectors, lines, rows - 1>(m, depth, a, b, ldb, c, ldc, width, into, next);
 }
 
 template <int vectors>
 void Strip(int64_t m, int64_t depth, Matrix a, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t width,
-           Into into) {
-  constexpr int rows = vectors == kVectors ? kRows : 2 * kRows;  // narrow strips leave registers for more rows
-  int64_t i = 0;
-  for (; i + rows <= m; i += rows)
-    Edge<rows, vectors>(depth, {a.at(i, 0), a.row, a.column}, b, ldb, c + i * ldc, ldc, width, into);
-  LastRows<vectors>(m - i, std::make_integer_sequence<int, rows - 1>(), depth, {a.at(i, 0), a.row, a.column}, b, ldb,
-                    c + i * ldc, ldc, width, into);
+           Into into, Ahead next) {
+  constexpr int64_t rows = kTileRows<vectors>;
+  // The lines of the next strip's rows are asked for one by one by the first tiles, or, of few, all by the first.
+  const auto first = m > (vectors - 1) * rows ? Rows<vectors, 1> : Rows<vectors, vectors>;
+  const int64_t asking = m > (vectors - 1) * rows ? vectors * rows : rows;
+  for (int64_t i = 0; i < m; i += rows) {
+    const auto tile = i < asking ? first : Rows<vectors, 0>;
+    tile(std::min(rows, m - i), depth, {a.at(i, 0), a.row, a.column}, b, ldb, c + i * ldc, ldc, width, into, next);
+    next.data += kLanes;
+  }
 }
 
 // One stage of a transposition in registers: swaps the off-diagonal blocks of `distance`.
@@ -102,6 +123,14 @@ void Swap(Vector* v, std::integer_sequence<int, lane...>) {
   }
 }
 
+// v[i][j] = from[j * stride + i], of kLanes by kLanes.
+inline void Transpose(const float* from, int64_t stride, Vector* v) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
+  for (int i = 0; i < kLanes; ++i) v[i] = *reinterpret_cast<const Vector*>(from + i * stride);
+  Swap<1>(v, lanes), Swap<2>(v, lanes), Swap<4>(v, lanes);
+  if constexpr (kLanes == 16) Swap<8>(v, lanes);
+}
+
 // Copies [depth, width] of B to `to`, rows `stride` long whose columns past `width` are zero.
 inline void Pack(int64_t depth, int64_t width, Matrix b, float* to, int64_t stride) {
   if (b.column == 1) {
@@ -115,15 +144,46 @@ inline void Pack(int64_t depth, int64_t width, Matrix b, float* to, int64_t stri
   for (int64_t j = 0; j < stride; j += kLanes) {
     const bool full = j + kLanes <= width;
     for (int64_t p = 0; full && p < whole; p += kLanes) {
-      constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
       Vector v[kLanes];
-      for (int i = 0; i < kLanes; ++i) v[i] = *reinterpret_cast<const Vector*>(b.at(p, j + i));
-      Swap<1>(v, lanes), Swap<2>(v, lanes), Swap<4>(v, lanes);
-      if constexpr (kLanes == 16) Swap<8>(v, lanes);
+      Transpose(b.at(p, j), b.column, v);
       for (int i = 0; i < kLanes; ++i) *reinterpret_cast<Vector*>(to + (p + i) * stride + j) = v[i];
     }
     for (int64_t p = full ? whole : 0; p < depth; ++p)
       for (int64_t i = j; i < j + kLanes; ++i) to[p * stride + i] = i < width ? *b.at(p, i) : 0.0f;
+  }
+}
+
+// C = A * B or C += that for a transposed B and at most vectors * kLanes rows: C^T = B^T * A^T packs the few rows
+// instead of B, and reads B once, in the order in which it lies in memory.
+template <int vectors>
+void MultiplyFew(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, float* c, int64_t ldc, Into into) {
+  constexpr int64_t stride = vectors * kLanes, tile = kTileRows<vectors>, columns = 8 * tile;
+  static_assert(columns % kLanes == 0);
+  alignas(64) static thread_local float result[columns * stride];  // a piece of C^T
+  static thread_local std::vector<float> packed;                   // A^T
+  packed.resize(depth * stride);
+  Pack(depth, m, {a.data, a.column, a.row}, packed.data(), stride);
+  for (int64_t j = 0; j < n; j += columns) {
+    const int64_t end = std::min(columns, n - j);
+    for (int64_t k = 0; k < end; k += tile) {
+      const Ahead next = {b.at(0, j + k + tile), tile};  // where columns of B follow each other, that is all of it
+      Rows<vectors, 1>(std::min(tile, end - k), depth, {b.at(0, j + k), b.column, b.row}, packed.data(), stride,
+                       result + k * stride, stride, stride, Into::kNew, next);
+    }
+    for (int64_t k = 0; k < end; k += kLanes) {
+      for (int64_t i = 0; i < m; i += kLanes) {
+        Vector v[kLanes];
+        Transpose(result + k * stride + i, stride, v);
+        for (int64_t row = i; row < std::min<int64_t>(i + kLanes, m); ++row) {
+          float* to = c + row * ldc + j + k;
+          const size_t bytes = std::min<int64_t>(kLanes, end - k) * sizeof(float);
+          Vector sum = {};
+          if (into == Into::kSum) std::memcpy(&sum, to, bytes);
+          sum += v[row - i];
+          std::memcpy(to, &sum, bytes);
+        }
+      }
+    }
   }
 }
 
@@ -133,20 +193,27 @@ inline void Multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, fl
   alignas(64) static thread_local float packed[kDepth * kWidth];
   if (depth == 0 && into != Into::kSum)
     for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, n, 0.0f);
-  for (int64_t p = 0; p < depth; p += kDepth) {
-    const int64_t deep = std::min(kDepth, depth - p);
+  const bool transposed = b.column != 1;
+  if (transposed && m <= kLanes) return MultiplyFew<1>(m, n, depth, a, b, c, ldc, into);
+  if (transposed && m <= 2 * kLanes) return MultiplyFew<2>(m, n, depth, a, b, c, ldc, into);
+  // Of more rows it pays while what it transposes, m * n, is no more than most of B.
+  if (transposed && m <= kWidth && depth <= 2 * kWidth) return MultiplyFew<kVectors>(m, n, depth, a, b, c, ldc, into);
+  const int64_t most = m > kFewRows ? kDepth : kShallow;
+  for (int64_t p = 0; p < depth; p += most) {
+    const int64_t deep = std::min(most, depth - p);
     const Matrix left = {a.at(0, p), a.row, a.column};
     for (int64_t j = 0; j < n; j += kWidth) {
       const int64_t width = std::min<int64_t>(kWidth, n - j);
       const int64_t vectors = width > 2 * kLanes ? kVectors : width > kLanes ? 2 : 1, stride = vectors * kLanes;
       const float* strip = b.at(p, j);
       int64_t ldb = b.row;
-      if (b.column != 1 || width != stride || m >= kPackRows) {
+      if (transposed || width != stride || m > kFewRows) {
         Pack(deep, width, {strip, b.row, b.column}, packed, stride);
         strip = packed, ldb = stride;
       }
       const auto take = vectors == 1 ? Strip<1> : vectors == 2 ? Strip<2> : Strip<kVectors>;
-      take(m, deep, left, strip, ldb, c + j, ldc, width, p > 0 ? Into::kSum : into);
+      const Ahead next = {j + kWidth < n ? b.at(p, j + kWidth) : b.at(p + most, 0), transposed ? b.column : b.row};
+      take(m, deep, left, strip, ldb, c + j, ldc, width, p > 0 ? Into::kSum : into, next);
     }
   }
 }
