@@ -153,8 +153,47 @@ inline void Pack(int64_t depth, int64_t width, Matrix b, float* to, int64_t stri
   }
 }
 
-// C = A * B or C += that for a transposed B and at most vectors * kLanes rows: C^T = B^T * A^T packs the few rows
-// instead of B, and reads B once, in the order in which it lies in memory.
+// The first `width` lanes of a result, written or summed.
+inline void Put(Vector result, float* to, int64_t width, Into into) {
+  const auto put = [&](auto bytes) {
+    Vector sum = {};
+    if (into == Into::kSum) std::memcpy(&sum, to, bytes);
+    sum += result;
+    std::memcpy(to, &sum, bytes);
+  };
+  // A size known when compiling makes each copy one instruction.
+  if (width == kLanes) return put(std::integral_constant<size_t, sizeof(Vector)>());
+  put(width * sizeof(float));
+}
+
+// C = A * B or C += that for a transposed B and m rows, at most `rows`: columns of B are transposed in registers and
+// multiplied there, which is as fast as they can be read.
+template <int rows>
+void MultiplyFewest(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, float* c, int64_t ldc, Into into) {
+  if constexpr (rows > 1)
+    if (m < rows) return MultiplyFewest<rows - 1>(m, n, depth, a, b, c, ldc, into);
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t width = std::min<int64_t>(kLanes, n - j);
+    const float* next = b.at(0, j + kLanes);  // where columns of B follow each other, that is all of it
+    Vector sum[rows] = {}, v[kLanes];
+    int64_t p = 0;
+    for (; p + kLanes <= depth && width == kLanes; p += kLanes, next += kLanes * kLanes) {
+      for (int i = 0; i < kLanes; ++i) __builtin_prefetch(next + i * kLanes);
+      Transpose(b.at(p, j), b.column, v);
+      for (int q = 0; q < kLanes; ++q)
+        for (int i = 0; i < rows; ++i) sum[i] += *a.at(i, p + q) * v[q];
+    }
+    for (; p < depth; ++p) {
+      Vector last = {};
+      for (int64_t k = 0; k < width; ++k) last[k] = *b.at(p, j + k);
+      for (int i = 0; i < rows; ++i) sum[i] += *a.at(i, p) * last;
+    }
+    for (int i = 0; i < rows; ++i) Put(sum[i], c + i * ldc + j, width, into);
+  }
+}
+
+// The same for at most vectors * kLanes rows: C^T = B^T * A^T packs the rows instead of B, and reads B once, in the
+// order in which it lies in memory.
 template <int vectors>
 void MultiplyFew(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, float* c, int64_t ldc, Into into) {
   constexpr int64_t stride = vectors * kLanes, tile = kTileRows<vectors>, columns = 8 * tile;
@@ -166,7 +205,7 @@ void MultiplyFew(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, float*
   for (int64_t j = 0; j < n; j += columns) {
     const int64_t end = std::min(columns, n - j);
     for (int64_t k = 0; k < end; k += tile) {
-      const Ahead next = {b.at(0, j + k + tile), tile};  // where columns of B follow each other, that is all of it
+      const Ahead next = {b.at(0, j + k + tile), tile};
       Rows<vectors, 1>(std::min(tile, end - k), depth, {b.at(0, j + k), b.column, b.row}, packed.data(), stride,
                        result + k * stride, stride, stride, Into::kNew, next);
     }
@@ -174,14 +213,8 @@ void MultiplyFew(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, float*
       for (int64_t i = 0; i < m; i += kLanes) {
         Vector v[kLanes];
         Transpose(result + k * stride + i, stride, v);
-        for (int64_t row = i; row < std::min<int64_t>(i + kLanes, m); ++row) {
-          float* to = c + row * ldc + j + k;
-          const size_t bytes = std::min<int64_t>(kLanes, end - k) * sizeof(float);
-          Vector sum = {};
-          if (into == Into::kSum) std::memcpy(&sum, to, bytes);
-          sum += v[row - i];
-          std::memcpy(to, &sum, bytes);
-        }
+        for (int64_t row = i; row < std::min<int64_t>(i + kLanes, m); ++row)
+          Put(v[row - i], c + row * ldc + j + k, std::min<int64_t>(kLanes, end - k), into);
       }
     }
   }
@@ -194,6 +227,7 @@ inline void Multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, fl
   if (depth == 0 && into != Into::kSum)
     for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, n, 0.0f);
   const bool transposed = b.column != 1;
+  if (transposed && m <= kLanes / 2) return MultiplyFewest<kLanes / 2>(m, n, depth, a, b, c, ldc, into);
   if (transposed && m <= kLanes) return MultiplyFew<1>(m, n, depth, a, b, c, ldc, into);
   if (transposed && m <= 2 * kLanes) return MultiplyFew<2>(m, n, depth, a, b, c, ldc, into);
   // Of more rows it pays while what it transposes, m * n, is no more than most of B.
