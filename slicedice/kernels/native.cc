@@ -24,7 +24,6 @@ using Ints = ffi::Buffer<ffi::S32>;
 using Result = ffi::ResultBuffer<ffi::F32>;
 
 constexpr size_t kCacheBytes = 32 << 20;
-constexpr int64_t kTaskRows = 120;  // whole tiles of rows; a strip packed for so many has paid
 
 struct Task {
   int64_t group, begin, end;  // rows of the arrays, or columns of lhs in a weight gradient
@@ -62,8 +61,9 @@ ffi::Error Check(Ints starts, Ints sizes, int64_t rows) {
   return ffi::Error::Success();
 }
 
-// The rows of every group in pieces, and zeros in `outs`' rows of no group.
-std::vector<Task> RowTasks(Ints starts, Ints sizes, int64_t rows, std::initializer_list<Result> outs) {
+// The rows of every group in pieces of at most `at_once`, and zeros in `outs`' rows of no group.
+std::vector<Task> RowTasks(Ints starts, Ints sizes, int64_t rows, int64_t at_once,
+                           std::initializer_list<Result> outs) {
   std::vector<Task> tasks;
   int64_t covered = 0;
   auto clear = [&](int64_t end) {
@@ -76,7 +76,7 @@ std::vector<Task> RowTasks(Ints starts, Ints sizes, int64_t rows, std::initializ
     const int64_t begin = starts.typed_data()[g], end = begin + sizes.typed_data()[g];
     if (end == begin) continue;
     clear(begin);
-    const int64_t pieces = (end - begin + kTaskRows - 1) / kTaskRows;
+    const int64_t pieces = (end - begin + at_once - 1) / at_once;
     for (int64_t i = 0; i < pieces; ++i)
       tasks.push_back({static_cast<int64_t>(g), begin + (end - begin) * i / pieces,
                        begin + (end - begin) * (i + 1) / pieces});
@@ -103,7 +103,7 @@ Into IntoResult(Result x) { return x->size_bytes() > kCacheBytes ? Into::kMemory
 ffi::Error Gmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints sizes, bool transpose_rhs, Result out) {
   const int64_t rows = lhs.dimensions()[0], depth = lhs.dimensions()[1], n = out->dimensions()[1];
   if (ffi::Error error = Check(starts, sizes, rows); error.failure()) return error;
-  const std::vector<Task> tasks = RowTasks(starts, sizes, rows, {out});
+  const std::vector<Task> tasks = RowTasks(starts, sizes, rows, RowsAtOnce(transpose_rhs, depth), {out});
   ForEach(pool, tasks.size(), [&, task = tasks.data()](int64_t i) {
     const auto [group, begin, end] = task[i];
     const Matrix matrix = transpose_rhs ? Transposed(Of(rhs, group)) : Of(rhs, group);
@@ -115,7 +115,8 @@ ffi::Error Gmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints s
 ffi::Error Tgmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints sizes, Result out) {
   const int64_t rows = lhs.dimensions()[0], k = lhs.dimensions()[1], n = rhs.dimensions()[1];
   if (ffi::Error error = Check(starts, sizes, rows); error.failure()) return error;
-  const int64_t groups = sizes.element_count(), pieces = (k + kTaskRows - 1) / kTaskRows;
+  const int64_t groups = sizes.element_count(), at_once = RowsAtOnce(false, 0);
+  const int64_t pieces = (k + at_once - 1) / at_once;
   ForEach(pool, groups * pieces, [&](int64_t i) {
     const int64_t g = i / pieces, begin = k * (i % pieces) / pieces, end = k * (i % pieces + 1) / pieces;
     // An empty group sums nothing, which is exactly zero.
@@ -162,7 +163,8 @@ ffi::Error Ffn(ffi::ThreadPool pool, Floats rows, Floats gate, Floats up, Floats
                Result out, Result gated, Result upped) {
   const int64_t d = rows.dimensions()[1], f = gate.dimensions()[2];
   if (ffi::Error error = Check(starts, sizes, rows.dimensions()[0]); error.failure()) return error;
-  const std::vector<Task> tasks = RowTasks(starts, sizes, rows.dimensions()[0], {out, gated, upped});
+  const int64_t at_once = RowsAtOnce(false, d);
+  const std::vector<Task> tasks = RowTasks(starts, sizes, rows.dimensions()[0], at_once, {out, gated, upped});
   ForEach(pool, tasks.size(), [&, task = tasks.data()](int64_t i) {
     const auto [group, begin, end] = task[i];
     const int64_t m = end - begin;
@@ -184,7 +186,9 @@ ffi::Error FfnRows(ffi::ThreadPool pool, Floats grad, Floats gated, Floats upped
                    Ints starts, Ints sizes, Result drows, Result dgated, Result dupped, Result hidden) {
   const int64_t d = grad.dimensions()[1], f = gate.dimensions()[2];
   if (ffi::Error error = Check(starts, sizes, grad.dimensions()[0]); error.failure()) return error;
-  const std::vector<Task> tasks = RowTasks(starts, sizes, grad.dimensions()[0], {drows, dgated, dupped, hidden});
+  const int64_t at_once = RowsAtOnce(true, f);
+  const std::vector<Task> tasks =
+      RowTasks(starts, sizes, grad.dimensions()[0], at_once, {drows, dgated, dupped, hidden});
   ForEach(pool, tasks.size(), [&, task = tasks.data()](int64_t i) {
     const auto [group, begin, end] = task[i];
     const int64_t m = end - begin;

@@ -25,6 +25,11 @@ constexpr int kLanes = 8, kVectors = 2, kRows = 6;  // 12 of 16
 constexpr int kWidth = kVectors * kLanes;
 constexpr int64_t kDepth = 256, kShallow = 64;  // of a strip
 constexpr int64_t kFewRows = 64;                 // rows of A up to which a strip of B is not packed, and shallow
+// Depth up to which transposing C is less work than transposing B, of as many rows as kWidth.
+constexpr int64_t kFlat = 2 * kWidth;
+
+// Rows of A to multiply at a time: few, unless they have to pay for packing B.
+inline int64_t RowsAtOnce(bool transposed, int64_t depth) { return transposed && depth > kFlat ? 120 : kFewRows; }
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 typedef int32_t Lanes __attribute__((vector_size(kLanes * sizeof(int32_t))));
@@ -230,8 +235,7 @@ inline void Multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, fl
   if (transposed && m <= kLanes / 2) return MultiplyFewest<kLanes / 2>(m, n, depth, a, b, c, ldc, into);
   if (transposed && m <= kLanes) return MultiplyFew<1>(m, n, depth, a, b, c, ldc, into);
   if (transposed && m <= 2 * kLanes) return MultiplyFew<2>(m, n, depth, a, b, c, ldc, into);
-  // Of more rows it pays while what it transposes, m * n, is no more than most of B.
-  if (transposed && m <= kWidth && depth <= 2 * kWidth) return MultiplyFew<kVectors>(m, n, depth, a, b, c, ldc, into);
+  if (transposed && m <= kWidth && depth <= kFlat) return MultiplyFew<kVectors>(m, n, depth, a, b, c, ldc, into);
   const int64_t most = m > kFewRows ? kDepth : kShallow;
   for (int64_t p = 0; p < depth; p += most) {
     const int64_t deep = std::min(most, depth - p);
