@@ -14,6 +14,9 @@ expert FFN forward (`ffn`) and with its backward pass (`ffn_grad`). Against:
 - roofline: the larger of operations over the rate of a large dense product and bytes over the rate of a large copy,
   both measured at the start; a share of 1 is perfect, and arrays that stay in a cache can pass it
 
+On CPU the process starts anew with the allocator's settings that a sweep's worker has, without which large results are
+cleared page by page by the kernel at every call.
+
 `--save` writes benchmarks/results/grouped_matmul-DEVICE.json after every shape, and keeps what other calls measured of
 other shapes, so that a long table can be made in parts; `python benchmarks/grouped_matmul_chart.py` draws it. What a
 competitor cannot do is left out, with its error in the row.
@@ -26,6 +29,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import os
 import re
 import statistics
 import sys
@@ -39,6 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slicedice.kernels import choose, expert_ffn, grouped_matmul
+from slicedice.machine import CPU_ENVIRONMENT, has_accelerator
 from slicedice.provenance import provenance
 
 WIDTHS, EXPERT_WIDTHS = (256, 832, 2048), (32, 64, 128, 512, 1024)
@@ -86,6 +91,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
+    if not has_accelerator() and not os.environ.items() >= CPU_ENVIRONMENT.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | CPU_ENVIRONMENT)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     implementation = choose(options.implementation)
     rates = measured_rates(dtype)
