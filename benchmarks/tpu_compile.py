@@ -56,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     shapes = STUDY if options.study else STUDY + SHAPES
     rows = [row for chip in options.chips for row in compiled(chip, shapes)]
-    shutil.rmtree(DUMP)
+    shutil.rmtree(DUMP, ignore_errors=True)  # it is gone where the last kernel did not compile
     for chip, kernel in product(options.chips, KERNELS):
         mine = [row for row in rows if (row["chip"], row["kernel"]) == (chip, kernel)]
         good = [row for row in mine if not row["error"]]
@@ -71,7 +71,11 @@ def main() -> None:
         about = {
             "date": datetime.date.today().isoformat(),
             "versions": {"python": sys.version.split()[0], **{name: version(name) for name in ("jax", "libtpu")}},
-            "command": "python benchmarks/tpu_compile.py" + (" --study" if options.study else ""),
+            "command": " ".join(
+                ["python benchmarks/tpu_compile.py"]
+                + ["--study"] * options.study
+                + (["--chips", *options.chips] if options.chips != list(CHIPS) else [])
+            ),
             "dtype": "bfloat16",
         }
         columns = [name for name in max(rows, key=len) if name != "covers"]

@@ -36,6 +36,12 @@ def ffn_backward(
     return drows.astype(rows.dtype), *(implementation.tgmm(a, b, groups, dtype=w.dtype) for a, b, w in outer)
 
 
+def gradients(implementation: Any, rows: Array, gate: Array, up: Array, down: Array, groups: Groups, grad: Array):
+    """`ffn_backward` where nothing has been saved."""
+    saved = (implementation.gmm(rows, w, groups, transpose_rhs=False, dtype=rows.dtype) for w in (gate, up))
+    return ffn_backward(implementation, rows, gate, up, down, groups, tuple(saved), grad)
+
+
 def swiglu(gate: Array, up: Array) -> Array:
     """silu(gate) * up, computed in float32."""
     value = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)

@@ -17,7 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.implementations import choose, load
-from slicedice.kernels.varying import vary_as
+from slicedice.kernels.varying import refuse_sharded, vary_as
+
+DTYPES = jnp.bfloat16, jnp.float32
+"""Of operands and results."""
 
 
 def grouped_matmul(
@@ -34,15 +37,17 @@ def grouped_matmul(
 
     Rows are sorted by group: the first `group_sizes[0]` belong to group 0, and so on. Rows past
     `sum(group_sizes)` may hold anything, NaN included: their output and gradient are zero, and no weight
-    gradient sees them. Empty groups get zero weight gradients. Products accumulate in float32. `jax.vmap` makes
-    one call of more groups.
+    gradient sees them. Empty groups get zero weight gradients. Products accumulate in float32.
+
+    `jax.vmap` makes one call of more groups. Where it does not map `rhs`, one call of as many groups: rows are sorted
+    by group over all that is mapped, and matrices not copied; the weight gradient is still made for each, then summed.
 
     Args:
-      lhs: rows, [M, K].
+      lhs: rows, [M, K], bfloat16 or float32, as all operands.
       rhs: one matrix for each group, [G, K, N], or [G, N, K] with `transpose_rhs`.
       group_sizes: whole numbers, [G].
       transpose_rhs: whether each matrix is multiplied transposed.
-      preferred_element_type: of the result; that of `lhs` if not given.
+      preferred_element_type: of the result, bfloat16 or float32; that of `lhs` if not given.
       implementation: a name from `IMPLEMENTATIONS`; "" chooses by platform.
       alignment: a promise that M and every group size are multiples of this.
 
@@ -50,8 +55,8 @@ def grouped_matmul(
       [M, N].
 
     Raises:
-      ValueError: unknown implementation, shapes that do not fit, or concrete `group_sizes` that are
-        negative, unaligned or sum past M.
+      ValueError: unknown implementation, shapes that do not fit, other dtypes, arrays sharded over explicit axes of
+        a mesh outside of `jax.shard_map`, or concrete `group_sizes` that are negative, unaligned or sum past M.
     """
     depth = rhs.shape[2 if transpose_rhs else 1] if rhs.ndim == 3 else -1
     if lhs.ndim != 2 or lhs.shape[1] != depth or group_sizes.shape != rhs.shape[:1]:
@@ -59,11 +64,8 @@ def grouped_matmul(
         raise ValueError(
             f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {group_sizes.shape} do not fit [M, K], {form}, [G]"
         )
-    arrays = lhs, rhs, group_sizes
-    lhs, rhs, group_sizes = (vary_as(x, *arrays) for x in arrays)
-    groups = checked_groups(group_sizes, lhs.shape[0], alignment)
-    how = _How(choose(implementation), np.dtype(preferred_element_type or lhs.dtype), transpose_rhs)
-    return _gmm(how, lhs, rhs, groups)
+    how = _How(choose(implementation), _result_dtype(preferred_element_type, lhs), transpose_rhs)
+    return _gmm(how, *checked(group_sizes, alignment, lhs=lhs, rhs=rhs))
 
 
 def transposed_grouped_matmul(
@@ -81,10 +83,10 @@ def transposed_grouped_matmul(
     and have zero gradient, the sum of an empty group is exactly zero.
 
     Args:
-      lhs: rows, [M, K].
+      lhs: rows, [M, K], bfloat16 or float32, as all operands.
       rhs: rows, [M, N].
       group_sizes: whole numbers, [G].
-      preferred_element_type: of the result; that of `lhs` if not given.
+      preferred_element_type: of the result, bfloat16 or float32; that of `lhs` if not given.
       implementation: a name from `IMPLEMENTATIONS`; "" chooses by platform.
       alignment: a promise that M and every group size are multiples of this.
 
@@ -98,29 +100,54 @@ def transposed_grouped_matmul(
         raise ValueError(
             f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {group_sizes.shape} do not fit [M, K], [M, N], [G]"
         )
-    arrays = lhs, rhs, group_sizes
-    lhs, rhs, group_sizes = (vary_as(x, *arrays) for x in arrays)
-    groups = checked_groups(group_sizes, lhs.shape[0], alignment)
-    return _tgmm(_How(choose(implementation), np.dtype(preferred_element_type or lhs.dtype)), lhs, rhs, groups)
+    how = _How(choose(implementation), _result_dtype(preferred_element_type, lhs))
+    return _tgmm(how, *checked(group_sizes, alignment, lhs=lhs, rhs=rhs))
 
 
-def checked_groups(group_sizes: Int[Array, " G"], rows: int, alignment: int) -> Groups:
-    """The groups of `rows` rows.
+def checked(group_sizes: Int[Array, " G"], alignment: int, **operands: Array) -> tuple[Any, ...]:
+    """The operands, of which the first has M rows, and their `Groups`.
 
     Raises:
-      ValueError: sizes are not whole numbers or, where they are concrete, negative, unaligned or sum past `rows`.
+      ValueError: an operand is neither bfloat16 nor float32, an array is sharded over explicit mesh axes, or sizes are
+        not whole numbers or, where they are concrete, negative, unaligned or sum past M.
     """
-    if not jnp.issubdtype(group_sizes.dtype, jnp.integer) or group_sizes.ndim != 1:
-        raise ValueError(f"group_sizes {group_sizes.dtype}{list(group_sizes.shape)} have to be whole numbers, [G]")
+    for name, x in operands.items():
+        if jax.typeof(x).dtype not in DTYPES:
+            raise ValueError(f"{name} {jax.typeof(x).str_short()} has to be bfloat16 or float32")
+    for name, x in {**operands, "group_sizes": group_sizes}.items():
+        refuse_sharded(name, x)
+    rows = next(iter(operands.values())).shape[0]
+    arrays = *operands.values(), _checked_sizes(group_sizes, rows, alignment)
+    *varying, sizes = (vary_as(x, *arrays) for x in arrays)
+    return *varying, Groups(sizes, alignment=alignment)
+
+
+def _checked_sizes(group_sizes: Int[Array, " G"], rows: int, alignment: int) -> Int[Array, " G"]:
+    if not jnp.issubdtype(group_sizes.dtype, jnp.integer):
+        raise ValueError(f"group_sizes {jax.typeof(group_sizes).str_short()} have to be whole numbers, [G]")
     if alignment < 1:
         raise ValueError(f"alignment = {alignment} has to be at least 1")
     if not isinstance(group_sizes, Tracer):
-        sizes = np.asarray(group_sizes)
+        sizes = np.asarray(group_sizes, np.int64)
         if (sizes < 0).any() or sizes.sum() > rows:
-            raise ValueError(f"group_sizes {sizes} have to be at least 0 and sum to at most M = {rows}")
-        if (sizes % alignment).any() or rows % alignment:
-            raise ValueError(f"group_sizes {sizes} and M = {rows} have to be multiples of alignment = {alignment}")
-    return Groups(jnp.asarray(group_sizes, jnp.int32), alignment=alignment)
+            raise ValueError(
+                f"group_sizes {sizes} have to be at least 0 and sum to at most M = {rows}: the least is "
+                f"{sizes.min()}, the sum {sizes.sum()}"
+            )
+        unaligned = np.flatnonzero(sizes % alignment)
+        if unaligned.size or rows % alignment:
+            which = f": {sizes[unaligned[0]]} of group {unaligned[0]} is not" if unaligned.size else ""
+            raise ValueError(
+                f"group_sizes {sizes} and M = {rows} have to be multiples of alignment = {alignment}{which}"
+            )
+    return jnp.asarray(group_sizes, jnp.int32)
+
+
+def _result_dtype(preferred: jax.typing.DTypeLike | None, lhs: Array) -> np.dtype:
+    dtype = np.dtype(jax.typeof(lhs).dtype if preferred is None else preferred)
+    if preferred is not None and dtype not in DTYPES:
+        raise ValueError(f"preferred_element_type = {dtype} has to be bfloat16 or float32")
+    return dtype
 
 
 class _How(NamedTuple):
@@ -133,9 +160,8 @@ class _How(NamedTuple):
 def _gmm(how: _How, lhs: Array, rhs: Array, groups: Groups) -> Array:
     implementation = load(how.implementation)
     lhs = groups.select(lhs) if implementation.NEEDS_ZEROS else lhs
-    return folded(functools.partial(implementation.gmm, transpose_rhs=how.transpose_rhs, dtype=how.dtype))(
-        lhs, rhs, groups
-    )
+    gmm = functools.partial(implementation.gmm, transpose_rhs=how.transpose_rhs, dtype=how.dtype)
+    return folded(gmm, matrices=(1,))(lhs, rhs, groups)
 
 
 def _gmm_forward(how: _How, lhs: Array, rhs: Array, groups: Groups):
@@ -171,30 +197,61 @@ _gmm.defvjp(_gmm_forward, _gmm_backward)
 _tgmm.defvjp(_tgmm_forward, _tgmm_backward)
 
 
-def folded(function: Callable[..., Any]) -> Callable[..., Any]:
+class Products(NamedTuple):
+    """The products of an implementation, such that JAX can differentiate them any number of times, and map them."""
+
+    implementation: str
+
+    def gmm(self, lhs: Array, rhs: Array, groups: Groups, *, transpose_rhs: bool, dtype: jax.typing.DTypeLike) -> Array:
+        """As `Implementation.gmm`."""
+        return _gmm(_How(self.implementation, np.dtype(dtype), transpose_rhs), lhs, rhs, groups)
+
+    def tgmm(self, lhs: Array, rhs: Array, groups: Groups, *, dtype: jax.typing.DTypeLike) -> Array:
+        """As `Implementation.tgmm`."""
+        return _tgmm(_How(self.implementation, np.dtype(dtype)), lhs, rhs, groups)
+
+
+def folded(
+    function: Callable[..., Any], matrices: tuple[int, ...] = (), shared: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """`function`, whose first axes are all rows or groups, such that `jax.vmap` makes one call with longer axes.
 
     A loop over independent models would leave a device idle beside each one's small groups; more groups in one
-    call are what the kernels are made for.
+    call are what the kernels are made for. Matrices that are not mapped are one model's for all, and not copied.
 
     Args:
       function: of arrays and one `Groups`, in any order; returns arrays.
+      matrices: places of the arguments that are one matrix a group.
+      shared: what is mapped instead where no matrices are. By default `function` gets groups that hold everybody's
+        rows, which is right if all that it returns is rows.
     """
     single = jax.custom_batching.custom_vmap(function)
 
     @single.def_vmap
     def _fold(size: int, batched, *args):
+        for x in jax.tree.leaves(args):
+            refuse_sharded("a mapped array,", x)
+        is_shared = bool(matrices) and not any(batched[i] for i in matrices)
+        if is_shared and shared is not None:
+            out = jax.vmap(shared, jax.tree.map(lambda is_batched: 0 if is_batched else None, batched))(*args)
+            return out, jax.tree.map(lambda _: True, out)
+
         def fold_axes(x: Array, is_batched: bool) -> Array:
             x = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
             return x.reshape(size * x.shape[1], *x.shape[2:])
 
-        def fold(x, is_batched):
-            if not isinstance(x, Groups):
-                return jax.tree.map(fold_axes, x, is_batched)
-            sizes = x.sizes if is_batched.sizes else jnp.broadcast_to(x.sizes, (size, *x.sizes.shape))
-            return x.fold(sizes)
-
-        out = single(*map(fold, args, batched))
+        kept = matrices if is_shared else ()
+        args = [x if i in kept else jax.tree.map(fold_axes, x, batched[i]) for i, x in enumerate(args)]
+        at = next(i for i, x in enumerate(args) if isinstance(x, Groups))
+        if is_shared:
+            rows = [i for i in range(len(args)) if i not in (at, *matrices)]
+            args[at], places, back = args[at].merge(size, args[rows[0]].shape[0])
+            for i in rows:
+                args[i] = args[i][places]
+            out = jax.tree.map(lambda x: x[back], single(*args))
+        else:
+            args[at] = args[at].fold(size)
+            out = single(*args)
         out = jax.tree.map(lambda x: x.reshape(size, x.shape[0] // size, *x.shape[1:]), out)
         return out, jax.tree.map(lambda _: True, out)
 

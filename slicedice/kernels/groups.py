@@ -34,7 +34,7 @@ class Groups:
 
     def inside(self, rows: int) -> Bool[Array, " M"]:
         """Whether each row belongs to a group."""
-        used = self.sizes.reshape(self.members, -1).sum(1)
+        used = self.sizes.reshape(self.members, -1).sum(1, dtype=self.sizes.dtype)
         return (jnp.arange(rows // self.members)[None] < used[:, None]).reshape(-1)
 
     def select(self, x: Array) -> Array:
@@ -50,9 +50,39 @@ class Groups:
         if self.members == 1:
             return self
         sizes = self.sizes.reshape(self.members, -1)
-        tails = (rows // self.members - sizes.sum(1)).at[-1].set(0)
+        tails = (rows // self.members - sizes.sum(1, dtype=sizes.dtype)).at[-1].set(0)
         return replace(self, sizes=sizes.at[:, -1].add(tails).reshape(-1), members=1)
 
-    def fold(self, sizes: Int[Array, "B G"]) -> "Groups":
-        """Those of B times as many members, whose sizes are `sizes`."""
-        return replace(self, sizes=sizes.reshape(-1), members=sizes.shape[0] * self.members)
+    def fold(self, layouts: int) -> "Groups":
+        """With `sizes` of so many layouts one after another: those of as many times more members."""
+        return replace(self, members=layouts * self.members)
+
+    def merge(self, layouts: int, rows: int) -> tuple["Groups", Int[Array, " M"], Int[Array, " M"]]:
+        """With `sizes` of so many layouts one after another: groups g of which each holds the rows of all groups g.
+
+        Args:
+          layouts: how many; each of `members` models.
+          rows: of all layouts, M.
+
+        Returns:
+          As many groups as one layout has; for each of their rows its place among the layouts' rows; and the
+          other way round.
+        """
+        sizes = self.sizes.reshape(layouts, self.members, -1)
+        tails = rows // (layouts * self.members) - sizes.sum(2, keepdims=True, dtype=sizes.dtype)
+        apart = jnp.concatenate([sizes, tails], 2)  # a tail is one more group
+        merged = apart.transpose(1, 2, 0)
+        first = _starts(apart).transpose(1, 2, 0)
+
+        def places(moves: Array, lengths: Array) -> Array:
+            moved = jnp.repeat(moves.reshape(-1), lengths.reshape(-1), total_repeat_length=rows)
+            return jnp.arange(rows, dtype=moved.dtype) + moved
+
+        groups = replace(self, sizes=merged[:, :-1].sum(2, dtype=sizes.dtype).reshape(-1))
+        to = _starts(merged)
+        return groups, places(first - to, merged), places((to - first).transpose(2, 0, 1), apart)
+
+
+def _starts(lengths: Array) -> Array:
+    """Where parts of `lengths` begin that lie one after another."""
+    return (jnp.cumsum(lengths) - lengths.reshape(-1)).reshape(lengths.shape)

@@ -1,6 +1,9 @@
 """What the tests of every implementation share: which can run here, draws, and comparison group by group."""
 
 import contextlib
+import functools
+import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,43 +11,81 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import Phase, settings
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
 from slicedice.kernels import IMPLEMENTATIONS, choose, native, reference
+from slicedice.kernels.pallas_gpu import tiles
 
+# The GPU's interpreter has a thread for each warpgroup, whose programs wait for each other while they hold threads of
+# XLA's pool. That has one for each core unless told otherwise before the first array is made: too few wait forever.
+os.environ.setdefault("NPROC", "32")
 PLATFORM = jax.default_backend()
 # Of one product summed in float32, and of one rounding to bfloat16.
 TOLERANCE = {"float32": 1e-6, "bfloat16": 2**-8}
+
+CAN_INTERPRET_GPU = PLATFORM == "cpu" and hasattr(plgpu, "InterpretGPUParams")
+"""The interpreter of JAX 0.10 lacks what these kernels are made of: copies past an array's end, transposed operands."""
 
 _CANNOT = {
     "native": pytest.mark.skipif(PLATFORM != "cpu" or not native.available(), reason="needs the CPU and C++"),
     "pallas_tpu": pytest.mark.skipif(PLATFORM not in ("cpu", "tpu"), reason="needs a TPU, or the CPU to interpret it"),
     "pallas_gpu": pytest.mark.skipif(
-        PLATFORM != "gpu" or choose() != "pallas_gpu", reason="needs a Hopper GPU on which the kernels pass their check"
+        not CAN_INTERPRET_GPU and (PLATFORM != "gpu" or choose() != "pallas_gpu"),
+        reason="needs a Hopper GPU on which the kernels pass their check, or the CPU and JAX 0.11 to interpret them",
     ),
 }
 EVERY = pytest.mark.parametrize(
     "implementation", [pytest.param(name, marks=_CANNOT.get(name, ())) for name in IMPLEMENTATIONS]
 )
-INTERPRETED = {"pallas_tpu"} if PLATFORM == "cpu" else set()
+INTERPRETED = {"pallas_tpu", "pallas_gpu"} if PLATFORM == "cpu" else set()
 """Implementations whose kernels are interpreted here, at seconds a call: they are given fewer and smaller draws."""
+DTYPE = {name: "bfloat16" if name == "pallas_gpu" else "float32" for name in IMPLEMENTATIONS}
+"""What an implementation's own kernels multiply: `pallas_gpu` gives anything but bfloat16 to `blocks`."""
+few_draws = functools.partial(settings, deadline=None, database=None, phases=[Phase.explicit, Phase.generate])
+"""Settings of a test whose every draw is compiled: it is not shrunk, which would take minutes."""
 
 
 @contextlib.contextmanager
 def running(implementation: str) -> Iterator[None]:
-    """Lets the implementation run on this machine: a TPU kernel on CPU is interpreted.
+    """Lets the implementation run on this machine: kernels for TPU and GPU are interpreted on CPU.
 
-    The interpreter fills memory that nobody has written with NaN, stops at reads past the end, and tells of races.
+    The interpreters fill memory that nobody has written with NaN and tell of races; that for TPU stops at reads past
+    the end, which on GPU read zeros.
     """
     if implementation not in INTERPRETED:
         yield
-        return
-    how = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True, out_of_bounds_reads="raise")
-    with pltpu.force_tpu_interpret_mode(how):
-        yield
-    # JAX before 0.12 prints that there is a race, and goes on.
-    assert not (interpret_pallas_call.races and interpret_pallas_call.races.races_found)
+    elif implementation == "pallas_gpu":
+        with _gpu_interpreted():
+            yield
+    else:
+        how = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True, out_of_bounds_reads="raise")
+        with pltpu.force_tpu_interpret_mode(how):
+            yield
+        # JAX before 0.12 prints that there is a race, and goes on.
+        assert not (interpret_pallas_call.races and interpret_pallas_call.races.races_found)
+
+
+@contextlib.contextmanager
+def _gpu_interpreted() -> Iterator[None]:
+    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+
+    # JAX 0.10 lacks both names.
+    how = getattr(plgpu, "InterpretGPUParams")(detect_races=True, uninitialized_memory="nan")  # noqa: B009
+    try:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            # Few enough that each walks several pieces of work, and that the interpreter does not walk 132.
+            patch.setattr(tiles, "processors", lambda: 3)
+            # What is multiplied beside a group's own rows may be anything; it is never stored.
+            warnings.filterwarnings("ignore", ".*encountered in matmul", RuntimeWarning)
+            with getattr(plgpu, "force_gpu_interpret_mode")(how):  # noqa: B009
+                yield
+                jax.effects_barrier()
+        assert not (gpu_callbacks._races and gpu_callbacks._races.races_found)
+    finally:
+        gpu_callbacks.reset_gpu_interpret_mode_state()
 
 
 def draw(
@@ -63,21 +104,40 @@ def magnitudes(function: Any, *arrays: Any):
     return function(*(x if np.issubdtype(x.dtype, np.integer) else np.abs(np.asarray(x, np.float64)) for x in arrays))
 
 
-def check(got: Any, want: Any, scale: Any, sizes) -> None:
+def check(got: Any, want: Any, scale: Any, sizes, *, tolerance=TOLERANCE, relative: dict[str, float] | None = None):
     """Asserts that every group's error is that of its dtype's rounding, and that all else is exactly zero.
 
     Args:
       got: named arrays; those of three axes are one matrix a group, the others rows.
       want: the same in float64.
       scale: sums of magnitudes, in the same form.
-      sizes: rows of each group.
+      sizes: rows of each group, [G]; or [members, G] of models of equally many rows each, one after another.
+      tolerance: of errors relative to `scale`, by dtype.
+      relative: of errors relative to `want`, beside that.
     """
     for name, values in got._asdict().items():
-        tolerance = TOLERANCE[str(values.dtype)]
+        dtype = str(values.dtype)
         values, exact, size = (np.asarray(x, np.float64) for x in (values, getattr(want, name), getattr(scale, name)))
-        for g, rows in enumerate(reference.slices(sizes)):
-            part = g if values.ndim == 3 else rows
-            error, most = np.linalg.norm(values[part] - exact[part]), np.linalg.norm(size[part])
-            assert error <= tolerance * most, f"{name} of group {g}: relative error {error / most:.2g}"
+        parts = range(np.size(sizes)) if values.ndim == 3 else slices(sizes, len(values))
+        for g, part in enumerate(parts):
+            error = np.linalg.norm(values[part] - exact[part])
+            most = tolerance[dtype] * np.linalg.norm(size[part])
+            if relative:
+                most += relative[dtype] * np.linalg.norm(exact[part])
+            assert error <= most, f"{name} of group {g}: an error of {error:.2g}, over {most:.2g}"
         if values.ndim == 2:
-            np.testing.assert_array_equal(values[np.sum(sizes) :], 0.0, f"{name} past the last group")
+            outside = np.ones(len(values), bool)
+            for part in parts:
+                outside[part] = False
+            np.testing.assert_array_equal(values[outside], 0.0, f"{name} in rows of no group")
+
+
+def slices(sizes, rows: int) -> list[slice]:
+    """Which of `rows` rows are each group's, of sizes [G] or [members, G] as for `check`."""
+    sizes = np.atleast_2d(sizes)
+    each = rows // len(sizes)
+    return [
+        slice(member * each + part.start, member * each + part.stop)
+        for member, own in enumerate(sizes)
+        for part in reference.slices(own)
+    ]

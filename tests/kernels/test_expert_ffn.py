@@ -6,17 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slicedice.kernels import expert_ffn
 from slicedice.kernels.reference import FFNGradients, slices
 from slicedice.kernels.reference import expert_ffn as looped
-from tests.kernels.contract import EVERY, INTERPRETED, running
+from tests.kernels import contract
+from tests.kernels.contract import DTYPE, EVERY, INTERPRETED, few_draws, running
 
-TOLERANCE = {"float32": (1e-5, 3e-9), "bfloat16": (2**-7, 0.0)}
-"""Of errors, relative to the size of the exact result, and to the magnitudes it is a sum of: what cancels out leaves a
-result that is small beside its rounding. Experts in bfloat16 have enough values that this is rare."""
+RELATIVE = {"float32": 1e-5, "bfloat16": 2**-7}
+"""Of errors, relative to the size of the exact result."""
+ROUNDING = {"float32": 3e-9, "bfloat16": 0.0}
+"""Of errors, relative to the magnitudes that a result is a sum of: what cancels out leaves a result that is small
+beside its rounding. Experts of many values have enough of them that this is rare in bfloat16."""
+ROUNDING_OF_FEW = ROUNDING | {"bfloat16": 2**-8}
+"""The same for draws with a handful of values, each of which may cancel out: hidden values and results are rounded."""
 
 
 def computed(implementation: str, alignment: int = 1):
@@ -33,7 +38,7 @@ def computed(implementation: str, alignment: int = 1):
 
     def run(*arrays):
         with running(implementation):
-            return compiled(*arrays)
+            return jax.block_until_ready(compiled(*arrays))
 
     return run
 
@@ -51,19 +56,9 @@ def draw(rng, rows: int, d: int, f: int, sizes, *, tail: float = np.nan, dtype="
     return x, *matrices, sizes, grad
 
 
-def check(got: FFNGradients, *arrays) -> None:
+def check(got: FFNGradients, *arrays, rounding=ROUNDING) -> None:
     """Asserts the error of each expert's part of each array; all else is exactly zero."""
-    sizes, want, scale = arrays[4], looped(*arrays), scales(*arrays)
-    for name, values in got._asdict().items():
-        relative, rounding = TOLERANCE[str(values.dtype)]
-        values, exact, size = np.asarray(values, np.float64), getattr(want, name), getattr(scale, name)
-        for e, rows in enumerate(slices(sizes)):
-            part = e if values.ndim == 3 else rows
-            error, norm = np.linalg.norm(values[part] - exact[part]), np.linalg.norm(exact[part])
-            most = relative * norm + rounding * np.linalg.norm(size[part])
-            assert error <= most, f"{name} of expert {e}: an error of {error:.2g} in {norm:.2g}"
-        if values.ndim == 2:
-            np.testing.assert_array_equal(values[np.sum(sizes) :], 0.0, f"{name} past the last expert's rows")
+    contract.check(got, looped(*arrays), scales(*arrays), arrays[4], tolerance=rounding, relative=RELATIVE)
 
 
 def scales(rows, gate, up, down, sizes, grad) -> FFNGradients:
@@ -83,28 +78,32 @@ def scales(rows, gate, up, down, sizes, grad) -> FFNGradients:
 
 
 @EVERY
-@settings(max_examples=6, deadline=None, database=None, phases=[Phase.generate])  # shrinking would compile for minutes
-@given(
-    sizes=st.lists(st.sampled_from([0, 0, 1, 2, 7, 13, 64]), min_size=1, max_size=7),
-    tail=st.sampled_from([0, 1, 11]),
-    d=st.sampled_from([1, 2, 7, 16, 83]),
-    f=st.sampled_from([1, 3, 8, 13, 83]),
-    alignment=st.sampled_from([1, 1, 2, 8]),
-    bad=st.sampled_from([np.nan, np.inf]),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_random_shapes(implementation: str, sizes, tail, d, f, alignment, bad, seed):
-    sizes = [size * alignment for size in sizes]
-    rows = max(1, sum(sizes) // alignment + tail) * alignment
-    arrays = draw(np.random.default_rng(seed), rows, d, f, sizes, tail=bad)
-    check(computed(implementation, alignment)(*arrays), *arrays)
+def test_random_shapes(implementation: str):
+    @few_draws(max_examples=2 if implementation == "pallas_gpu" else 6)
+    @given(
+        sizes=st.lists(st.sampled_from([0, 0, 1, 2, 7, 13, 64]), min_size=1, max_size=7),
+        tail=st.sampled_from([0, 1, 11]),
+        d=st.sampled_from([1, 2, 7, 16, 83]),
+        f=st.sampled_from([1, 3, 8, 13, 83]),
+        alignment=st.sampled_from([1, 1, 2, 8]),
+        bad=st.sampled_from([np.nan, np.inf]),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def compare(sizes, tail, d, f, alignment, bad, seed):
+        sizes = [size * alignment for size in sizes]
+        rows = max(1, sum(sizes) // alignment + tail) * alignment
+        arrays = draw(np.random.default_rng(seed), rows, d, f, sizes, tail=bad, dtype=DTYPE[implementation])
+        check(computed(implementation, alignment)(*arrays), *arrays, rounding=ROUNDING_OF_FEW)
+
+    compare()
 
 
 @EVERY
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_wide_experts_of_many_rows(implementation: str, dtype: str, rng):
     """More rows, width and hidden width than a tile or task has, none a multiple of anything; Zipf's sizes."""
-    rows, d, f = (300, 131, 261) if implementation in INTERPRETED else (900, 197, 331)
+    small = {"pallas_tpu": (300, 131, 261), "pallas_gpu": (150, 131, 150)}
+    rows, d, f = small[implementation] if implementation in INTERPRETED else (900, 197, 331)
     share = 1 / np.arange(1.0, 8) ** 1.5
     arrays = draw(rng, rows, d, f, rng.permutation(rng.multinomial(rows - 5, share / share.sum())), dtype=dtype)
     check(computed(implementation)(*arrays), *arrays)
@@ -119,7 +118,7 @@ def test_the_comparison_sees_one_expert_that_is_off(spoiled: str, dtype: str, rn
     check(right, *arrays)
     values = getattr(right, spoiled)
     part = 2 if values.ndim == 3 else slice(40, 100)
-    with pytest.raises(AssertionError, match=f"{spoiled} of expert 2"):
+    with pytest.raises(AssertionError, match=f"{spoiled} of group 2"):
         check(right._replace(**{spoiled: values.at[part].multiply(1.02)}), *arrays)
 
 
@@ -127,22 +126,25 @@ def test_the_comparison_sees_one_expert_that_is_off(spoiled: str, dtype: str, rn
 def test_experts_without_rows_have_no_gradient(implementation: str, rng):
     function = computed(implementation)
     for sizes in ([0, 0, 0], [0, 9, 0], [4, 0, 5]):
-        arrays = draw(rng, 12, 5, 4, sizes)
+        arrays = draw(rng, 12, 5, 4, sizes, dtype=DTYPE[implementation])
         got = function(*arrays)
         for name in ("dgate", "dup", "ddown"):
             np.testing.assert_array_equal(getattr(got, name)[np.array(sizes) == 0], 0.0, f"{name} of {sizes}")
-        check(got, *arrays)
+        check(got, *arrays, rounding=ROUNDING_OF_FEW)
 
 
 @EVERY
 def test_large_values_saturate(implementation: str):
     """silu(x) is x or 0 where exp would overflow, and its gradient 1 or 0."""
-    x = jnp.array([[-1e4], [-95.0], [95.0], [1e4]])
-    one = jnp.ones((1, 1, 1))
-    got = computed(implementation)(x, one, one, one, np.array([4], np.int32), jnp.ones((4, 1)))
+    dtype = DTYPE[implementation]
+    x = jnp.array([[-1e4], [-95.0], [95.0], [1e4]], dtype)
+    one = jnp.ones((1, 1, 1), dtype)
+    got = computed(implementation)(x, one, one, one, np.array([4], np.int32), jnp.ones((4, 1), dtype))
     want = looped(x, one, one, one, [4], np.ones((4, 1)))
-    np.testing.assert_allclose(got.out, want.out, rtol=1e-6, atol=1e-30)
-    np.testing.assert_allclose(got.drows, want.drows, rtol=1e-6, atol=1e-30)
+    tolerance = {"float32": 1e-6, "bfloat16": 2**-7}[dtype]
+    for name in ("out", "drows"):
+        ours = np.asarray(getattr(got, name), np.float64)
+        np.testing.assert_allclose(ours, getattr(want, name), rtol=tolerance, atol=1e-30)
 
 
 def test_shapes_that_do_not_fit():

@@ -1,19 +1,30 @@
 """Every implementation against the same product written out in NumPy and float64, with errors taken for each group."""
 
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slicedice.kernels import IMPLEMENTATIONS, choose, grouped_matmul, native, row_alignment, transposed_grouped_matmul
 from slicedice.kernels.reference import Gradients
 from slicedice.kernels.reference import grouped_matmul as looped
-from tests.kernels.contract import EVERY, INTERPRETED, PLATFORM, TOLERANCE, check, draw, magnitudes, running
+from tests.kernels.contract import (
+    DTYPE,
+    EVERY,
+    INTERPRETED,
+    PLATFORM,
+    TOLERANCE,
+    check,
+    draw,
+    few_draws,
+    magnitudes,
+    running,
+)
 
 
 def computed(implementation: str, *, alignment: int = 1, preferred: str | None = None, transpose_rhs: bool = False):
@@ -36,10 +47,16 @@ def computed(implementation: str, *, alignment: int = 1, preferred: str | None =
 
     def run(*arrays):
         with running(implementation):
-            return compiled(*arrays)
+            return jax.block_until_ready(compiled(*arrays))
 
     compiled = jax.jit(both)
     return run
+
+
+class Product(NamedTuple):
+    """A product without gradients, to be checked."""
+
+    out: Any
 
 
 def check_product(got: Any, *arrays) -> None:
@@ -48,22 +65,26 @@ def check_product(got: Any, *arrays) -> None:
 
 
 @EVERY
-@settings(max_examples=8, deadline=None, database=None, phases=[Phase.generate])  # shrinking would compile for minutes
-@given(
-    sizes=st.lists(st.sampled_from([0, 0, 1, 2, 7, 13, 64]), min_size=1, max_size=9),
-    tail=st.sampled_from([0, 1, 11]),
-    k=st.sampled_from([1, 2, 7, 16, 83]),
-    n=st.sampled_from([1, 3, 8, 13, 83]),
-    alignment=st.sampled_from([1, 1, 2, 8]),
-    transpose_rhs=st.booleans(),
-    bad=st.sampled_from([np.nan, np.inf]),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_random_shapes(implementation: str, sizes, tail, k, n, alignment, transpose_rhs, bad, seed):
-    sizes = [size * alignment for size in sizes]
-    rows = max(1, sum(sizes) // alignment + tail) * alignment
-    arrays = draw(np.random.default_rng(seed), rows, k, n, sizes, tail=bad)
-    check_product(computed(implementation, alignment=alignment, transpose_rhs=transpose_rhs)(*arrays), *arrays)
+def test_random_shapes(implementation: str):
+    @few_draws(max_examples=2 if implementation == "pallas_gpu" else 8)
+    @given(
+        sizes=st.lists(st.sampled_from([0, 0, 1, 2, 7, 13, 64]), min_size=1, max_size=9),
+        tail=st.sampled_from([0, 1, 11]),
+        k=st.sampled_from([1, 2, 7, 16, 83]),
+        n=st.sampled_from([1, 3, 8, 13, 83]),
+        alignment=st.sampled_from([1, 1, 2, 8]),
+        transpose_rhs=st.booleans(),
+        bad=st.sampled_from([np.nan, np.inf]),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def compare(sizes, tail, k, n, alignment, transpose_rhs, bad, seed):
+        sizes = [size * alignment for size in sizes]
+        rows = max(1, sum(sizes) // alignment + tail) * alignment
+        dtypes = (DTYPE[implementation],) * 3
+        arrays = draw(np.random.default_rng(seed), rows, k, n, sizes, tail=bad, dtypes=dtypes)
+        check_product(computed(implementation, alignment=alignment, transpose_rhs=transpose_rhs)(*arrays), *arrays)
+
+    compare()
 
 
 @EVERY
@@ -71,10 +92,13 @@ def test_random_shapes(implementation: str, sizes, tail, k, n, alignment, transp
 @pytest.mark.parametrize("skew", ["uniform", "zipf", "one group has all"])
 def test_wide_products_of_many_rows(implementation: str, transpose_rhs: bool, skew: str, rng):
     """More rows, depth and columns than any tile or task has, none a multiple of anything."""
-    rows, k, n = (300, 261, 131) if implementation in INTERPRETED else (1100, 523, 197)
+    if implementation == "pallas_gpu" and implementation in INTERPRETED and transpose_rhs == (skew == "zipf"):
+        pytest.skip("interpreted the other way round alone: gradients pass through both")
+    small = {"pallas_tpu": (300, 261, 131), "pallas_gpu": (150, 150, 131)}
+    rows, k, n = small[implementation] if implementation in INTERPRETED else (1100, 523, 197)
     share = {"uniform": np.ones(7), "zipf": 1 / np.arange(1.0, 8) ** 1.5, "one group has all": np.eye(7)[4]}[skew]
     sizes = rng.permutation(rng.multinomial(rows - 5, share / share.sum()))
-    arrays = draw(rng, rows, k, n, sizes)
+    arrays = draw(rng, rows, k, n, sizes, dtypes=(DTYPE[implementation],) * 3)
     check_product(computed(implementation, transpose_rhs=transpose_rhs)(*arrays), *arrays)
 
 
@@ -83,7 +107,7 @@ def test_empty_groups_in_every_position(implementation: str, rng):
     function = computed(implementation)
     for filled in product([0, 1], repeat=3 if implementation in INTERPRETED else 5):
         sizes = np.array(filled) * rng.integers(1, 6, len(filled))
-        arrays = draw(rng, 26, 3, 4, sizes)
+        arrays = draw(rng, 26, 3, 4, sizes, dtypes=(DTYPE[implementation],) * 3)
         got = function(*arrays)
         np.testing.assert_array_equal(got.drhs[np.array(filled) == 0], 0.0, f"empty groups of {sizes}")
         check_product(got, *arrays)
@@ -94,11 +118,12 @@ def test_as_many_groups_as_there_may_be(implementation: str, rng):
     """16,384 groups, most of them empty; a few have rows, the first and the last among them."""
     sizes = np.zeros(16384, np.int32)
     sizes[[0, 16383, *rng.integers(1, 16383, 6)]] = rng.integers(1, 4, 8)
-    arrays = draw(rng, 40, 3, 2, sizes)
+    arrays = draw(rng, 40, 3, 2, sizes, dtypes=(DTYPE[implementation],) * 3)
     if implementation in INTERPRETED:  # the weight gradient visits every group, one by one
         with running(implementation):
             out = jax.jit(lambda *x: grouped_matmul(*x, implementation=implementation))(*arrays[:3])
-        np.testing.assert_allclose(out, looped(*arrays).out, atol=1e-5)
+        got, want, scale = (Product(x.out) for x in (Product(out), looped(*arrays), magnitudes(looped, *arrays)))
+        check(got, want, scale, sizes)
     else:
         check_product(computed(implementation)(*arrays), *arrays)
 
@@ -106,13 +131,14 @@ def test_as_many_groups_as_there_may_be(implementation: str, rng):
 @EVERY
 @pytest.mark.parametrize("alignment", [1, 8])
 def test_what_lies_past_the_last_group_has_no_trace(implementation: str, alignment: int, rng):
-    arrays = draw(rng, 56, 5, 3, [8, 0, 24, 8], tail=0.0)
+    arrays = draw(rng, 56, 5, 3, [8, 0, 24, 8], tail=0.0, dtypes=(DTYPE[implementation],) * 3)
     function = computed(implementation, alignment=alignment)
     want = function(*arrays)
     inside = jnp.arange(56)[:, None] < 40
     for bad in (np.nan, -np.inf, 3e38):
         lhs, rhs, sizes, cotangent = arrays
-        for place in ((bad, 0.0), (0.0, bad), (bad, bad)):
+        # The GPU's interpreter takes seconds for each.
+        for place in ((bad, 0.0), (0.0, bad), (bad, bad))[-1 if implementation == "pallas_gpu" else 0 :]:
             got = function(jnp.where(inside, lhs, place[0]), rhs, sizes, jnp.where(inside, cotangent, place[1]))
             jax.tree.map(np.testing.assert_array_equal, got, want)
 
@@ -142,14 +168,15 @@ def test_sums_are_float32_however_long(implementation: str):
     long = computed(implementation, preferred="float32")
     np.testing.assert_array_equal(long(lhs, rhs, np.array([2]), jnp.ones((2, 1))).out, 2048.0)
     # As many rows in one group, for the weight gradient.
-    got = long(lhs.T, jnp.ones((1, 2, 1), jnp.bfloat16), np.array([2048]), jnp.ones((2048, 1)))
+    rows, ones = lhs.T, jnp.ones((1, 2, 1), jnp.bfloat16)
+    got = computed(implementation)(rows, ones, np.array([2048]), jnp.ones((2048, 1), jnp.bfloat16))
     np.testing.assert_array_equal(np.asarray(got.drhs, np.float32), 2048.0)
 
 
 @EVERY
 def test_the_transposed_product_and_its_gradients(implementation: str, rng):
     """lhs_g^T rhs_g; its gradients are two grouped products, and those of the rows past the last group zero."""
-    lhs, matrices, sizes, rhs = draw(rng, 30, 5, 3, [4, 0, 9, 11])
+    lhs, matrices, sizes, rhs = draw(rng, 30, 5, 3, [4, 0, 9, 11], dtypes=(DTYPE[implementation],) * 3)
     with running(implementation):
         how: Any = {"implementation": implementation}
         out, pull = jax.vjp(lambda a, b: transposed_grouped_matmul(a, b, sizes, **how), lhs, rhs)
@@ -161,7 +188,8 @@ def test_the_transposed_product_and_its_gradients(implementation: str, rng):
 @EVERY
 def test_second_derivatives(implementation: str, rng):
     """Of a sum of squares, whose gradient's gradient passes through both products again."""
-    lhs, rhs, sizes, _ = draw(rng, 12, 3, 2, [5, 0, 6], tail=0.0)
+    dtype = DTYPE[implementation]
+    lhs, rhs, sizes, _ = draw(rng, 12, 3, 2, [5, 0, 6], tail=0.0, dtypes=(dtype,) * 3)
 
     def by_loop(lhs, rhs):
         group = jnp.repeat(jnp.arange(4), jnp.array([*sizes, 1]), total_repeat_length=12)
@@ -169,49 +197,58 @@ def test_second_derivatives(implementation: str, rng):
         return (out**2).sum()
 
     def ours(lhs, rhs):
-        return (grouped_matmul(lhs, rhs, sizes, implementation=implementation) ** 2).sum()
+        return squares(grouped_matmul(lhs, rhs, sizes, implementation=implementation))
+
+    def squares(x):
+        return (x.astype(jnp.float32) ** 2).sum()
 
     def steepness(function):
-        return jax.grad(lambda *x: sum((g**2).sum() for g in jax.grad(function, (0, 1))(*x)), (0, 1))
+        return jax.grad(lambda *x: sum(map(squares, jax.grad(function, (0, 1))(*x))), (0, 1))
 
     with running(implementation):
-        got = steepness(ours)(lhs, rhs)
-    for a, b in zip(got, steepness(by_loop)(lhs, rhs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+        got = jax.block_until_ready(jax.jit(steepness(ours))(lhs, rhs))
+    exact = steepness(by_loop)(lhs.astype(jnp.float32), rhs.astype(jnp.float32))
+    for a, b in zip(got, exact, strict=True):
+        if dtype == "float32":
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+        else:
+            assert np.linalg.norm(a.astype(jnp.float32) - b) <= 2**-5 * np.linalg.norm(b)
 
 
 @EVERY
 def test_two_steps_of_gradient_descent(implementation: str, rng):
     """The second step meets what the first one made, with rows past the last group NaN all along."""
-    lhs, rhs, sizes, target = draw(rng, 30, 5, 3, [7, 0, 12, 4])
+    dtype = DTYPE[implementation]
+    lhs, rhs, sizes, target = draw(rng, 30, 5, 3, [7, 0, 12, 4], dtypes=(dtype, "float32", "float32"))
     inside = jnp.arange(30)[:, None] < 23
 
     @jax.jit
     def step(rhs):
         def loss(rhs):
-            out = grouped_matmul(lhs, rhs, sizes, implementation=implementation)
+            out = grouped_matmul(lhs, rhs.astype(dtype), sizes, implementation=implementation)
             return jnp.where(inside, out - target, 0.0).__pow__(2).sum()
 
         return rhs - 1e-3 * jax.grad(loss)(rhs)
 
     with running(implementation):
-        got = step(step(rhs))
+        got = jax.block_until_ready(step(step(rhs)))
     want = np.asarray(rhs, np.float64)
     for _ in range(2):
         grad = np.zeros((30, 3))
         grad[:23] = 2 * (looped(lhs, want, sizes, grad).out - np.nan_to_num(np.asarray(target, np.float64)))[:23]
         want = want - 1e-3 * looped(lhs, want, sizes, grad).drhs
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got, want, rtol=0, atol={"float32": 1e-5, "bfloat16": 5e-4}[dtype])
 
 
 @EVERY
 def test_inside_scan_and_checkpoint(implementation: str, rng):
     """Three layers in a scan, recomputed in the backward pass, against the same layers written out in float64."""
     sizes = jnp.array([5, 0, 9, 2])
-    lhs = jnp.asarray(rng.standard_normal((16, 6)), jnp.float32)
-    rhs = jnp.asarray(rng.standard_normal((3, 4, 6, 6)) / 6**0.5, jnp.float32)
+    dtype = DTYPE[implementation]
+    lhs = jnp.asarray(rng.standard_normal((16, 6)), dtype)
+    rhs = jnp.asarray(rng.standard_normal((3, 4, 6, 6)) / 6**0.5, dtype)
 
-    # The interpreter's callbacks may not be recomputed; for TPU that is shown by lowering, in test_pallas_tpu.py.
+    # The interpreters' callbacks may not be recomputed; that is shown by lowering, in tests of their own.
     checkpoint = (lambda layer: layer) if implementation in INTERPRETED else jax.checkpoint
 
     def scanned(rhs):
@@ -219,21 +256,21 @@ def test_inside_scan_and_checkpoint(implementation: str, rng):
         def layer(x, matrices):
             return grouped_matmul(x, matrices, sizes, implementation=implementation), None
 
-        return jax.lax.scan(layer, lhs, rhs)[0].sum()
+        return jax.lax.scan(layer, lhs, rhs)[0].sum(dtype=jnp.float32)
 
     with running(implementation):
-        value, got = jax.jit(jax.value_and_grad(scanned))(rhs)
+        value, got = jax.block_until_ready(jax.jit(jax.value_and_grad(scanned))(rhs))
     rows = [np.asarray(lhs, np.float64)]
     for matrices in rhs:
         rows.append(looped(rows[-1], matrices, sizes, np.zeros_like(rows[-1])).out)
-    np.testing.assert_allclose(value, rows[-1].sum(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(value, rows[-1].sum(), rtol=0, atol=100 * TOLERANCE[dtype])
     cotangent = np.ones_like(rows[-1])
     for layer in (2, 1, 0):
         want = looped(rows[layer], rhs[layer], sizes, cotangent)
         scale = magnitudes(looped, rows[layer], rhs[layer], np.asarray(sizes), cotangent)
         for g in range(4):
             error = np.linalg.norm(got[layer, g] - want.drhs[g])
-            assert error <= 10 * TOLERANCE["float32"] * np.linalg.norm(scale.drhs[g]), f"layer {layer}, group {g}"
+            assert error <= 10 * TOLERANCE[dtype] * np.linalg.norm(scale.drhs[g]), f"layer {layer}, group {g}"
         cotangent = want.dlhs
 
 

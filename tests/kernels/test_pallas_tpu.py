@@ -4,6 +4,8 @@ The contract that all implementations share is tested elsewhere; here it is what
 interpreter fills memory that nobody has written with NaN and stops at reads past the end and at races.
 """
 
+import functools
+import os
 import sys
 from itertools import product
 from typing import NamedTuple
@@ -26,8 +28,17 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="interpre
 PIECES = tiles.Pieces((16, 128), (16, 128), (16, 128), (16, 128), (128, 128))
 PHASES = [Phase.explicit, Phase.generate]  # shrinking would compile for minutes
 BUDGET = {"bytes": 400 * 1024}
-WIDTHS = {1: 280, 40: 470, 136: 1400}
-"""KiB that hold the backward pass of so wide a model if F is cut at 128, not if it is a whole 300."""
+CUT = {
+    ("ffn", "float32"): {1: 130, 40: 250, 136: 750},
+    ("ffn", "bfloat16"): {1: 90, 40: 150, 136: 400},
+    ("ffn_backward", "float32"): {1: 300, 40: 500, 136: 1400},
+    ("ffn_backward", "bfloat16"): {1: 200, 40: 400, 136: 1100},
+}
+"""By kernel and dtype, KiB that hold the network of so wide a model where F is cut at 128, not where it is cut less."""
+NO_NETWORK = 300
+"""KiB that hold products, and no network of D = 136."""
+THREADS = int(os.environ.get("NPROC") or len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)))
+"""In XLA's pool."""
 CHIPS = (("TPU_V5E", 1), ("TPU_V5P", 2), ("TPU_V6E", 1), ("TPU_7X", 1))
 
 
@@ -90,9 +101,9 @@ def rows_of(rng: np.random.Generator, where: Layout, width: int, dtype: str, bad
     return jnp.where(where.outside()[:, None], bad, jnp.asarray(rng.standard_normal((where.rows, width)), dtype))
 
 
-def assert_close(got, want: np.ndarray, scale: np.ndarray, where: Layout, *, times: float = 1.0) -> None:
+def assert_close(got, want: np.ndarray, scale: np.ndarray, where: Layout) -> None:
     """Every group's error is that of rounding, relative to sums of magnitudes; rows of no group are exactly zero."""
-    values, tolerance = np.asarray(got, np.float64), times * TOLERANCE[str(got.dtype)]
+    values, tolerance = np.asarray(got, np.float64), TOLERANCE[str(got.dtype)]
     for g, rows in enumerate(where.slices):
         part = g if values.ndim == 3 else rows
         error, most = np.linalg.norm(values[part] - want[part]), np.linalg.norm(scale[part])
@@ -110,16 +121,8 @@ def products(lhs, rhs, other, where: Layout) -> tuple[np.ndarray, np.ndarray]:
     return out, outer
 
 
-@pytest.mark.parametrize(("k", "n"), [(600, 40), (129, 600), (300, 300), (40, 1)])
-@example(where=layout([[0, 33, 70], [5, 0, 33]], 70), dtype="bfloat16", bad=np.nan, seed=0)
-@settings(max_examples=2, deadline=None, database=None, phases=PHASES)
-@given(
-    where=LAYOUTS,
-    dtype=st.sampled_from(["float32", "bfloat16"]),
-    bad=st.sampled_from([np.nan, np.inf]),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_products_of_random_layouts(k: int, n: int, where: Layout, dtype: str, bad: float, seed: int):
+def check_products(k: int, n: int, where: Layout, dtype: str, bad: float, seed: int) -> None:
+    """`gmm`, either way that its matrices may lie, and `tgmm` against the reference."""
     rng = np.random.default_rng(seed)
     lhs, other = (rows_of(rng, where, width, dtype, bad) for width in (k, n))
     rhs = jnp.asarray(rng.standard_normal((where.sizes.size, k, n)), dtype)
@@ -134,6 +137,77 @@ def test_products_of_random_layouts(k: int, n: int, where: Layout, dtype: str, b
     np.testing.assert_array_equal(np.asarray(outer, np.float64)[where.sizes == 0], 0.0)
 
 
+@pytest.mark.parametrize(("k", "n"), [(600, 40), (129, 600), (300, 300), (40, 1)])
+@example(where=layout([[0, 33, 70], [5, 0, 33]], 70), dtype="bfloat16", bad=np.nan, seed=0)
+@settings(max_examples=2, deadline=None, database=None, phases=PHASES)
+@given(
+    where=LAYOUTS,
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    bad=st.sampled_from([np.nan, np.inf]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_products_of_random_layouts(k: int, n: int, where: Layout, dtype: str, bad: float, seed: int):
+    check_products(k, n, where, dtype, bad, seed)
+
+
+def rounded_twice(rows, gate, up, down, sizes, grad) -> reference.FFNGradients:
+    """What is left, in float64 and in units of a rounding, where hidden values are rounded once, and results once.
+
+    Errors are independent, so that their squares add up: of a result, and of the terms that it sums. Roundings spread
+    over +-1, times a value's distance to the next power of two, which makes 0.42 in the mean. Every further rounding of
+    a sum, as if it were kept in bfloat16 from one tile to the next, adds as much again. Where few are rounded chance
+    adds to it.
+    """
+    x, wg, wu, wd, dy = (np.asarray(array, np.float64) for array in (rows, gate, up, down, grad))
+    left = reference.FFNGradients(*(value**2 for value in reference.expert_ffn(rows, gate, up, down, sizes, grad)))
+    for e, part in enumerate(reference.slices(sizes)):
+        a, b, dhidden = x[part] @ wg[e], x[part] @ wu[e], dy[part] @ wd[e].T
+        sigmoid = 0.5 * (1 + np.tanh(a / 2))
+        hidden, da, db = a * sigmoid * b, dhidden * b * sigmoid * (1 + a * (1 - sigmoid)), dhidden * a * sigmoid
+        left.out[part] += hidden**2 @ wd[e] ** 2
+        left.drows[part] += da**2 @ wg[e].T ** 2 + db**2 @ wu[e].T ** 2
+        left.dgate[e] += (x[part] ** 2).T @ da**2
+        left.dup[e] += (x[part] ** 2).T @ db**2
+        left.ddown[e] += (hidden**2).T @ dy[part] ** 2
+        for values, at in zip(left, (part, part, e, e, e), strict=True):
+            rounded = max(1, min(values[at].size, len(x[part]) * min(wg.shape[1:])))
+            values[at] = (0.48 + 2 * rounded**-0.5) ** 2 * values[at]
+    return reference.FFNGradients(*map(np.sqrt, left))
+
+
+def cut(d: int, dtype: str) -> dict[str, int]:
+    """What `CUT` has for a width and a dtype, by kernel."""
+    return {kernel: kib[d] for (kernel, of), kib in CUT.items() if of == dtype}
+
+
+def check_networks(d: int, f: int, where: Layout, dtype: str, bad: float, seed: int, kib: dict[str, int]) -> None:
+    """Both of the network's kernels in so many KiB of VMEM, against the reference."""
+    rng = np.random.default_rng(seed)
+    rows, grad = (rows_of(rng, where, d, dtype, bad) for _ in range(2))
+    gate, up, down = (
+        jnp.asarray(rng.standard_normal((where.sizes.size, *shape)) * shape[0] ** -0.5, dtype)
+        for shape in ((d, f), (d, f), (f, d))
+    )
+    with running("pallas_tpu"), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BUDGET, "bytes", kib["ffn"] * 1024)
+        out, saved = ffn(rows, gate, up, down, where.groups())
+        patch.setitem(BUDGET, "bytes", kib["ffn_backward"] * 1024)
+        got = reference.FFNGradients(out, *ffn_backward(rows, gate, up, down, where.groups(), saved, grad))
+    # The reference knows one model: rows are brought together, and the results taken apart again.
+    order = np.concatenate([np.arange(x.start, x.stop) for x in where.slices])
+    together = rows[order], gate, up, down, where.sizes, grad[order]
+    for name, values in got._asdict().items():
+        want, most = (getattr(function(*together), name) for function in (reference.expert_ffn, rounded_twice))
+        if want.ndim == 2:
+            apart = np.zeros((2, where.rows, d))
+            apart[:, order] = want, most
+            want, most = apart
+        assert values.dtype == dtype
+        assert_close(values, want, most, where)
+        if want.ndim == 3:
+            np.testing.assert_array_equal(np.asarray(values, np.float64)[where.sizes == 0], 0.0)
+
+
 @pytest.mark.parametrize(("d", "f"), [(40, 300), (136, 129), (136, 300), (1, 40)])
 @example(where=layout([[0, 33, 70], [5, 0, 33]], 70), dtype="float32", bad=np.nan, seed=0)
 @settings(max_examples=2, deadline=None, database=None, phases=PHASES)
@@ -144,43 +218,35 @@ def test_products_of_random_layouts(k: int, n: int, where: Layout, dtype: str, b
     seed=st.integers(0, 2**32 - 1),
 )
 def test_networks_of_random_layouts(d: int, f: int, where: Layout, dtype: str, bad: float, seed: int):
-    rng = np.random.default_rng(seed)
-    rows, grad = (rows_of(rng, where, d, dtype, bad) for _ in range(2))
-    gate, up, down = (
-        jnp.asarray(rng.standard_normal((where.sizes.size, *shape)) * shape[0] ** -0.5, dtype)
-        for shape in ((d, f), (d, f), (f, d))
-    )
-    with running("pallas_tpu"), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BUDGET, "bytes", WIDTHS[d] * 1024)
-        out, saved = ffn(rows, gate, up, down, where.groups())
-        got = reference.FFNGradients(out, *ffn_backward(rows, gate, up, down, where.groups(), saved, grad))
-    # The reference knows one model: rows are brought together, and the results taken apart again.
-    order = np.concatenate([np.arange(x.start, x.stop) for x in where.slices])
-    together = reference.expert_ffn(rows[order], gate, up, down, where.sizes, grad[order])
-    for name, values in got._asdict().items():
-        want = np.asarray(getattr(together, name))
-        if want.ndim == 2:
-            apart = np.zeros((where.rows, d))
-            apart[order] = want
-            want = apart
-        assert values.dtype == dtype
-        # Values are of unit scale, and the hidden ones sums of D and F of these: roots of both bound the rounding.
-        scale = np.full_like(want, (1 + d**0.5) * (1 + f**0.5) if want.ndim == 2 else 1 + 3 * where.sizes.max() ** 0.5)
-        assert_close(values, want, scale, where, times=4)
-        if want.ndim == 3:
-            np.testing.assert_array_equal(np.asarray(values, np.float64)[where.sizes == 0], 0.0)
+    check_networks(d, f, where, dtype, bad, seed, cut(d, dtype))
+
+
+def test_networks_sum_bfloat16_in_float32(rng):
+    """Over 20 tiles of rows and 3 of the hidden width: kept in bfloat16 between tiles, sums would show it."""
+    check_networks(40, 300, layout([[640]]), "bfloat16", np.nan, int(rng.integers(2**32)), cut(40, "bfloat16"))
+
+
+def test_networks_too_wide_for_vmem(rng):
+    """Where not even the least tiles fit, they are made of grouped products."""
+    where, kib = layout([[0, 33], [5, 0]], 20), {"ffn": NO_NETWORK, "ffn_backward": NO_NETWORK}
+    check_networks(136, 129, where, "float32", np.nan, int(rng.integers(2**32)), kib)
 
 
 def test_widths_are_cut_in_these_tests(monkeypatch: pytest.MonkeyPatch):
     """What fits the tests' VMEM at once would leave the tails of cut widths untested."""
-    plans = {name: sys.modules[f"slicedice.kernels.pallas_tpu.{name}"].plan for name in ("gmm", "tgmm", "ffn_backward")}
-    dtypes = jnp.dtype("float32"), jnp.dtype("bfloat16")
-    for dtype in dtypes:
+    names = "gmm", "tgmm", "ffn", "ffn_backward"
+    plans = {name: sys.modules[f"slicedice.kernels.pallas_tpu.{name}"].plan for name in names}
+    for dtype in (jnp.dtype("float32"), jnp.dtype("bfloat16")):
         assert max(plans["gmm"]((200, 600, 600), 5, (dtype,) * 3, False).widths) < 600
         assert max(plans["tgmm"]((200, 600, 600), 5, (dtype,) * 3).widths) < 600
-    for dtype, (d, kib) in product(dtypes, WIDTHS.items()):
-        monkeypatch.setitem(BUDGET, "bytes", kib * 1024)
-        assert plans["ffn_backward"]((200, d, 300), 5, (dtype,) * 5).widths < (300,)
+    number = {"ffn": 4, "ffn_backward": 5}
+    for (name, dtype), (d, f) in product(CUT, [(1, 300), (40, 300), (136, 129), (136, 300)]):
+        monkeypatch.setitem(BUDGET, "bytes", CUT[name, dtype][d] * 1024)
+        assert plans[name]((200, d, f), 5, (jnp.dtype(dtype),) * number[name]).widths == (128,)
+    monkeypatch.setitem(BUDGET, "bytes", NO_NETWORK * 1024)
+    for name, dtypes in number.items():
+        with pytest.raises(tiles.TooWideError, match=r"no tiles of widths \(129,\)"):
+            plans[name]((58, 136, 129), 4, (jnp.dtype("float32"),) * dtypes)
 
 
 def test_many_groups_of_few_rows(rng):
@@ -196,6 +262,20 @@ def test_many_groups_of_few_rows(rng):
             assert_close(gmm(lhs, rhs, where.groups(), transpose_rhs=False, dtype="float32"), want[0], scale[0], where)
             if groups < 4096:
                 assert_close(tgmm(lhs, other, where.groups(), dtype="float32"), want[1], scale[1], where)
+
+
+@pytest.mark.skipif(THREADS < 2, reason="two cores are interpreted in two threads of XLA's, which wait for each other")
+def test_two_cores_share_the_work(rng, monkeypatch: pytest.MonkeyPatch):
+    """A chip of two cores gives each some of the tiles of a "parallel" width: none is left out or raced for."""
+    monkeypatch.setattr(pltpu, "InterpretParams", functools.partial(pltpu.InterpretParams, num_cores_or_threads=2))
+    check_products(129, 600, layout([[0, 33, 70]], 5), "float32", np.nan, int(rng.integers(2**32)))
+    check_networks(40, 300, layout([[0, 33]], 5), "float32", np.nan, int(rng.integers(2**32)), cut(40, "float32"))
+
+
+def test_indices_of_64_bits(rng):
+    """Under `jax_enable_x64`, where Python's integers are wider than a TPU's."""
+    with jax.enable_x64(True):
+        check_products(300, 40, layout([[0, 33, 5]], 3), "float32", np.nan, int(rng.integers(2**32)))
 
 
 def listed(where: Layout, tile: int, *, every_group: bool, every_tile: bool) -> np.ndarray:

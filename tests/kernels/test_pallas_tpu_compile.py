@@ -5,6 +5,13 @@ All shapes of the benchmark, with what they take of VMEM, are in benchmarks/tpu_
 
 import functools
 import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +26,9 @@ NEEDS_COMPILER = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the libtpu package, which holds the TPU's compiler"
 )
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
-STUDY = {"d_ff": (3328, 64, 128), "d_ff/4": (832, 256, 128), "d_ff/16": (208, 1024, 128), "d_ff/64": (52, 2048, 256)}
-"""The 300m scale, D = 832: F, experts and mean rows."""
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "tpu_compile.py"
+MOST_SPILLS = {"v5e": 12, "v5p": 14, "v6e": 96, "tpu7x": 10}
+"""Vector registers that a kernel spills at most, in benchmarks/results/tpu_compile.json for the study's shapes."""
 
 
 def kernels(d: int, f: int, groups: int, mean: int, dtype: Any = jnp.bfloat16) -> dict[str, tuple[Any, tuple]]:
@@ -58,12 +66,19 @@ def compiled(generation: str, function: Any, arrays: tuple) -> Any:
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize("generation", TOPOLOGIES)
-@pytest.mark.parametrize("width", STUDY)
-def test_study_compiles(generation: str, width: str):
-    """Forward, both gradients, and the network's two kernels: within the VMEM that the chip has, or it would fail."""
-    f, experts, mean = STUDY[width]
-    for function, arrays in kernels(832, f, experts, mean).values():
-        assert "tpu_custom_call" in compiled(generation, function, arrays).as_text()
+def test_study_compiles(generation: str, tmp_path: Path):
+    """All kernels of the study's widths, as the benchmark compiles and reads them: VMEM suffices, and few spill."""
+    found = tmp_path / "found.json"
+    command = [sys.executable, BENCHMARK, "--study", "--chips", generation, "--json", found]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    about = json.loads(found.read_text())
+    assert about["command"] == f"python benchmarks/tpu_compile.py --study --chips {generation}"
+    rows = [dict(zip(about["columns"], row, strict=True)) for row in about["rows"]]
+    assert {(row["kernel"], row["F"]) for row in rows} == set(product(kernels(1, 1, 1, 1), (3328, 832, 208, 52)))
+    for row in rows:
+        assert row["vmem_compiler"] <= row["vmem_allowed"] < row["vmem_chip"], row
+        assert row["spills"] <= (0 if row["F"] == 52 else MOST_SPILLS[generation]), row
 
 
 @NEEDS_COMPILER
@@ -95,13 +110,45 @@ def test_experts_narrower_than_the_lanes_cross_memory_unpadded():
     assert made.memory_analysis().temp_size_in_bytes < weights / 10
 
 
+def lowered(function: Any, arrays: tuple) -> Counter[str]:
+    """Pallas makes the kernels, and Mosaic's first passes take them, without the compiler's library: their names."""
+    structs = [jax.ShapeDtypeStruct(*array) for array in arrays]
+    text = jax.jit(function).trace(*structs).lower(lowering_platforms=("tpu",)).as_text()
+    return Counter(re.findall(r'kernel_name = "(\w+)"', text))
+
+
+NAMES = {"forward": "gmm", "dlhs": "gmm", "drhs": "tgmm", "ffn": "ffn", "ffn_backward": "ffn_backward"}
+
+
+@pytest.mark.parametrize("wide_integers", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_lowers_for_tpu_from_here(dtype: str):
-    """Without the compiler's library too: Pallas makes the kernel, and Mosaic's first passes take it."""
-    for function, arrays in kernels(83, 52, 7, 40, dtype).values():
-        structs = [jax.ShapeDtypeStruct(*array) for array in arrays]
-        text = jax.jit(function).trace(*structs).lower(lowering_platforms=("tpu",)).as_text()
-        assert "tpu_custom_call" in text
+def test_lowers_for_tpu_from_here(dtype: str, wide_integers: bool):
+    """Also under `jax_enable_x64`, in pieces and in one, with widths that are cut and that are not."""
+    for d, f, groups, mean in ((83, 52, 7, 40), (832, 3328, 64, 128), (4096, 16384, 2, 256)):
+        for name, (function, arrays) in kernels(d, f, groups, mean, dtype).items():
+            with jax.enable_x64(wide_integers):
+                assert lowered(function, arrays) == {NAMES[name]: 1}
+
+
+@NEEDS_COMPILER
+def test_compiles_with_wide_integers():
+    """Some integers of 64 bits pass when lowered, and are refused later."""
+    for name, (function, arrays) in kernels(832, 208, 64, 128).items():
+        with jax.enable_x64(True):
+            assert "tpu_custom_call" in compiled("v6e", function, arrays).as_text(), name
+
+
+def test_networks_too_wide_for_vmem_are_products():
+    """Of 64 MiB: the backward pass is the first that does not fit, and does not need what the forward one was."""
+    for d, dtype, forward, backward in (
+        (9984, "bfloat16", {"ffn": 1}, {"ffn_backward": 1}),
+        (10240, "bfloat16", {"ffn": 1}, {"gmm": 5, "tgmm": 3}),
+        (32768, "bfloat16", {"gmm": 3}, {"gmm": 5, "tgmm": 3}),
+        (8192, "float32", {"ffn": 1}, {"gmm": 5, "tgmm": 3}),
+    ):
+        both = kernels(d, 1024, 4, 16, dtype)
+        assert lowered(*both["ffn"]) == forward
+        assert lowered(*both["ffn_backward"]) == backward
 
 
 def test_recomputed_layers_in_a_scan_lower():

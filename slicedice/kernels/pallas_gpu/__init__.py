@@ -12,6 +12,7 @@ default first has them checked on its own device; see `available`.
 
 import functools
 import logging
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ ALIGNED_ROWS = 8
 
 
 def supports(*arrays: Array) -> bool:
-    """Whether the kernels take these: all bfloat16. Axes may have any size; what is not a multiple of 16 is padded."""
+    """Whether the kernels take these: all bfloat16. Axes may have any size; `tiles` says which are padded, to what."""
     return all(x.dtype == jnp.bfloat16 for x in arrays)
 
 
@@ -68,8 +69,15 @@ def gmm(
         return blocks.gmm(groups.select(lhs), rhs, groups, transpose_rhs=transpose_rhs, dtype=jnp.dtype(dtype))
     if 0 in (m, n, *lhs.shape, *rhs.shape):
         return jnp.zeros((m, n), dtype)
+    k = lhs.shape[1]
+    if transpose_rhs:
+        (wide,) = tiles.padded_widths(k)
+        matrices = _pad(rhs, tiles.padded_rows(n), wide)
+    else:
+        wide, columns = tiles.padded_widths(k, n)
+        matrices = _pad(rhs, tiles.padded_rows(k), columns)
     term = Product(0, 0, transpose_rhs, 0)
-    (out,) = products([_pad(lhs, 1)], [_pad(rhs, 1, 2)], [term], lambda x: [x], groups, _stored(dtype), "gmm")
+    (out,) = products([_pad(lhs, wide)], [matrices], [term], lambda x: [x], groups, _stored(dtype), "gmm")
     return out[:, :n].astype(dtype)
 
 
@@ -93,7 +101,8 @@ def tgmm(
         return blocks.tgmm(groups.select(lhs), groups.select(rhs), groups, dtype=jnp.dtype(dtype))
     if 0 in (m, k, n, number):
         return jnp.zeros((number, k, n), dtype)
-    (out,) = outer(_pad(lhs, 1), [_pad(rhs, 1)], groups, _stored(dtype), "tgmm")
+    wide, columns = tiles.padded_widths(k, n)
+    (out,) = outer(_pad(lhs, wide), [_pad(rhs, columns)], groups, _stored(dtype), "tgmm")
     return out[:, :k, :n].astype(dtype)
 
 
@@ -124,7 +133,7 @@ def ffn(
         return blocks.ffn(groups.select(rows), gate, up, down, groups)
     if 0 in (*rows.shape, *gate.shape):
         return jnp.zeros_like(rows), ()
-    wide, gate, up, down = _pad(rows, 1), *(_pad(w, 1, 2) for w in (gate, up, down))
+    (wide,), gate, up, down = _padded([rows], gate, up, down)
     if gate.shape[2] <= tiles.WIDEST_FUSED:
         out = fused(wide, gate, up, down, groups, _swiglu)
     else:
@@ -163,8 +172,7 @@ def ffn_backward(
     if 0 in (*rows.shape, *gate.shape):
         return jnp.zeros_like(rows), jnp.zeros_like(gate), jnp.zeros_like(up), jnp.zeros_like(down)
     d, f = gate.shape[1:]
-    x, dy = _pad(rows, 1), _pad(grad, 1)
-    gate, up, down = (_pad(w, 1, 2) for w in (gate, up, down))
+    (x, dy), gate, up, down = _padded([rows, grad], gate, up, down)
     into = [Product(0, 0, False, 0), Product(0, 1, False, 1), Product(1, 2, True, 2)]
     name = "expert_hidden_gradients"
     hidden, dgate, dup = products(
@@ -188,9 +196,18 @@ def _swiglu_gradients(gate: Array, up: Array, dhidden: Array) -> tuple[Array, Ar
     return silu * up, dhidden * up * (s + silu * (1 - s)), dhidden * silu
 
 
-def _pad(x: Array, *axes: int) -> Array:
-    """Pads axes with zeros to what the kernels take."""
-    return jnp.pad(x, [(0, tiles.padded_width(n) - n if i in axes else 0) for i, n in enumerate(x.shape)])
+def _padded(rows: Sequence[Array], gate: Array, up: Array, down: Array) -> tuple[list[Array], Array, Array, Array]:
+    """Rows [M, D] and matrices of the expert network, as the kernels take them."""
+    d, f = gate.shape[1:]
+    wide, hidden = tiles.padded_widths(d, f)
+    into = (_pad(w, tiles.padded_rows(d), hidden) for w in (gate, up))
+    return [_pad(x, wide) for x in rows], *into, _pad(down, tiles.padded_rows(f), wide)
+
+
+def _pad(x: Array, *sizes: int) -> Array:
+    """Pads the last axes with zeros to these sizes."""
+    leading = x.ndim - len(sizes)
+    return jnp.pad(x, [(0, 0)] * leading + [(0, size - n) for size, n in zip(sizes, x.shape[leading:], strict=True)])
 
 
 def _stored(dtype: DTypeLike) -> DTypeLike:

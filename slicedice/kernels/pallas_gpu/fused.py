@@ -30,7 +30,8 @@ def fused(
     """Computes down(activate(gate(x), up(x))) of each row x with the matrices of its expert.
 
     Args:
-      rows: bfloat16, [M, D]; D and F as `tiles.padded_width` wants them.
+      rows: bfloat16, [M, D]; all last axes are as `tiles.padded_widths` wants them together, those before the last of
+        matrices as `tiles.padded_rows` does.
       gate: bfloat16, [E, D, F]; F at most `tiles.WIDEST_FUSED`.
       up: as `gate`.
       down: bfloat16, [E, F, D].

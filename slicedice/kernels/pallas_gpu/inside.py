@@ -47,7 +47,13 @@ def launch(
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
     )
-    return lambda *inputs: [vary_as(x, *inputs) for x in call(*inputs)]
+
+    def run(*inputs: jax.Array) -> Sequence[jax.Array]:
+        # Indices are int32 throughout; under `jax_enable_x64` Python's numbers beside them would be int64.
+        with jax.enable_x64(False):
+            return [vary_as(x, *inputs) for x in call(*inputs)]
+
+    return run
 
 
 def share(items: Any, block: Any, blocks: int) -> Any:
@@ -155,8 +161,8 @@ def alignment(groups: Groups) -> int:
 
 
 def stored_width(columns: int, alignment: int) -> int:
-    """The width of a result: rows that leave at any offset do so in pieces of 64 columns only."""
-    return columns if columns <= 64 or alignment % 8 == 0 else tiles.round_up(columns, 64)
+    """The width of a result: it leaves in pieces that divide it, of 64 columns if at any row, else of 16 or more."""
+    return columns if columns <= 64 else tiles.round_up(columns, 16 if alignment % 8 == 0 else 64)
 
 
 def staging(consumers: int, dtype: DTypeLike, size: int, alignment: int) -> Any:

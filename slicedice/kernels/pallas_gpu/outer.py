@@ -23,8 +23,8 @@ def outer(lhs: Array, rhs: Sequence[Array], groups: Groups, dtype: DTypeLike, na
     """Sums the outer products of each group's rows of `lhs` with those of every `rhs`.
 
     Args:
-      lhs: rows, bfloat16, [M, K]; K as `tiles.padded_width` wants it.
-      rhs: rows, bfloat16, each [M, N]; N likewise.
+      lhs: rows, bfloat16, [M, K]; K and N as `tiles.padded_widths` wants them together.
+      rhs: rows, bfloat16, each [M, N].
       groups: which rows belong to which.
       dtype: of the results.
       name: of the kernel.

@@ -49,8 +49,9 @@ def products(
     """Computes sums of products of each row with matrices of its group, and what `finish` makes of them.
 
     Args:
-      lhs: rows, bfloat16, each [M, K].
-      rhs: matrices, bfloat16, each [G, K, N] or [G, N, K]; K and N as `tiles.padded_width` wants them.
+      lhs: rows, bfloat16, each [M, K]; K as `tiles.padded_widths` wants it together with the last axis of `rhs`.
+      rhs: matrices, bfloat16, each [G, K, N] or [G, N, K]; the axis before the last as `tiles.padded_rows` wants it,
+        so that K may be smaller than that of `lhs`.
       terms: the products.
       finish: takes the float32 sums, [64, columns] each, to as many results; zeros must become zeros.
       groups: which rows belong to which.

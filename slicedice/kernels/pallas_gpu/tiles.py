@@ -4,6 +4,7 @@ None of it has been measured: the choice follows the rules of thumb below, and t
 fits. The constants are what to tune first where there is a device.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -58,12 +59,23 @@ def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def padded_width(size: int) -> int:
-    """The width that an axis of `size` is padded to.
+def padded_rows(size: int) -> int:
+    """The size that an axis before the last is padded to: it is moved in pieces of eight."""
+    return round_up(size, 8)
 
-    The copy engine wants rows of a multiple of 16 bytes, and matrix instructions operands in pieces of at least 32.
+
+def padded_widths(*sizes: int) -> tuple[int, ...]:
+    """The sizes that last axes are padded to, of arrays that meet in a matrix instruction: the least that fit together.
+
+    The copy engine wants rows of a multiple of 16 bytes, which is eight values. It cuts arrays in pieces of 64, 32 or
+    16 columns, the same for all that meet: an axis is no wider than a piece, or a multiple of it. So 832 and 52 become
+    832 and 56, pieces being of 64 columns; 80 and 52 become 80 and 64, in pieces of 16.
     """
-    return round_up(size, 16)
+
+    def padded(piece: int) -> tuple[int, ...]:
+        return tuple(round_up(size, 8 if size <= piece else piece) for size in sizes)
+
+    return min(map(padded, (64, 32, 16)), key=math.prod)
 
 
 def products(rows: int, groups: int, columns: int, *, lhs: int, rhs: int, sums: int, out: DTypeLike) -> Tiling:

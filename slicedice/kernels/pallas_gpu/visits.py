@@ -54,7 +54,7 @@ def visits_of(groups: Groups, rows: int, tile_rows: int, length: int) -> Visits:
     """
     sizes = groups.sizes.astype(jnp.int32).reshape(groups.members, -1)
     each = sizes.shape[1]
-    holes = rows // groups.members - sizes.sum(1, keepdims=True)
+    holes = rows // groups.members - sizes.sum(1, keepdims=True, dtype=jnp.int32)
     parts = jnp.concatenate([sizes, holes], axis=1).reshape(-1)
     end = jnp.cumsum(parts, dtype=jnp.int32)
     start = end - parts

@@ -3,7 +3,8 @@
 Every kernel walks a list of visits (`visits`) in blocks chosen for the chip (`tiles`). Without a TPU they run
 in JAX's TPU interpret mode, `jax.experimental.pallas.tpu.force_tpu_interpret_mode`, for tests only.
 
-A device of two cores (v5p) uses both of them only in calls whose widths are cut in tiles.
+A device of two cores (v5p) uses both of them only in calls whose widths are cut in tiles, which are "parallel"; the
+expert FFN's forward pass uses one, since it adds up over its tiles of F.
 """
 
 from slicedice.kernels.pallas_tpu.ffn import ffn

@@ -1,6 +1,7 @@
 """The feed-forward network of each expert, SwiGLU, as one kernel: its hidden values never leave VMEM."""
 
 import functools
+import logging
 from typing import Any
 
 import jax
@@ -10,11 +11,15 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from slicedice.kernels import composed
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
-from slicedice.kernels.pallas_tpu.inside import dot, for_each_piece, row_mask, select
+from slicedice.kernels.pallas_tpu.gmm import gmm
+from slicedice.kernels.pallas_tpu.inside import WHOLE, dot, for_each_piece, row_mask, select
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
 from slicedice.kernels.varying import result
+
+log = logging.getLogger(__name__)
 
 
 def ffn(
@@ -37,22 +42,27 @@ def ffn(
       [M, D] in the dtype of `rows`, zeros for rows of no expert whatever they hold; products are summed in float32.
       And what is saved for the gradients: nothing, they compute it again.
 
+    Where D is too wide for VMEM, it is three grouped products instead, whose hidden values go through HBM.
+
     Raises:
-      ValueError: there are more experts than scalar memory can list, or D is too wide for VMEM: of 64 MiB, 28,160 is
-        not in bfloat16, and 14,592 is not in float32.
+      ValueError: there are more experts than scalar memory can list.
     """
     (m, d), (experts, _, f) = rows.shape, gate.shape
     if 0 in (m, d, f, experts):
         return jnp.zeros_like(rows), ()
     compute = tiles.compute_dtype(rows.dtype, gate.dtype, up.dtype, down.dtype)
     flipped, weights = orientation(d, f), oriented(gate, up, down)
-    tm, (tf,), vmem = plan((m, d, f), experts, (rows.dtype, gate.dtype, up.dtype, down.dtype))
+    try:
+        tm, (tf,), vmem = plan((m, d, f), experts, (rows.dtype, gate.dtype, up.dtype, down.dtype))
+    except tiles.TooWideError as error:
+        log.warning("the expert FFN of D = %d is three grouped products: %s", d, error)
+        return composed.ffn(gmm, rows, gate, up, down, groups)[0], ()
     visits, count = visits_of(groups, m, tm, every_group=False, every_tile=True)
 
     def weight(flip: bool) -> pl.BlockSpec:
         def index(visit: Any, part: Any, *scalars: Any):
             group = Visits(*scalars).group[visit]
-            return (group, part, 0) if flip else (group, 0, part)
+            return (group, part, WHOLE) if flip else (group, WHOLE, part)
 
         return pl.BlockSpec((None, *block_of(d, tf, flip)), index)
 
@@ -62,10 +72,10 @@ def ffn(
             num_scalar_prefetch=len(visits),
             grid=(count, pl.cdiv(f, tf)),
             in_specs=[
-                pl.BlockSpec((tm, d), lambda visit, part, *s: (Visits(*s).tile_to_read(visit, tm), 0)),
+                pl.BlockSpec((tm, d), lambda visit, part, *s: (Visits(*s).tile_to_read(visit, tm), WHOLE)),
                 *(weight(flip) for flip in flipped),
             ],
-            out_specs=pl.BlockSpec((tm, d), lambda visit, part, *s: (Visits(*s).tile(visit), 0)),
+            out_specs=pl.BlockSpec((tm, d), lambda visit, part, *s: (Visits(*s).tile(visit), WHOLE)),
             scratch_shapes=[
                 pltpu.VMEM((tm, tf), compute),
                 *([pltpu.VMEM((tm, d), jnp.float32)] if tf < f else []),

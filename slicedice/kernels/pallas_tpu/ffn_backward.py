@@ -6,6 +6,8 @@ which at fine granularity is all of it: then rows, weights and all gradients cro
 """
 
 import functools
+import logging
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,10 +17,13 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from slicedice.kernels import composed
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
 from slicedice.kernels.pallas_tpu.ffn import block_of, hidden_part, orientation, oriented, width_part
+from slicedice.kernels.pallas_tpu.gmm import gmm
 from slicedice.kernels.pallas_tpu.inside import (
+    WHOLE,
     accumulators,
     add,
     dot,
@@ -27,8 +32,11 @@ from slicedice.kernels.pallas_tpu.inside import (
     select,
     select_into,
 )
+from slicedice.kernels.pallas_tpu.tgmm import tgmm
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
 from slicedice.kernels.varying import result
+
+log = logging.getLogger(__name__)
 
 
 def ffn_backward(
@@ -55,9 +63,12 @@ def ffn_backward(
       The gradients of `rows`, `gate`, `up` and `down`, in their dtypes: zeros for rows of no expert and for experts
       of no rows. Sums are in float32.
 
+    Where D is too wide for VMEM, with large F past 9,984 columns of bfloat16 or 7,168 of float32 in 64 MiB, it is eight
+    grouped products instead, whose hidden values and gradients go through HBM. Two of these make anew what
+    `composed.ffn` would have saved: so it does not matter whether the forward pass, which fits wider D, was one kernel.
+
     Raises:
-      ValueError: there are more experts than scalar memory can list, or D is too wide for VMEM: of 64 MiB, 9,984 is
-        not in bfloat16, and 7,168 is not in float32.
+      ValueError: there are more experts than scalar memory can list.
     """
     del saved
     (m, d), (experts, _, f) = rows.shape, gate.shape
@@ -65,7 +76,11 @@ def ffn_backward(
         return jnp.zeros_like(rows), jnp.zeros_like(gate), jnp.zeros_like(up), jnp.zeros_like(down)
     compute = tiles.compute_dtype(rows.dtype, gate.dtype, up.dtype, down.dtype, grad.dtype)
     flipped, weights = orientation(d, f), oriented(gate, up, down)
-    tm, (tf,), vmem = plan((m, d, f), experts, (rows.dtype, gate.dtype, up.dtype, down.dtype, grad.dtype))
+    try:
+        tm, (tf,), vmem = plan((m, d, f), experts, (rows.dtype, gate.dtype, up.dtype, down.dtype, grad.dtype))
+    except tiles.TooWideError as error:
+        log.warning("the gradients of the expert FFN of D = %d are eight grouped products: %s", d, error)
+        return composed.gradients(SimpleNamespace(gmm=gmm, tgmm=tgmm), rows, gate, up, down, groups, grad)
     parts = pl.cdiv(f, tf)
     drows_dtype = rows.dtype if parts == 1 else jnp.dtype(jnp.float32)
     visits, count = visits_of(groups, m, tm, every_group=True, every_tile=True)
@@ -73,11 +88,11 @@ def ffn_backward(
     def weight(flip: bool) -> pl.BlockSpec:
         def index(part: Any, visit: Any, *scalars: Any):
             group = Visits(*scalars).group[visit]
-            return (group, part, 0) if flip else (group, 0, part)
+            return (group, part, WHOLE) if flip else (group, WHOLE, part)
 
         return pl.BlockSpec((None, *block_of(d, tf, flip)), index)
 
-    read = pl.BlockSpec((tm, d), lambda part, visit, *s: (Visits(*s).tile_to_read(visit, tm), 0))
+    read = pl.BlockSpec((tm, d), lambda part, visit, *s: (Visits(*s).tile_to_read(visit, tm), WHOLE))
     inputs = (rows, grad, *weights, groups.sizes)
     call = pl.pallas_call(
         functools.partial(_kernel, f=f, flipped=flipped, dtype=compute),
@@ -86,7 +101,7 @@ def ffn_backward(
             grid=(parts, count),
             in_specs=[read, read, *(weight(flip) for flip in flipped)],
             out_specs=[
-                pl.BlockSpec((None, tm, d), lambda part, visit, *s: (part, Visits(*s).tile(visit), 0)),
+                pl.BlockSpec((None, tm, d), lambda part, visit, *s: (part, Visits(*s).tile(visit), WHOLE)),
                 *(weight(flip) for flip in flipped),
             ],
             scratch_shapes=[

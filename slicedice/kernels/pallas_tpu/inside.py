@@ -5,11 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 from slicedice.kernels.pallas_tpu import tiles
+
+WHOLE = np.int32(0)
+"""The block of an axis that is not cut: Python's 0 has 64 bits under `jax_enable_x64`, and Mosaic takes 32."""
 
 
 def dot(x: Any, y: Any, x_axis: int, y_axis: int, dtype: DTypeLike) -> Any:
@@ -51,14 +55,19 @@ def for_each_part(length: int, part: int, body: Callable[[Any, int], None], boun
     With `bounds`, only for parts that hold some of these; parts are then a power of two, and so is the length.
     """
     whole, left = divmod(length, part)
+
+    def one(i: Any) -> None:
+        body(pl.ds(pl.multiple_of(i * part, part), part), part)
+
     if whole == 1:
         body(pl.ds(0, part), part)
+    elif whole and bounds is not None:
+        shift = part.bit_length() - 1
+        first, end = bounds[0] >> shift, (bounds[1] + part - 1) >> shift
+        jax.lax.fori_loop(first, end, lambda i, _: one(i), None)
     elif whole:
-        first, end = 0, whole
-        if bounds is not None:
-            shift = part.bit_length() - 1
-            first, end = bounds[0] >> shift, (bounds[1] + part - 1) >> shift
-        jax.lax.fori_loop(first, end, lambda i, _: body(pl.ds(pl.multiple_of(i * part, part), part), part), None)
+        # What `fori_loop` makes of Python's integers counts in 64 bits under `jax_enable_x64`; Mosaic counts in 32.
+        jax.lax.scan(lambda i, _: (i + 1, one(i)), np.int32(0), length=whole)
     if left:
         body(pl.ds(whole * part, left), left)
 
