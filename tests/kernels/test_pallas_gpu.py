@@ -107,7 +107,7 @@ def test_matrices_that_fit_are_not_padded():
 
     def padded(f: int) -> list[tuple[int, ...]]:
         shapes = (64, 832), (4, 832, f), (4, 832, f), (4, f, 832)
-        network = jax.make_jaxpr(lambda *x: pallas_gpu.ffn(*x, groups)[0])
+        network = jax.make_jaxpr(lambda rows, *matrices: pallas_gpu.ffn(rows, *matrices, groups=groups)[0])
         arrays = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
         pads = (e for e in network(*arrays).jaxpr.eqns if "pad" in (e.primitive.name, e.params.get("name", "")[1:]))
         return [e.outvars[0].aval.shape for e in pads if e.outvars[0].aval.shape != e.invars[0].aval.shape]

@@ -200,8 +200,8 @@ def _padded(rows: Sequence[Array], gate: Array, up: Array, down: Array) -> tuple
     """Rows [M, D] and matrices of the expert network, as the kernels take them."""
     d, f = gate.shape[1:]
     wide, hidden = tiles.padded_widths(d, f)
-    into = (_pad(w, tiles.padded_rows(d), hidden) for w in (gate, up))
-    return [_pad(x, wide) for x in rows], *into, _pad(down, tiles.padded_rows(f), wide)
+    gate, up = (_pad(w, tiles.padded_rows(d), hidden) for w in (gate, up))
+    return [_pad(x, wide) for x in rows], gate, up, _pad(down, tiles.padded_rows(f), wide)
 
 
 def _pad(x: Array, *sizes: int) -> Array:
