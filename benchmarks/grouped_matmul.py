@@ -17,9 +17,10 @@ expert FFN forward (`ffn`) and with its backward pass (`ffn_grad`). Against:
 On CPU the process starts anew with the allocator's settings that a sweep's worker has, without which large results are
 cleared page by page by the kernel at every call.
 
-`--save` writes benchmarks/results/grouped_matmul-DEVICE.json after every shape, and keeps what other calls measured of
-other shapes, so that a long table can be made in parts; `python benchmarks/grouped_matmul_chart.py` draws it. What a
-competitor cannot do is left out, with its error in the row.
+`--save` writes benchmarks/results/grouped_matmul-DEVICE.json after every shape, and keeps what calls of other options
+measured of other shapes, so that a long table can be made in parts; `python benchmarks/grouped_matmul_chart.py` draws
+and sums it up. What a competitor cannot do is left out, with its error in the row. Shapes that take more time or memory
+than `--most_seconds` and `--most_gib` allow are left out and named: a larger device wants these raised.
 """
 
 import argparse
@@ -98,44 +99,51 @@ def main() -> None:
     rates = measured_rates(dtype)
     where = provenance("") | {"implementation": implementation, "dtype": np.dtype(dtype).name}
     rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         **{key: where[key] for key in ("device", "python", "packages", "implementation", "dtype")},
         "rates": rates._asdict(),
         "groups_4096_over_512": many_groups(dtype, implementation),
-        "skipped": [],
-        "rows": rows,
+        "skipped": {},
     }
     for shape in itertools.starmap(Shape, [*itertools.product(WIDTHS, EXPERT_WIDTHS, GROUPS, ROWS), *STUDY]):
         if (options.quick and shape.d != 832) or not fnmatch.fnmatch(str(shape), options.only):
             continue
         reason = too_large(shape, rates, options, np.dtype(dtype).itemsize)
         if reason:
-            result["skipped"].append({"shape": str(shape), "reason": reason})
+            measured["skipped"][str(shape)] = reason
             continue
         for direction in DIRECTIONS:
             rows += measure(shape, direction, dtype, rates, implementation)
             if not options.json:
                 print("\n".join(line(row) for row in rows[-len(SKEWS) :]), flush=True)
         if options.save:
-            save(result)
+            save(measured, rows)
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps(measured | {"rows": rows}))
     else:
-        print(json.dumps({key: value for key, value in result.items() if key not in ("rows", "skipped")}, indent=1))
-        print(f"{len(result['skipped'])} shapes left out as too large")
+        print(json.dumps({key: value for key, value in measured.items() if key != "skipped"}, indent=1))
+        print(f"{len(measured['skipped'])} shapes left out as too large")
 
 
-def save(result: dict[str, Any]) -> None:
-    """Writes the results, a row a line, together with those rows of the device's file that were not measured anew."""
+def save(measured: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Writes the rows, a line each, into the device's file, together with what other calls measured of other shapes.
+
+    What a call was, and on what, stands under "measured"; each row names its place there.
+    """
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"grouped_matmul-{re.sub(r'[^A-Za-z0-9]+', '-', result['device']).strip('-')}.json"
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    by_name = {(row["shape"], row["groups"], row["direction"]): row for row in (*before, *result["rows"])}
-    lines = ",\n  ".join(json.dumps(row) for row in by_name.values())
-    head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
-    path.write_text(head[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n')
+    path = RESULTS / f"grouped_matmul-{re.sub(r'[^A-Za-z0-9]+', '-', measured['device']).strip('-')}.json"
+    before = json.loads(path.read_text()) if path.exists() else {"measured": [], "rows": []}
+    calls = [call for call in before["measured"] if call["command"] != measured["command"]] + [measured]
+    kept = [row | {"measured": before["measured"][row["measured"]]} for row in before["rows"]]
+    by_name = {
+        (row["shape"], row["groups"], row["direction"], row["measured"]["implementation"]): row
+        for row in (*kept, *(row | {"measured": measured} for row in rows))
+        if row["measured"] in calls
+    }
+    lines = [json.dumps(row | {"measured": calls.index(row["measured"])}) for row in by_name.values()]
+    path.write_text('{"measured": ' + json.dumps(calls, indent=1) + ',\n"rows": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def too_large(shape: Shape, rates: Rates, options: argparse.Namespace, size: int) -> str:

@@ -34,7 +34,7 @@ def gmm(lhs: Array, rhs: Array, groups: Groups, *, transpose_rhs: bool, dtype: n
         return jnp.zeros((lhs.shape[0], rhs.shape[1 if transpose_rhs else 2]), dtype)
     function = functools.partial(_gmm, transpose_rhs=transpose_rhs)
     whole = groups.without_holes(lhs.shape[0])
-    if whole.alignment > 1:
+    if _in_place(whole, lhs.shape[0]):
         out = function(lhs, rhs, whole.sizes, whole.alignment)
     else:
         out = _unaligned(function, lhs, rhs, whole.sizes, moves_back=True)
@@ -47,13 +47,18 @@ def tgmm(lhs: Array, rhs: Array, groups: Groups, *, dtype: np.dtype) -> Array:
     if 0 in (*lhs.shape, *rhs.shape, *groups.sizes.shape):
         return jnp.zeros((groups.sizes.shape[0], lhs.shape[1], rhs.shape[1]), dtype)
     groups = groups.without_holes(lhs.shape[0])
-    if groups.alignment > 1:
+    if _in_place(groups, lhs.shape[0]):
         return _tgmm(lhs, rhs, groups.sizes, groups.alignment).astype(dtype)
     return _unaligned(_tgmm, lhs, rhs, groups.sizes, moves_back=False).astype(dtype)
 
 
 ffn = functools.partial(composed.ffn, gmm)
 ffn_backward = functools.partial(composed.ffn_backward, sys.modules[__name__])
+
+
+def _in_place(groups: Groups, rows: int) -> bool:
+    """Whether blocks as high as groups are aligned will do: lower ones than we choose copy a matrix each too often."""
+    return groups.alignment >= row_alignment(rows, groups.sizes.shape[0])
 
 
 def _gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:

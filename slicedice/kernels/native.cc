@@ -1,4 +1,4 @@
-// Grouped matmul for CPUs: cost in proportion to rows, no padding, no copies of matrices.
+// Grouped matmul for CPUs, in float32: cost in proportion to rows, no padding, no copies of matrices.
 //
 // Work is cut into tasks, some rows of one group each (or some columns, for weight gradients), which the threads of
 // XLA's pool take one by one. No task waits for another.

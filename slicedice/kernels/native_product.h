@@ -1,9 +1,10 @@
 // One product on a core, C = A * B or C += A * B, in float32, that serves every direction of a grouped matmul.
 //
 // Both factors are read with two strides, so that a transposed one needs no copy of its own. B is taken in strips a
-// few vectors wide, which are packed (and transposed on the way) where enough rows meet them. With few rows a product
-// takes as long as reading B does: strips are shallow then, and while one is multiplied the next is asked for. Sums run
-// over the depth in order for every element, so results do not depend on how tiles fall or threads share them.
+// few vectors wide, which are packed and transposed on the way where B is transposed and rows are many. With few rows
+// a product takes as long as reading B does: while a strip is multiplied, the next is asked for. Sums run over the depth
+// in order for every element, so results do not depend on how threads share tiles, nor on how many rows there are, but
+// for one rounding where C is added to.
 
 #ifndef SLICEDICE_NATIVE_PRODUCT_H_
 #define SLICEDICE_NATIVE_PRODUCT_H_
@@ -24,7 +25,7 @@ constexpr int kLanes = 8, kVectors = 2, kRows = 6;  // 12 of 16
 #endif
 constexpr int kWidth = kVectors * kLanes;
 constexpr int64_t kDepth = 256, kShallow = 64;  // of a strip
-constexpr int64_t kFewRows = 64;                 // rows of A up to which a strip of B is not packed, and shallow
+constexpr int64_t kFewRows = 64;                 // rows of A up to which strips are shallow
 // Depth up to which transposing C is less work than transposing B, of as many rows as kWidth.
 constexpr int64_t kFlat = 2 * kWidth;
 
@@ -245,7 +246,7 @@ inline void Multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, fl
       const int64_t vectors = width > 2 * kLanes ? kVectors : width > kLanes ? 2 : 1, stride = vectors * kLanes;
       const float* strip = b.at(p, j);
       int64_t ldb = b.row;
-      if (transposed || width != stride || m > kFewRows) {
+      if (transposed || width != stride) {
         Pack(deep, width, {strip, b.row, b.column}, packed, stride);
         strip = packed, ldb = stride;
       }

@@ -52,3 +52,17 @@ def test_row_alignment(groups: int, rows: int):
         assert groups * (alignment - 1) <= rows / 4, "filling up costs at most a quarter more rows"
     if 32 * groups <= rows < 1024 * groups:
         assert groups * alignment * 8 > rows, "blocks are as large as that allows"
+
+
+@pytest.mark.parametrize(("alignment", "blocks_of"), [(1, 64), (2, 64), (64, 64), (256, 256)])
+@pytest.mark.parametrize("name", ["gmm", "tgmm"])
+def test_blocks_are_never_lower_than_they_had_best_be(name: str, alignment: int, blocks_of: int):
+    """Every block copies a matrix: a promise that groups begin at even rows does not make blocks of two."""
+    shapes = [(1024, 5), (4, 5, 3) if name == "gmm" else (1024, 3)]
+
+    def function(lhs, other, sizes):
+        return FUNCTIONS[name](lhs, other, Groups(sizes, alignment=alignment))
+
+    arrays = *(jax.ShapeDtypeStruct(shape, FLOAT32) for shape in shapes), jax.ShapeDtypeStruct((4,), np.int32)
+    products = [e for e in jax.make_jaxpr(function)(*arrays).jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert [e.invars[0].aval.shape[1] for e in products] == [blocks_of]

@@ -212,7 +212,7 @@ def test_second_derivatives(implementation: str, rng):
         if dtype == "float32":
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
         else:
-            assert np.linalg.norm(a.astype(jnp.float32) - b) <= 2**-5 * np.linalg.norm(b)
+            assert np.linalg.norm(a.astype(jnp.float32) - b) <= 2**-6 * np.linalg.norm(b)
 
 
 @EVERY
@@ -233,11 +233,15 @@ def test_two_steps_of_gradient_descent(implementation: str, rng):
     with running(implementation):
         got = jax.block_until_ready(step(step(rhs)))
     want = np.asarray(rhs, np.float64)
+    scale = np.zeros_like(want)
     for _ in range(2):
         grad = np.zeros((30, 3))
         grad[:23] = 2 * (looped(lhs, want, sizes, grad).out - np.nan_to_num(np.asarray(target, np.float64)))[:23]
-        want = want - 1e-3 * looped(lhs, want, sizes, grad).drhs
-    np.testing.assert_allclose(got, want, rtol=0, atol={"float32": 1e-5, "bfloat16": 5e-4}[dtype])
+        steps = looped(lhs, want, sizes, grad).drhs, magnitudes(looped, lhs, want, sizes, grad).drhs
+        want, scale = want - 1e-3 * steps[0], scale + 1e-3 * steps[1]
+    # Matrices, results, cotangents and the gradient are rounded in every step, and the matrices kept in float32.
+    tolerance = {"float32": 2 * TOLERANCE[dtype]}
+    check(Product(got), Product(want), Product(scale), sizes, tolerance=tolerance, relative={"float32": 2**-22})
 
 
 @EVERY

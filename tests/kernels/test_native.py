@@ -1,14 +1,17 @@
 """What is particular to the native kernels: where they cannot be compiled, the next best takes their place."""
 
 import logging
+import platform
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slicedice.kernels import choose, grouped_matmul, native
+from slicedice.kernels import choose, grouped_matmul, native, reference
+from tests.kernels.contract import check, draw, magnitudes
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="needs the CPU")
 NEEDS_COMPILER = pytest.mark.skipif(
@@ -55,6 +58,54 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, caplog, tmp_path):
         _assert_blocks_take_its_place()
     assert "no-such-flag" in caplog.text
     assert not list((tmp_path / "slicedice").iterdir()), "nothing is left of the attempt"
+
+
+def _assert_right(*arrays: Any) -> None:
+    """A product and both gradients, with matrices as they are and transposed."""
+    for transpose_rhs in (False, True):
+
+        def product(lhs, rhs, sizes=arrays[2], transpose_rhs=transpose_rhs):
+            matrices = rhs.swapaxes(1, 2) if transpose_rhs else rhs
+            return grouped_matmul(lhs, matrices, sizes, transpose_rhs=transpose_rhs, implementation="native")
+
+        out, pull = jax.vjp(product, *arrays[:2])
+        want, scale = reference.grouped_matmul(*arrays), magnitudes(reference.grouped_matmul, *arrays)
+        check(reference.Gradients(out, *pull(arrays[3])), want, scale, arrays[2])
+
+
+ROWS = [1, 2, 7, 0, 8, 9, 12, 16, 17, 32, 33, 64, 65, 130]
+"""Rows of groups on both sides of where the product changes its way."""
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize(("k", "n"), [(83, 197), (300, 64), (64, 300), (1, 17), (257, 1)])
+def test_every_way_to_a_product(k: int, n: int, rng):
+    _assert_right(*draw(rng, sum(ROWS) + 3, k, n, ROWS))
+
+
+@NEEDS_COMPILER
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86 processor")
+def test_without_avx512(monkeypatch, tmp_path, rng):
+    """Vectors of eight, as most laptops have them, in a library of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-mno-avx512f"))
+    with_default = native._key()
+    native.available.cache_clear()
+    native._key.cache_clear()
+    try:
+        assert native._key() != with_default
+        assert native.available()
+        _assert_right(*draw(rng, sum(ROWS) + 3, 83, 197, ROWS))
+    finally:
+        native.available.cache_clear()
+        native._key.cache_clear()
+
+
+@NEEDS_COMPILER
+def test_results_that_no_cache_holds(rng):
+    """Over 32 MiB, of rows and of matrices, which are written in another way."""
+    _assert_right(*draw(rng, 16, 300, 600, [2, 0, 5, *[0] * 50, 3]))
+    _assert_right(*draw(rng, 30_000, 3, 300, [29_000, 0, 900]))
 
 
 @NEEDS_COMPILER

@@ -197,7 +197,10 @@ def _swiglu_gradients(gate: Array, up: Array, dhidden: Array) -> tuple[Array, Ar
 
 
 def _padded(rows: Sequence[Array], gate: Array, up: Array, down: Array) -> tuple[list[Array], Array, Array, Array]:
-    """Rows [M, D] and matrices of the expert network, as the kernels take them."""
+    """Rows [M, D] and matrices of the expert network, as the kernels take them.
+
+    What is padded is copied. Where matrices are cast to bfloat16 for the call, XLA pads them while it casts them.
+    """
     d, f = gate.shape[1:]
     wide, hidden = tiles.padded_widths(d, f)
     gate, up = (_pad(w, tiles.padded_rows(d), hidden) for w in (gate, up))
