@@ -16,6 +16,10 @@ if not machine.has_accelerator():
     # Where libtpu is installed, for its compiler, JAX would look for a TPU in every process and say that there is none.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Pallas' interpreters have threads that wait for each other while they hold threads of XLA's pool, which has one for
+# each core unless told otherwise before the first array is made: too few wait forever.
+os.environ.setdefault("NPROC", "32")
+
 SEED = "SLICEDICE_TEST_SEED"
 
 TINY = {

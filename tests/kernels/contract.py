@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +18,6 @@ from jax.experimental.pallas import tpu as pltpu
 from slicedice.kernels import IMPLEMENTATIONS, choose, native, reference
 from slicedice.kernels.pallas_gpu import tiles
 
-# The GPU's interpreter has a thread for each warpgroup, whose programs wait for each other while they hold threads of
-# XLA's pool. That has one for each core unless told otherwise before the first array is made: too few wait forever.
-os.environ.setdefault("NPROC", "32")
 PLATFORM = jax.default_backend()
 # Of one product summed in float32, and of one rounding to bfloat16.
 TOLERANCE = {"float32": 1e-6, "bfloat16": 2**-8}

@@ -5,7 +5,6 @@ interpreter fills memory that nobody has written with NaN and stops at reads pas
 """
 
 import functools
-import os
 import sys
 from itertools import product
 from typing import NamedTuple
@@ -37,8 +36,6 @@ CUT = {
 """By kernel and dtype, KiB that hold the network of so wide a model where F is cut at 128, not where it is cut less."""
 NO_NETWORK = 300
 """KiB that hold products, and no network of D = 136."""
-THREADS = int(os.environ.get("NPROC") or len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)))
-"""In XLA's pool."""
 CHIPS = (("TPU_V5E", 1), ("TPU_V5P", 2), ("TPU_V6E", 1), ("TPU_7X", 1))
 
 
@@ -264,7 +261,6 @@ def test_many_groups_of_few_rows(rng):
                 assert_close(tgmm(lhs, other, where.groups(), dtype="float32"), want[1], scale[1], where)
 
 
-@pytest.mark.skipif(THREADS < 2, reason="two cores are interpreted in two threads of XLA's, which wait for each other")
 def test_two_cores_share_the_work(rng, monkeypatch: pytest.MonkeyPatch):
     """A chip of two cores gives each some of the tiles of a "parallel" width: none is left out or raced for."""
     monkeypatch.setattr(pltpu, "InterpretParams", functools.partial(pltpu.InterpretParams, num_cores_or_threads=2))

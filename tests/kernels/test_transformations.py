@@ -14,9 +14,11 @@ import pytest
 from slicedice.kernels import expert_ffn, grouped_matmul, native, reference
 from slicedice.kernels.groups import Groups
 from tests.kernels import test_expert_ffn as ffn
-from tests.kernels.contract import EVERY, PLATFORM, check, draw, magnitudes, running
+from tests.kernels.contract import DTYPE, EVERY, PLATFORM, check, draw, magnitudes, running
 
 SIZES = ([3, 0, 18, 0], [0, 7, 1, 2], [0, 0, 0, 0])
+CLOSE = {"float32": 1e-5, "bfloat16": 2**-6}
+"""Of errors of an array as a whole, relative to its size, where a few products are roundings' only source."""
 
 
 def gradients(implementation: str):
@@ -30,9 +32,10 @@ def gradients(implementation: str):
 @EVERY
 def test_each_model_is_its_own_product(implementation: str, rng):
     """Each has group sizes of its own and a tail of NaN, between which and the next model's rows nothing leaks."""
-    members = [draw(rng, 24, 5, 3, sizes) for sizes in SIZES]
+    members = [draw(rng, 24, 5, 3, sizes, dtypes=(DTYPE[implementation],) * 3) for sizes in SIZES]
     with running(implementation):
-        batched = jax.jit(jax.vmap(gradients(implementation)))(*map(jnp.stack, zip(*members, strict=True)))
+        function = jax.jit(jax.vmap(gradients(implementation)))
+        batched = jax.block_until_ready(function(*map(jnp.stack, zip(*members, strict=True))))
     for i, arrays in enumerate(members):
         got = reference.Gradients(*(x[i] for x in batched))
         check(got, reference.grouped_matmul(*arrays), magnitudes(reference.grouped_matmul, *arrays), np.array(SIZES[i]))
@@ -43,11 +46,11 @@ def test_a_model_that_has_diverged_is_alone(implementation: str, rng):
     """NaN in a model's matrices, and in an empty group's, reaches no row of another model or group."""
     if implementation == "ragged_dot":
         pytest.skip("XLA's own multiplies every row with every matrix on CPU")
-    members = [draw(rng, 24, 5, 3, sizes) for sizes in SIZES[:2]]
+    members = [draw(rng, 24, 5, 3, sizes, dtypes=(DTYPE[implementation],) * 3) for sizes in SIZES[:2]]
     lhs, rhs, sizes, cotangent = map(jnp.stack, zip(*members, strict=True))
     rhs = rhs.at[1].set(jnp.nan).at[0, 1].set(jnp.nan).at[0, 3].set(jnp.nan)
     with running(implementation):
-        got = jax.jit(jax.vmap(gradients(implementation)))(lhs, rhs, sizes, cotangent)
+        got = jax.block_until_ready(jax.jit(jax.vmap(gradients(implementation)))(lhs, rhs, sizes, cotangent))
     want = reference.grouped_matmul(lhs[0], jnp.nan_to_num(rhs[0]), SIZES[0], cotangent[0])
     own = reference.Gradients(*(x[0] for x in got))
     check(own, want, magnitudes(reference.grouped_matmul, lhs[0], rhs[0], np.array(SIZES[0]), cotangent[0]), SIZES[0])
@@ -56,7 +59,7 @@ def test_a_model_that_has_diverged_is_alone(implementation: str, rng):
 
 @EVERY
 def test_experts_of_each_model(implementation: str, rng):
-    members = [ffn.draw(rng, 24, 5, 3, sizes) for sizes in SIZES]
+    members = [ffn.draw(rng, 24, 5, 3, sizes, dtype=DTYPE[implementation]) for sizes in SIZES]
 
     def both(rows, gate, up, down, sizes, grad):
         def ffn(rows, gate, up, down):
@@ -66,9 +69,9 @@ def test_experts_of_each_model(implementation: str, rng):
         return reference.FFNGradients(out, *pull(grad))
 
     with running(implementation):
-        batched = jax.jit(jax.vmap(both))(*map(jnp.stack, zip(*members, strict=True)))
+        batched = jax.block_until_ready(jax.jit(jax.vmap(both))(*map(jnp.stack, zip(*members, strict=True))))
     for i, arrays in enumerate(members):
-        ffn.check(reference.FFNGradients(*(x[i] for x in batched)), *arrays)
+        ffn.check(reference.FFNGradients(*(x[i] for x in batched)), *arrays, rounding=ffn.ROUNDING_OF_FEW)
 
 
 @pytest.mark.parametrize(
@@ -97,11 +100,12 @@ def test_models_of_models_that_share_rows_or_matrices(implementation: str, rng):
 @EVERY
 def test_products_that_share_matrices(implementation: str, rng):
     """Several batches of one model: as each by itself, with NaN between them, and between groups there are none."""
-    members = [draw(rng, 24, 5, 3, sizes) for sizes in SIZES]
+    members = [draw(rng, 24, 5, 3, sizes, dtypes=(DTYPE[implementation],) * 3) for sizes in SIZES]
     lhs, _, sizes, cotangent = map(jnp.stack, zip(*members, strict=True))
     rhs = members[0][1]
     with running(implementation):
-        mapped = jax.jit(jax.vmap(gradients(implementation), (0, None, 0, 0)))(lhs, rhs, sizes, cotangent)
+        function = jax.jit(jax.vmap(gradients(implementation), (0, None, 0, 0)))
+        mapped = jax.block_until_ready(function(lhs, rhs, sizes, cotangent))
     for i, (own, _, own_sizes, grad) in enumerate(members):
         arrays = own, rhs, own_sizes, grad
         got = reference.Gradients(*(x[i] for x in mapped))
@@ -110,7 +114,7 @@ def test_products_that_share_matrices(implementation: str, rng):
 
 @EVERY
 def test_experts_that_share_matrices(implementation: str, rng):
-    members = [ffn.draw(rng, 24, 5, 3, sizes) for sizes in SIZES]
+    members = [ffn.draw(rng, 24, 5, 3, sizes, dtype=DTYPE[implementation]) for sizes in SIZES]
     matrices = members[0][1:4]
     rows, sizes, grads = (jnp.stack([member[i] for member in members]) for i in (0, 4, 5))
 
@@ -125,13 +129,18 @@ def test_experts_that_share_matrices(implementation: str, rng):
         return out, pull(grads)
 
     with running(implementation):
-        out, (drows, *dmatrices) = jax.jit(both)(rows, *matrices, grads)
+        out, (drows, *dmatrices) = jax.block_until_ready(jax.jit(both)(rows, *matrices, grads))
     want = [reference.expert_ffn(row, *matrices, *member[4:]) for row, member in zip(rows, members, strict=True)]
     for i in range(len(members)):
-        np.testing.assert_allclose(out[i], want[i].out, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(drows[i], want[i].drows, rtol=1e-4, atol=1e-4)
+        assert_close(out[i], want[i].out)
+        assert_close(drows[i], want[i].drows)
     for got, of_each in zip(dmatrices, zip(*(w[2:] for w in want), strict=True), strict=True):
-        np.testing.assert_allclose(got, sum(of_each), rtol=1e-4, atol=1e-4)
+        assert_close(got, sum(of_each))
+
+
+def assert_close(got: Any, want: Any, most: dict[str, float] = CLOSE) -> None:
+    error = np.linalg.norm(np.asarray(got, np.float64) - np.asarray(want, np.float64))
+    assert error <= most[str(got.dtype)] * np.linalg.norm(np.asarray(want, np.float64))
 
 
 def broadcast_shapes(jaxpr: Any) -> list[tuple[int, ...]]:
@@ -239,23 +248,27 @@ def test_groups_whose_rows_are_merged(rng):
 @EVERY
 def test_second_derivatives_of_the_experts(implementation: str, rng):
     """Of a sum of squares, whose gradient's gradient passes through the backward pass, beside NaN."""
-    rows, gate, up, down, sizes, _ = ffn.draw(rng, 12, 3, 2, [5, 0, 6])
+    rows, gate, up, down, sizes, _ = ffn.draw(rng, 12, 3, 2, [5, 0, 6], dtype=DTYPE[implementation])
 
     def by_loop(rows, gate, up, down):
         parts = zip(reference.slices(sizes), gate, up, down, strict=True)
-        return sum(((jax.nn.silu(rows[at] @ g) * (rows[at] @ u) @ d) ** 2).sum() for at, g, u, d in parts)
+        return sum(squares(jax.nn.silu(rows[at] @ g) * (rows[at] @ u) @ d) for at, g, u, d in parts)
 
     def ours(rows, gate, up, down):
-        return (expert_ffn(rows, gate, up, down, sizes, implementation=implementation) ** 2).sum()
+        return squares(expert_ffn(rows, gate, up, down, sizes, implementation=implementation))
+
+    def squares(x):
+        return (x.astype(jnp.float32) ** 2).sum()
 
     def steepness(function):
         every = (0, 1, 2, 3)
-        return jax.jit(jax.grad(lambda *x: sum((g**2).sum() for g in jax.grad(function, every)(*x)), every))
+        return jax.jit(jax.grad(lambda *x: sum(map(squares, jax.grad(function, every)(*x))), every))
 
+    arrays = rows, gate, up, down
     with running(implementation):
-        got = steepness(ours)(rows, gate, up, down)
-    for a, b in zip(got, steepness(by_loop)(rows, gate, up, down), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+        got = jax.block_until_ready(steepness(ours)(*arrays))
+    for a, b in zip(got, steepness(by_loop)(*(x.astype(jnp.float32) for x in arrays)), strict=True):
+        assert_close(a, b, {"float32": 1e-4, "bfloat16": 2**-4})
 
 
 SHARDED = """
