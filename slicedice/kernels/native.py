@@ -9,7 +9,6 @@ import ctypes
 import functools
 import hashlib
 import logging
-import os
 import platform
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from slicedice.kernels import cache
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.varying import vary_as
 
@@ -124,13 +124,13 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _library(compiler: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slicedice"
-    library = cache / f"native-{_key()}.so"
+    folder = cache.folder()
+    library = folder / f"native-{_key()}.so"
     if not library.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         log.info("compiling the native grouped matmul, which takes some seconds, for the first time here")
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            made = Path(folder) / library.name
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            made = Path(temporary) / library.name
             command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCES[0]), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
             made.replace(library)  # at once, for other processes that look for it now

@@ -1,5 +1,6 @@
 """Every implementation against the same product written out in NumPy and float64, with errors taken for each group."""
 
+import logging
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -10,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slicedice.kernels import IMPLEMENTATIONS, choose, grouped_matmul, native, row_alignment, transposed_grouped_matmul
+from slicedice.kernels import (
+    IMPLEMENTATIONS,
+    choose,
+    grouped_matmul,
+    implementations,
+    native,
+    pallas_gpu,
+    row_alignment,
+    transposed_grouped_matmul,
+)
 from slicedice.kernels.reference import Gradients
 from slicedice.kernels.reference import grouped_matmul as looped
 from tests.kernels.contract import (
@@ -66,12 +76,14 @@ def check_product(got: Any, *arrays) -> None:
 
 @EVERY
 def test_random_shapes(implementation: str):
-    @few_draws(max_examples=2 if implementation == "pallas_gpu" else 8)
+    wide = [] if implementation in INTERPRETED else [64, 130, 300]
+
+    @few_draws(max_examples={"pallas_gpu": 2, "native": 40}.get(implementation, 8))
     @given(
         sizes=st.lists(st.sampled_from([0, 0, 1, 2, 7, 13, 64]), min_size=1, max_size=9),
         tail=st.sampled_from([0, 1, 11]),
-        k=st.sampled_from([1, 2, 7, 16, 83]),
-        n=st.sampled_from([1, 3, 8, 13, 83]),
+        k=st.sampled_from([1, 2, 7, 16, 83, *wide]),
+        n=st.sampled_from([1, 3, 8, 13, 83, *wide]),
         alignment=st.sampled_from([1, 1, 2, 8]),
         transpose_rhs=st.booleans(),
         bad=st.sampled_from([np.nan, np.inf]),
@@ -339,6 +351,21 @@ def test_unknown_implementation():
         grouped_matmul(jnp.ones((1, 1)), jnp.ones((1, 1, 1)), jnp.ones(1, int), implementation="dense")
     with pytest.raises(ValueError, match=message):
         row_alignment(8, 2, "dense")
+
+
+def test_the_platform_chooses_and_the_log_says_so_once(caplog, monkeypatch):
+    implementations._say.cache_clear()
+    for passes, on_gpu in ((True, "pallas_gpu"), (False, "blocks")):
+        monkeypatch.setattr(pallas_gpu, "available", lambda passes=passes: passes)
+        for platform, name in (("tpu", "pallas_tpu"), ("gpu", on_gpu)):
+            with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "slicedice"):
+                patch.setattr(jax, "default_backend", lambda platform=platform: platform)
+                for _ in range(3):
+                    choose.cache_clear()
+                    assert choose() == name
+    choose.cache_clear()
+    said = [message for message in caplog.messages if "grouped matmul on" in message]
+    assert sorted(said) == [f"grouped matmul on {on}" for on in ("gpu: blocks", "gpu: pallas_gpu", "tpu: pallas_tpu")]
 
 
 @pytest.mark.skipif(PLATFORM != "cpu", reason="what CPUs run")

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slicedice.kernels import reference
+from slicedice.kernels import cache, reference
 from slicedice.kernels.groups import Groups
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def _kept(device: Any) -> Path | None:
     code = (path.read_text() for path in sorted(SOURCES))
     key = hashlib.sha256("\n".join((device.device_kind, *versions, *code)).encode()).hexdigest()[:12]
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slicedice" / f"pallas_gpu-{key}.json"
+        return cache.folder() / f"pallas_gpu-{key}.json"
     except RuntimeError:
         return None
 
