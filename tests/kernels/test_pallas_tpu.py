@@ -134,15 +134,25 @@ def check_products(k: int, n: int, where: Layout, dtype: str, bad: float, seed: 
     np.testing.assert_array_equal(np.asarray(outer, np.float64)[where.sizes == 0], 0.0)
 
 
+def random_layouts(dtype: str):
+    """Draws of layouts, dtypes, seeds and what lies past the last group, after one that is always the same, in `dtype`."""
+
+    def decorate(test):
+        draws = given(
+            where=LAYOUTS,
+            dtype=st.sampled_from(["float32", "bfloat16"]),
+            bad=st.sampled_from([np.nan, np.inf]),
+            seed=st.integers(0, 2**32 - 1),
+        )
+        few = settings(max_examples=2, deadline=None, database=None, phases=PHASES)
+        first = example(where=layout([[0, 33, 70], [5, 0, 33]], 70), dtype=dtype, bad=np.nan, seed=0)
+        return first(few(draws(test)))
+
+    return decorate
+
+
 @pytest.mark.parametrize(("k", "n"), [(600, 40), (129, 600), (300, 300), (40, 1)])
-@example(where=layout([[0, 33, 70], [5, 0, 33]], 70), dtype="bfloat16", bad=np.nan, seed=0)
-@settings(max_examples=2, deadline=None, database=None, phases=PHASES)
-@given(
-    where=LAYOUTS,
-    dtype=st.sampled_from(["float32", "bfloat16"]),
-    bad=st.sampled_from([np.nan, np.inf]),
-    seed=st.integers(0, 2**32 - 1),
-)
+@random_layouts("bfloat16")
 def test_products_of_random_layouts(k: int, n: int, where: Layout, dtype: str, bad: float, seed: int):
     check_products(k, n, where, dtype, bad, seed)
 
@@ -206,14 +216,7 @@ def check_networks(d: int, f: int, where: Layout, dtype: str, bad: float, seed: 
 
 
 @pytest.mark.parametrize(("d", "f"), [(40, 300), (136, 129), (136, 300), (1, 40)])
-@example(where=layout([[0, 33, 70], [5, 0, 33]], 70), dtype="float32", bad=np.nan, seed=0)
-@settings(max_examples=2, deadline=None, database=None, phases=PHASES)
-@given(
-    where=LAYOUTS,
-    dtype=st.sampled_from(["float32", "bfloat16"]),
-    bad=st.sampled_from([np.nan, np.inf]),
-    seed=st.integers(0, 2**32 - 1),
-)
+@random_layouts("float32")
 def test_networks_of_random_layouts(d: int, f: int, where: Layout, dtype: str, bad: float, seed: int):
     check_networks(d, f, where, dtype, bad, seed, cut(d, dtype))
 
