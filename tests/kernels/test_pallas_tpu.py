@@ -135,7 +135,7 @@ def check_products(k: int, n: int, where: Layout, dtype: str, bad: float, seed: 
 
 
 def random_layouts(dtype: str):
-    """Draws of layouts, dtypes, seeds and what lies past the last group, after one that is always the same, in `dtype`."""
+    """Draws layouts, dtypes, seeds and what lies past the last group; one in `dtype`, always the same, comes first."""
 
     def decorate(test):
         draws = given(
