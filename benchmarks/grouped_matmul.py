@@ -120,6 +120,8 @@ def main() -> None:
                 print("\n".join(line(row) for row in rows[-len(SKEWS) :]), flush=True)
         if options.save:
             save(measured, rows)
+    if options.save:  # once more: shapes after the last one measured may have been left out
+        save(measured, rows)
     if options.json:
         print(json.dumps(measured | {"rows": rows}))
     else:

@@ -3,9 +3,9 @@
     python benchmarks/grouped_matmul_chart.py
 
 A panel for each direction: time over a dense product's of as many operations, against the mean rows of a group. A line
-is the median over D and G of one expert width; dots are all shapes, equal groups alone. The printed table has these
-ratios of expert widths from 64 on; below it stands what missed the targets on CPU: twice a dense product's time from 64
-rows a group on, four times at 8, and a fifteenth of XLA's `ragged_dot`.
+is the median over D and G of one expert width; dots are all shapes, equal groups alone. The printed tables have these
+ratios, and the shares of the roofline, of expert widths from 64 on; below them stands what missed the targets on CPU:
+twice a dense product's time from 64 rows a group on, four times at 8, and a fifteenth of XLA's `ragged_dot`.
 """
 
 import json
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """A Markdown table of the least, median and most over shapes of equal groups, and the misses of all groups."""
+    """Markdown tables of the least, median and most over shapes of equal groups, and the misses of all groups."""
     good = [dict(zip("dfgr", numbers(row), strict=True)) | row for row in result["rows"] if "over_dense" in row]
     wide = [row for row in good if row["f"] >= 64]
 
@@ -51,11 +51,14 @@ def summary(result: dict[str, Any]) -> str:
         values = [row[key] for row in rows]
         return ", ".join(f"{v:.2f}" for v in (min(values), statistics.median(values), max(values))) if rows else ""
 
-    lines = ["| rows a group | " + " | ".join(TITLES.values()) + " |", "|---" * (len(TITLES) + 1) + "|"]
-    for several in ((64, 512), (8,), (1,)):
-        equal = [row for row in wide if row["groups"] == "equal" and row["r"] in several]
-        cells = [spread([row for row in equal if row["direction"] == d], "over_dense") for d in TITLES]
-        lines.append("| " + " | ".join([" and ".join(map(str, several)), *cells]) + " |")
+    lines = []
+    for what, key in (("time over dense", "over_dense"), ("share of roofline", "roofline_share")):
+        lines += [f"| {what}, rows a group | " + " | ".join(TITLES.values()) + " |", "|---" * (len(TITLES) + 1) + "|"]
+        for several in ((64, 512), (8,), (1,)):
+            equal = [row for row in wide if row["groups"] == "equal" and row["r"] in several]
+            cells = [spread([row for row in equal if row["direction"] == d], key) for d in TITLES]
+            lines.append("| " + " | ".join([" and ".join(map(str, several)), *cells]) + " |")
+        lines.append("")
     for limit, several in ((2, (64, 512)), (4, (8,))):
         asked = [row for row in wide if row["r"] in several]
         lines.append(missed(asked, "over_dense", f"over {limit} at {several} rows", partial(operator.lt, limit)))

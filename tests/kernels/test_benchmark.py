@@ -1,0 +1,104 @@
+"""The benchmark of the grouped matmul: competitors compute the same, tables come in parts, docs say what tables say."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slicedice.kernels import choose
+
+TOP = Path(__file__).parents[2]
+
+
+def script(name: str) -> ModuleType:
+    """A file of benchmarks/, which are no package."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", TOP / "benchmarks" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+BENCHMARK = script("grouped_matmul")
+
+
+@pytest.mark.parametrize("direction", BENCHMARK.DIRECTIONS)
+def test_competitors_compute_the_same(direction: str, rng: np.random.Generator):
+    """With one matrix for all groups a dense product is a grouped one, and its weight gradient the sum of theirs."""
+    d, f, g, m = 12, 6, 3, 15
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    gate, up, down = normal(d, f), normal(d, f), normal(f, d)
+    rows, matrices = {
+        "forward": ((normal(m, d),), (gate,)),
+        "dlhs": ((normal(m, f),), (gate,)),
+        "drhs": ((normal(m, d), normal(m, f)), ()),
+    }.get(direction, ((normal(m, d),), (gate, up, down)))
+    grouped = (*rows, *(jnp.stack([x] * g) for x in matrices), jnp.asarray([4, 0, 11]))
+
+    def summed(x: jax.Array) -> jax.Array:
+        return x.sum(0) if x.ndim == 3 else x
+
+    want = jax.tree.map(summed, BENCHMARK.dense(direction)(*rows, *matrices))
+    for function in (
+        BENCHMARK.ours(direction, choose(), g),
+        BENCHMARK.library(jax.lax.ragged_dot, direction, g),
+        lambda *x: BENCHMARK.chained(BENCHMARK.ours(direction, choose(), g))(3, *x),
+    ):
+        got = jax.tree.map(summed, function(*grouped))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
+
+
+def test_rows_of_a_shape():
+    """Each layout of groups has its row, with all that could be measured here, and no competitor failed."""
+    rates = BENCHMARK.Rates(1e6, 1e6)
+    rows = BENCHMARK.measure(BENCHMARK.Shape(12, 6, 4, 3), "ffn_grad", jnp.float32, rates, choose())
+    assert [row["groups"] for row in rows] == list(BENCHMARK.SKEWS)
+    for row in rows:
+        assert "errors" not in row
+        assert row["over_dense"] > 0
+        assert row["roofline_share"] > 0
+    assert rows[0]["ragged_dot_over_ours"] > 0
+
+
+def test_a_table_is_made_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What other calls measured stays, with what was said of these calls; the same call again takes its own's place."""
+    monkeypatch.setattr(BENCHMARK, "RESULTS", tmp_path)
+
+    def save(command: str, day: str, *shapes: str, implementation: str = "native") -> None:
+        rows = [{"shape": shape, "groups": "equal", "direction": "ffn", "day": day} for shape in shapes]
+        about: dict[str, Any] = {"command": command, "device": "A (good) chip", "implementation": implementation}
+        BENCHMARK.save(about | {"date": day}, rows)
+
+    save("one", "Monday", "a", "b")
+    save("two", "Monday", "c")
+    save("three", "Monday", "c", implementation="blocks")
+    save("one", "Tuesday", "b")
+    (path,) = tmp_path.iterdir()
+    assert path.name == "grouped_matmul-A-good-chip.json"
+    table = json.loads(path.read_text())
+    found = {(row["shape"], row["day"], table["measured"][row["measured"]]["date"]) for row in table["rows"]}
+    assert found == {("b", "Tuesday", "Tuesday"), ("c", "Monday", "Monday")}
+    assert [call["command"] for call in table["measured"]] == ["two", "three", "one"]
+    assert sorted(table["measured"][row["measured"]]["command"] for row in table["rows"]) == ["one", "three", "two"]
+
+
+def test_docs_give_the_table_of_results():
+    """Every row that the chart's script sums up stands in the docs, whose bold marks what missed its target."""
+    docs = (TOP / "docs" / "kernels.md").read_text().replace("**", "")
+    (results,) = (TOP / "benchmarks" / "results").glob("grouped_matmul-Intel*.json")
+    summary = script("grouped_matmul_chart").summary(json.loads(results.read_text()))
+    rows = re.findall(r"^\| \d.*\d \|$", summary, re.MULTILINE)
+    assert len(rows) == 6
+    for row in rows:
+        assert row in docs
