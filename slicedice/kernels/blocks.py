@@ -24,7 +24,7 @@ CHUNK_BYTES = 32 * 2**20
 
 def row_alignment(rows: int, groups: int) -> int:
     """Rows in a block: about a quarter of the mean group, so that filling up costs at most a quarter more rows."""
-    quarter = max(1, rows // groups // 4)
+    quarter = max(1, rows // max(groups, 1) // 4)
     return min(128, max(8, 1 << (quarter.bit_length() - 1)))
 
 
@@ -32,7 +32,7 @@ def gmm(lhs: Array, rhs: Array, groups: Groups, *, transpose_rhs: bool, dtype: n
     """[M, K], [G, K, N] -> [M, N]; with `transpose_rhs`, of [G, N, K]."""
     if 0 in (*lhs.shape, *rhs.shape):
         return jnp.zeros((lhs.shape[0], rhs.shape[1 if transpose_rhs else 2]), dtype)
-    function = functools.partial(_gmm, transpose_rhs=transpose_rhs)
+    function = functools.partial(_gmm, transpose_rhs=transpose_rhs, chunk_bytes=CHUNK_BYTES)
     whole = groups.without_holes(lhs.shape[0])
     if _in_place(whole, lhs.shape[0]):
         out = function(lhs, rhs, whole.sizes, whole.alignment)
@@ -47,9 +47,10 @@ def tgmm(lhs: Array, rhs: Array, groups: Groups, *, dtype: np.dtype) -> Array:
     if 0 in (*lhs.shape, *rhs.shape, *groups.sizes.shape):
         return jnp.zeros((groups.sizes.shape[0], lhs.shape[1], rhs.shape[1]), dtype)
     groups = groups.without_holes(lhs.shape[0])
+    function = functools.partial(_tgmm, chunk_bytes=CHUNK_BYTES)
     if _in_place(groups, lhs.shape[0]):
-        return _tgmm(lhs, rhs, groups.sizes, groups.alignment).astype(dtype)
-    return _unaligned(_tgmm, lhs, rhs, groups.sizes, moves_back=False).astype(dtype)
+        return function(lhs, rhs, groups.sizes, groups.alignment).astype(dtype)
+    return _unaligned(function, lhs, rhs, groups.sizes, moves_back=False).astype(dtype)
 
 
 ffn = functools.partial(composed.ffn, gmm)
@@ -61,12 +62,15 @@ def _in_place(groups: Groups, rows: int) -> bool:
     return groups.alignment >= row_alignment(rows, groups.sizes.shape[0])
 
 
-def _gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool) -> Array:
-    blocks, group_of_block, chunk, chunks = _chunks(lhs, rhs.shape[1] * rhs.shape[2], group_sizes, alignment)
+# Compiled once for a shape even where a caller is not, who would compile the loop anew at every call.
+@functools.partial(jax.jit, static_argnames=("alignment", "transpose_rhs", "chunk_bytes"))
+def _gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpose_rhs: bool, chunk_bytes: int) -> Array:
+    matrix = rhs.shape[1] * rhs.shape[2]
+    blocks, group_of_block, chunk, chunks = _chunks(lhs, matrix, group_sizes, alignment, chunk_bytes)
 
     def product(rows, groups):
         form = "bmk,bnk->bmn" if transpose_rhs else "bmk,bkn->bmn"
-        return jnp.einsum(form, rows, rhs[groups], preferred_element_type=jnp.float32)
+        return _einsum(form, rows, rhs[groups])
 
     def body(i, out):
         rows, groups = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (blocks, group_of_block))
@@ -80,14 +84,14 @@ def _gmm(lhs: Array, rhs: Array, group_sizes: Array, alignment: int, *, transpos
     return out.reshape(-1, out.shape[2])[: lhs.shape[0]]
 
 
-def _tgmm(lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("alignment", "chunk_bytes"))
+def _tgmm(lhs: Array, grad: Array, group_sizes: Array, alignment: int, *, chunk_bytes: int) -> Array:
     matrix = lhs.shape[1] * grad.shape[1]
-    blocks, group_of_block, chunk, chunks = _chunks(lhs, matrix, group_sizes, alignment)
+    blocks, group_of_block, chunk, chunks = _chunks(lhs, matrix, group_sizes, alignment, chunk_bytes)
     grads = _in_blocks(grad, alignment, blocks.shape[0])
 
     def add(out, rows, cotangents, groups):
-        product = jnp.einsum("bmk,bmn->bkn", rows, cotangents, preferred_element_type=jnp.float32)
-        return out.at[groups].add(product, indices_are_sorted=True)
+        return out.at[groups].add(_einsum("bmk,bmn->bkn", rows, cotangents), indices_are_sorted=True)
 
     def body(i, out):
         return add(out, *(jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (blocks, grads, group_of_block)))
@@ -98,10 +102,15 @@ def _tgmm(lhs: Array, grad: Array, group_sizes: Array, alignment: int) -> Array:
     return jax.lax.fori_loop(0, chunks, body, out)
 
 
-def _chunks(lhs: Array, matrix: int, group_sizes: Array, block: int):
+def _einsum(form: str, one: Array, other: Array) -> Array:
+    # By default GPUs and TPUs multiply float32 as if it had ten bits or seven.
+    return jnp.einsum(form, one, other, preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST)
+
+
+def _chunks(lhs: Array, matrix: int, group_sizes: Array, block: int, chunk_bytes: int):
     """Cuts rows into blocks, names each block's group, and chooses how many blocks to take at a time."""
     count = lhs.shape[0] // block
-    chunk = max(1, min(count, CHUNK_BYTES // (4 * matrix)))
+    chunk = max(1, min(count, chunk_bytes // (4 * matrix)))
     padded = -(-count // chunk) * chunk
     ends = jnp.cumsum(group_sizes) // block
     groups = jnp.searchsorted(ends, jnp.arange(padded), side="right", method="sort")

@@ -1,7 +1,13 @@
 """Where the kernels keep what is made once for a machine: compiled code, and what came of a check."""
 
+import contextlib
+import fcntl
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 def folder() -> Path:
@@ -11,3 +17,19 @@ def folder() -> Path:
       RuntimeError: there is no home folder.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slicedice"
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Waits until no other process of this machine makes the same file, for as long as that takes.
+
+    A lock of the system's, which ends with its process. Where there can be none, several make the file at once.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(path.with_suffix(".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            log.info("%s is made without a lock: %s", path, error)
+        yield

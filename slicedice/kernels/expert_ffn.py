@@ -5,13 +5,15 @@ go to memory and come back. As one operation an implementation may keep them on 
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from slicedice.kernels import composed
-from slicedice.kernels.grouped_matmul import Products, checked, folded
+from slicedice.kernels.grouped_matmul import Products, as_array, checked, folded
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.implementations import choose, load
 
@@ -24,7 +26,7 @@ def expert_ffn(
     gate: Float[Array, "E D F"],
     up: Float[Array, "E D F"],
     down: Float[Array, "E F D"],
-    group_sizes: Int[Array, " E"],
+    group_sizes: Int[Array | np.ndarray, " E"] | Sequence[int],
     *,
     implementation: str = "",
     alignment: int = 1,
@@ -40,7 +42,7 @@ def expert_ffn(
       gate: [E, D, F].
       up: [E, D, F].
       down: [E, F, D].
-      group_sizes: rows of each expert, [E].
+      group_sizes: rows of each expert, [E], of JAX, NumPy or a list.
       implementation: a name from `IMPLEMENTATIONS`; "" chooses by platform.
       alignment: a promise that M and every group size are multiples of this.
 
@@ -50,13 +52,14 @@ def expert_ffn(
     Raises:
       ValueError: as `grouped_matmul`.
     """
+    sizes = as_array(group_sizes)
     e, d, f = gate.shape if gate.ndim == 3 else (-1,) * 3
-    if (rows.ndim, *rows.shape[1:], up.shape, down.shape, group_sizes.shape) != (2, d, (e, d, f), (e, f, d), (e,)):
+    if (rows.ndim, *rows.shape[1:], up.shape, down.shape, sizes.shape) != (2, d, (e, d, f), (e, f, d), (e,)):
         raise ValueError(
             f"rows {rows.shape}, gate {gate.shape}, up {up.shape}, down {down.shape} and group_sizes "
-            f"{group_sizes.shape} do not fit [M, D], [E, D, F], [E, D, F], [E, F, D], [E]"
+            f"{sizes.shape} do not fit [M, D], [E, D, F], [E, D, F], [E, F, D], [E]"
         )
-    operands = checked(group_sizes, alignment, rows=rows, gate=gate, up=up, down=down)
+    operands = checked(sizes, alignment, rows=rows, gate=gate, up=up, down=down)
     result: Any = _ffn(choose(implementation), *operands)
     return result[0]
 

@@ -6,7 +6,7 @@ is an implementation's. It never falls back to a dense product.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ DTYPES = jnp.bfloat16, jnp.float32
 def grouped_matmul(
     lhs: Float[Array, "M K"],
     rhs: Float[Array, "G K N"],
-    group_sizes: Int[Array, " G"],
+    group_sizes: Int[Array | np.ndarray, " G"] | Sequence[int],
     *,
     transpose_rhs: bool = False,
     preferred_element_type: jax.typing.DTypeLike | None = None,
@@ -45,7 +45,7 @@ def grouped_matmul(
     Args:
       lhs: rows, [M, K], bfloat16 or float32, as all operands.
       rhs: one matrix for each group, [G, K, N], or [G, N, K] with `transpose_rhs`.
-      group_sizes: whole numbers, [G].
+      group_sizes: whole numbers, [G], of JAX, NumPy or a list.
       transpose_rhs: whether each matrix is multiplied transposed.
       preferred_element_type: of the result, bfloat16 or float32; that of `lhs` if not given.
       implementation: a name from `IMPLEMENTATIONS`; "" chooses by platform.
@@ -58,20 +58,21 @@ def grouped_matmul(
       ValueError: unknown implementation, shapes that do not fit, other dtypes, arrays sharded over explicit axes of
         a mesh outside of `jax.shard_map`, or concrete `group_sizes` that are negative, unaligned or sum past M.
     """
+    sizes = as_array(group_sizes)
     depth = rhs.shape[2 if transpose_rhs else 1] if rhs.ndim == 3 else -1
-    if lhs.ndim != 2 or lhs.shape[1] != depth or group_sizes.shape != rhs.shape[:1]:
+    if lhs.ndim != 2 or lhs.shape[1] != depth or sizes.shape != rhs.shape[:1]:
         form = "[G, N, K]" if transpose_rhs else "[G, K, N]"
         raise ValueError(
-            f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {group_sizes.shape} do not fit [M, K], {form}, [G]"
+            f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {sizes.shape} do not fit [M, K], {form}, [G]"
         )
     how = _How(choose(implementation), _result_dtype(preferred_element_type, lhs), transpose_rhs)
-    return _gmm(how, *checked(group_sizes, alignment, lhs=lhs, rhs=rhs))
+    return _gmm(how, *checked(sizes, alignment, lhs=lhs, rhs=rhs))
 
 
 def transposed_grouped_matmul(
     lhs: Float[Array, "M K"],
     rhs: Float[Array, "M N"],
-    group_sizes: Int[Array, " G"],
+    group_sizes: Int[Array | np.ndarray, " G"] | Sequence[int],
     *,
     preferred_element_type: jax.typing.DTypeLike | None = None,
     implementation: str = "",
@@ -85,7 +86,7 @@ def transposed_grouped_matmul(
     Args:
       lhs: rows, [M, K], bfloat16 or float32, as all operands.
       rhs: rows, [M, N].
-      group_sizes: whole numbers, [G].
+      group_sizes: whole numbers, [G], of JAX, NumPy or a list.
       preferred_element_type: of the result, bfloat16 or float32; that of `lhs` if not given.
       implementation: a name from `IMPLEMENTATIONS`; "" chooses by platform.
       alignment: a promise that M and every group size are multiples of this.
@@ -96,12 +97,18 @@ def transposed_grouped_matmul(
     Raises:
       ValueError: as `grouped_matmul`.
     """
-    if lhs.ndim != 2 or rhs.ndim != 2 or lhs.shape[0] != rhs.shape[0] or group_sizes.ndim != 1:
+    sizes = as_array(group_sizes)
+    if lhs.ndim != 2 or rhs.ndim != 2 or lhs.shape[0] != rhs.shape[0] or sizes.ndim != 1:
         raise ValueError(
-            f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {group_sizes.shape} do not fit [M, K], [M, N], [G]"
+            f"lhs {lhs.shape}, rhs {rhs.shape} and group_sizes {sizes.shape} do not fit [M, K], [M, N], [G]"
         )
     how = _How(choose(implementation), _result_dtype(preferred_element_type, lhs))
-    return _tgmm(how, *checked(group_sizes, alignment, lhs=lhs, rhs=rhs))
+    return _tgmm(how, *checked(sizes, alignment, lhs=lhs, rhs=rhs))
+
+
+def as_array(group_sizes: Int[Array | np.ndarray, " G"] | Sequence[int]) -> Any:
+    """Group sizes, which may be a list."""
+    return group_sizes if hasattr(group_sizes, "shape") else np.asarray(group_sizes)
 
 
 def checked(group_sizes: Int[Array, " G"], alignment: int, **operands: Array) -> tuple[Any, ...]:

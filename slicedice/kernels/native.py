@@ -5,6 +5,7 @@ plain XLA. The library is kept in the user's cache folder, named by all that it 
 of code, flags, jaxlib or processor makes a new one.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cc", "native_product.h"))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 
+COMPILE_SECONDS = 300
+"""After which compiling has failed; an idle core takes ten."""
+
 NEEDS_ZEROS = False
 
 
@@ -39,14 +43,14 @@ def available() -> bool:
     """Compiles and registers the kernels if that has not been done; False, and a line in the log, if it fails."""
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        log.warning("no C++ compiler: grouped matmuls on CPU take about twice as long")
+        log.warning("no C++ compiler: grouped matmuls on CPU take several times as long")
         return False
     try:
         functions = _functions(compiler)
-    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:  # Runtime: no home folder
-        lines = str(getattr(error, "stderr", None) or error).splitlines()
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        lines = str(error.stderr if isinstance(error, subprocess.CalledProcessError) else error).splitlines()
         said = "\n".join([line for line in lines if "error" in line] or lines)
-        log.warning("the native grouped matmul does not compile here and is not available: %s", said)
+        log.warning("the native grouped matmul cannot be made here, others take several times as long: %s", said)
         return False
     for name, function in functions.items():
         jax.ffi.register_ffi_target(_target(name), jax.ffi.pycapsule(function), platform="cpu")
@@ -110,12 +114,32 @@ def _target(name: str) -> str:
 
 
 def _functions(compiler: str) -> dict[str, Any]:
-    """The library's functions by name. One that is damaged, as a power cut may leave it, is compiled anew."""
+    """The library's functions by name; it is kept in the user's cache folder, where there can be one."""
     try:
-        return _load(_library(compiler))
-    except (OSError, AttributeError):
-        _library(compiler).unlink()
-        return _load(_library(compiler))
+        return _kept(compiler, cache.folder() / f"native-{_key()}.so")
+    except (OSError, RuntimeError) as error:  # Runtime: no home folder
+        log.info("the native grouped matmul is compiled by every process, since it cannot be kept: %s", error)
+        with tempfile.TemporaryDirectory() as folder:
+            return _load(_compile(compiler, Path(folder)))
+
+
+def _kept(compiler: str, library: Path) -> dict[str, Any]:
+    """The functions of this library, compiled by the first process that wants it."""
+
+    def found() -> dict[str, Any] | None:
+        with contextlib.suppress(OSError, AttributeError):  # none yet, or damaged, as a power cut may leave it
+            return _load(library)
+
+    functions = found()
+    if functions:
+        return functions
+    with cache.alone(library):
+        functions = found()
+        if functions:
+            return functions
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            _compile(compiler, Path(folder)).replace(library)  # at once, for processes that look for it now
+        return _load(library)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -123,15 +147,9 @@ def _load(path: Path) -> dict[str, Any]:
     return {name: getattr(library, f"Slicedice{name}") for name in ("Gmm", "Tgmm", "Ffn", "FfnRows")}
 
 
-def _library(compiler: str) -> Path:
-    folder = cache.folder()
-    library = folder / f"native-{_key()}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        log.info("compiling the native grouped matmul, which takes some seconds, for the first time here")
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            made = Path(temporary) / library.name
-            command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCES[0]), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            made.replace(library)  # at once, for other processes that look for it now
+def _compile(compiler: str, folder: Path) -> Path:
+    log.info("compiling the native grouped matmul, which takes ten seconds or so, for the first time here")
+    library = folder / "native.so"
+    command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCES[0]), "-o", str(library)]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
     return library

@@ -109,6 +109,18 @@ def test_wide_experts_of_many_rows(implementation: str, dtype: str, rng):
     check(computed(implementation)(*arrays), *arrays)
 
 
+@EVERY
+@pytest.mark.parametrize("narrow", [{0}, {1, 2, 3}, {0, 5}, {3}])
+def test_mixed_dtypes(implementation: str, narrow: set[int], rng):
+    """Some operands, by place, in bfloat16: results have their operands' dtypes, and those of float32 its accuracy."""
+    arrays = draw(rng, 30, 16, 8, [7, 0, 13, 2])
+    arrays = [x.astype(jnp.bfloat16) if i in narrow else x for i, x in enumerate(arrays)]
+    arrays[5] = arrays[5].astype(arrays[0].dtype)  # a cotangent has its result's
+    got = computed(implementation)(*arrays)
+    assert [x.dtype for x in got] == [arrays[0].dtype, *(x.dtype for x in arrays[:4])]
+    check(got, *arrays, rounding=ROUNDING_OF_FEW)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("spoiled", FFNGradients._fields)
 def test_the_comparison_sees_one_expert_that_is_off(spoiled: str, dtype: str, rng):

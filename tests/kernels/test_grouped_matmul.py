@@ -292,7 +292,9 @@ def test_inside_scan_and_checkpoint(implementation: str, rng):
 
 @EVERY
 def test_no_rows_at_all(implementation: str):
-    got = computed(implementation)(jnp.zeros((0, 3)), jnp.ones((2, 3, 4)), np.zeros(2, np.int32), jnp.zeros((0, 4)))
+    shapes, dtype = ((0, 3), (2, 3, 4), (0, 4)), DTYPE[implementation]
+    lhs, rhs, cotangent = (jnp.ones(shape, dtype) for shape in shapes)
+    got = computed(implementation)(lhs, rhs, np.zeros(2, np.int32), cotangent)
     assert got.out.shape == (0, 4)
     np.testing.assert_array_equal(got.drhs, np.zeros((2, 3, 4)))
 
@@ -301,7 +303,8 @@ def test_no_rows_at_all(implementation: str):
 @pytest.mark.parametrize("empty", ["K", "N"])
 def test_products_of_no_depth_or_width(implementation: str, empty: str):
     k, n = (0, 4) if empty == "K" else (3, 0)
-    got = computed(implementation)(jnp.ones((5, k)), jnp.ones((2, k, n)), np.array([2, 1]), jnp.ones((5, n)))
+    lhs, rhs, cotangent = (jnp.ones(shape, DTYPE[implementation]) for shape in ((5, k), (2, k, n), (5, n)))
+    got = computed(implementation)(lhs, rhs, np.array([2, 1]), cotangent)
     assert [x.shape for x in got] == [(5, n), (5, k), (2, k, n)]
     assert not any(np.any(x) for x in got)
 

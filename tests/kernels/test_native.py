@@ -3,6 +3,9 @@
 import logging
 import platform
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -57,7 +60,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, caplog, tmp_path):
     with caplog.at_level(logging.WARNING, "slicedice"):
         _assert_blocks_take_its_place()
     assert "no-such-flag" in caplog.text
-    assert not list((tmp_path / "slicedice").iterdir()), "nothing is left of the attempt"
+    assert not list((tmp_path / "slicedice").glob("*[!k]")), "nothing but the lock is left of the attempt"
 
 
 def _assert_right(*arrays: Any) -> None:
@@ -125,11 +128,11 @@ def test_traced_sizes_that_do_not_fit_are_refused(sizes):
 @NEEDS_COMPILER
 def test_a_library_is_compiled_once_for_all_processes(forgetful, monkeypatch, tmp_path):
     assert native.available()
-    (library,) = (tmp_path / "slicedice").iterdir()
+    (library,) = (tmp_path / "slicedice").glob("*.so")
     written = library.stat().st_mtime_ns
     forgetful()
     assert native.available()
-    assert [path.stat().st_mtime_ns for path in (tmp_path / "slicedice").iterdir()] == [written]
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "slicedice").glob("*.so")] == [written]
     # With other flags it is another library.
     forgetful()
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-g"))
@@ -145,3 +148,44 @@ def test_a_damaged_library_is_compiled_anew(tmp_path):
     library.write_bytes(b"")
     assert native.available()
     assert library.stat().st_size > 0
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("forgetful")
+def test_processes_that_want_it_at_once_wait_for_the_first(monkeypatch, tmp_path):
+    """The lock is held by a file that is opened, so that threads are as good as processes."""
+    compile_one, compiled, both = native._compile, [], threading.Barrier(2, timeout=60)
+
+    def compile_slowly(compiler, folder):
+        compiled.append(folder)
+        time.sleep(1)  # for the other to come by
+        return compile_one(compiler, folder)
+
+    def want(_):
+        both.wait()
+        return native._functions(str(shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")))
+
+    monkeypatch.setattr(native, "_compile", compile_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(want, range(2)))
+    assert len(compiled) == 1
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("forgetful")
+def test_without_a_folder_to_keep_it_in(monkeypatch, tmp_path, caplog):
+    """Where the home folder cannot be written or there is none, every process compiles for itself."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with caplog.at_level(logging.INFO, "slicedice"):
+        assert native.available()
+    assert "is compiled by every process, since it cannot be kept" in caplog.text
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("forgetful")
+def test_a_compiler_that_takes_too_long(monkeypatch, caplog):
+    monkeypatch.setattr(native, "COMPILE_SECONDS", 0.01)
+    with caplog.at_level(logging.WARNING, "slicedice"):
+        _assert_blocks_take_its_place()
+    assert "timed out after 0.01 seconds" in caplog.text

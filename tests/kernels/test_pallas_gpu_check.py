@@ -1,5 +1,6 @@
 """Whether the GPU kernels may be used: the check at first use, how it fails, and where its outcome is kept."""
 
+import contextlib
 import json
 import logging
 import re
@@ -80,7 +81,7 @@ def test_devices_of_a_kind_are_checked_once(runs: Runs, tmp_path, monkeypatch, c
     assert available()
     assert available()
     assert runs.count == 1
-    (kept,) = (tmp_path / "slicedice").iterdir()
+    (kept,) = (tmp_path / "slicedice").glob("*.json")
     # Anew for another device, driver, version of JAX, and code of the kernels.
     gpu = check.jax.devices()[0]
     source = tmp_path / "kernel.py"
@@ -120,21 +121,33 @@ def test_failures_that_may_pass_are_checked_again(outcome, again: bool, runs: Ru
     runs.outcome = None
     assert available() == again
     if not again:
-        (kept,) = (tmp_path / "slicedice").iterdir()
+        (kept,) = (tmp_path / "slicedice").glob("*.json")
         assert f"known from {kept}; without that file it is checked again" in caplog.text
         kept.unlink()
         assert available()
 
 
+def test_who_waits_for_another_process_takes_what_it_found(runs: Runs, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def alone(path):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"failure": ""}))
+        yield
+
+    monkeypatch.setattr(check.cache, "alone", alone)
+    assert available()
+    assert runs.count == 0
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"failure": 1}', "\udcff"])
 def test_a_damaged_file_is_checked_and_written_anew(damage: str, runs: Runs, tmp_path):
     assert available()
-    (kept,) = (tmp_path / "slicedice").iterdir()
+    (kept,) = (tmp_path / "slicedice").glob("*.json")
     kept.write_bytes(damage.encode(errors="surrogateescape"))
     assert available()
     assert runs.count == 2
     assert json.loads(kept.read_text()) == {"failure": ""}
-    assert list((tmp_path / "slicedice").iterdir()) == [kept]
+    assert list((tmp_path / "slicedice").glob("*.json")) == [kept]
 
 
 def test_without_a_folder_every_process_checks(runs: Runs, tmp_path, monkeypatch):

@@ -328,6 +328,15 @@ def test_more_groups_than_scalar_memory_lists():
         gmm(jnp.ones((8, 2)), jnp.ones((65536, 2, 2)), Groups(jnp.zeros(65536, int)), transpose_rhs=False, dtype="f4")
 
 
+def test_more_models_than_scalar_memory_lists(rng, monkeypatch: pytest.MonkeyPatch):
+    """Three, of which two fit: they are called for in two parts, the last of one model."""
+    where = layout(rng.integers(0, 20, (3, 2)), tail=7)
+    listed_of_two = 4 * most_visits(2 * where.rows // 3, 4, tiles.LEAST_ROWS) + 12 * 4
+    monkeypatch.setattr("slicedice.kernels.pallas_tpu.visits.SCALAR_BYTES", listed_of_two)
+    check_products(40, 3, where, "float32", np.nan, int(rng.integers(2**32)))
+    check_networks(40, 5, where, "float32", np.nan, int(rng.integers(2**32)), cut(40, "float32"))
+
+
 @pytest.fixture
 def chip(request, monkeypatch: pytest.MonkeyPatch) -> tiles.Chip:
     """A TPU generation as the tiles are chosen for it."""

@@ -159,6 +159,17 @@ def test_networks_too_wide_for_vmem_are_products():
         assert lowered(*both["ffn_backward"]) == backward
 
 
+def test_models_past_scalar_memory_are_several_calls():
+    """Of 16,384 groups each: a list holds those of three, so that four models are two calls, and three are one."""
+    from slicedice.kernels import expert_ffn
+
+    for models, calls in ((3, 1), (4, 2)):
+        shapes = (models, 64, 8), *((models, 16384, *shape) for shape in ((8, 3), (8, 3), (3, 8)))
+        arrays = *((shape, jnp.bfloat16) for shape in shapes), ((models, 16384), jnp.int32)
+        mapped = jax.vmap(functools.partial(expert_ffn, implementation="pallas_tpu"))
+        assert lowered(mapped, arrays) == {"ffn": calls}
+
+
 def test_recomputed_layers_in_a_scan_lower():
     """What the interpreter cannot do: its callbacks may not be recomputed."""
     from slicedice.kernels import expert_ffn

@@ -16,12 +16,14 @@ from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
 from slicedice.kernels.pallas_tpu.gmm import gmm
 from slicedice.kernels.pallas_tpu.inside import WHOLE, dot, for_each_piece, row_mask, select
+from slicedice.kernels.pallas_tpu.parts import in_parts
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
 from slicedice.kernels.varying import result
 
 log = logging.getLogger(__name__)
 
 
+@in_parts
 def ffn(
     rows: Float[Array, "M D"],
     gate: Float[Array, "E D F"],
@@ -45,7 +47,7 @@ def ffn(
     Where D is too wide for VMEM, it is three grouped products instead, whose hidden values go through HBM.
 
     Raises:
-      ValueError: there are more experts than scalar memory can list.
+      ValueError: one model has more experts than scalar memory can list.
     """
     (m, d), (experts, _, f) = rows.shape, gate.shape
     if 0 in (m, d, f, experts):

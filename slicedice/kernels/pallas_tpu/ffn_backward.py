@@ -32,6 +32,7 @@ from slicedice.kernels.pallas_tpu.inside import (
     select,
     select_into,
 )
+from slicedice.kernels.pallas_tpu.parts import in_parts
 from slicedice.kernels.pallas_tpu.tgmm import tgmm
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
 from slicedice.kernels.varying import result
@@ -39,6 +40,7 @@ from slicedice.kernels.varying import result
 log = logging.getLogger(__name__)
 
 
+@in_parts
 def ffn_backward(
     rows: Float[Array, "M D"],
     gate: Float[Array, "E D F"],
@@ -68,7 +70,7 @@ def ffn_backward(
     `composed.ffn` would have saved: so it does not matter whether the forward pass, which fits wider D, was one kernel.
 
     Raises:
-      ValueError: there are more experts than scalar memory can list.
+      ValueError: one model has more experts than scalar memory can list.
     """
     del saved
     (m, d), (experts, _, f) = rows.shape, gate.shape

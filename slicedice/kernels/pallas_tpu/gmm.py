@@ -13,10 +13,12 @@ from jaxtyping import Array, Float
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
 from slicedice.kernels.pallas_tpu.inside import dot, for_each_piece, row_mask, select
+from slicedice.kernels.pallas_tpu.parts import in_parts
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
 from slicedice.kernels.varying import result
 
 
+@in_parts
 def gmm(
     lhs: Float[Array, "M K"], rhs: Float[Array, "G ..."], groups: Groups, *, transpose_rhs: bool, dtype: DTypeLike
 ) -> Float[Array, "M N"]:
@@ -33,7 +35,7 @@ def gmm(
       [M, N].
 
     Raises:
-      ValueError: there are more groups than scalar memory can list.
+      ValueError: one model has more groups than scalar memory can list.
     """
     (m, k), n = lhs.shape, rhs.shape[1 if transpose_rhs else 2]
     if 0 in (m, n, k, *rhs.shape):

@@ -12,10 +12,12 @@ from jaxtyping import Array, Float
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import tiles
 from slicedice.kernels.pallas_tpu.inside import accumulators, add, dot, for_each_piece, select_into
+from slicedice.kernels.pallas_tpu.parts import in_parts
 from slicedice.kernels.pallas_tpu.visits import Visits, visits_of
 from slicedice.kernels.varying import result
 
 
+@in_parts
 def tgmm(
     lhs: Float[Array, "M K"], rhs: Float[Array, "M N"], groups: Groups, *, dtype: DTypeLike
 ) -> Float[Array, "G K N"]:
@@ -31,7 +33,7 @@ def tgmm(
       [G, K, N], zeros for an empty group.
 
     Raises:
-      ValueError: there are more groups than scalar memory can list.
+      ValueError: one model has more groups than scalar memory can list.
     """
     (m, k), n, number = lhs.shape, rhs.shape[1], groups.sizes.shape[0]
     if 0 in (m, k, n, number):
