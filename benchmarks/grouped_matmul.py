@@ -113,15 +113,12 @@ def main() -> None:
         reason = too_large(shape, rates, options, np.dtype(dtype).itemsize)
         if reason:
             measured["skipped"][str(shape)] = reason
-            continue
-        for direction in DIRECTIONS:
+        for direction in () if reason else DIRECTIONS:
             rows += measure(shape, direction, dtype, rates, implementation)
             if not options.json:
                 print("\n".join(line(row) for row in rows[-len(SKEWS) :]), flush=True)
         if options.save:
             save(measured, rows)
-    if options.save:  # once more: shapes after the last one measured may have been left out
-        save(measured, rows)
     if options.json:
         print(json.dumps(measured | {"rows": rows}))
     else:

@@ -148,7 +148,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _compile(compiler: str, folder: Path) -> Path:
-    log.info("compiling the native grouped matmul, which takes ten seconds or so, for the first time here")
+    log.info("compiling the native grouped matmul, which takes ten seconds or so")
     library = folder / "native.so"
     command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCES[0]), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -82,6 +83,11 @@ def _gpu_interpreted() -> Iterator[None]:
         assert not (gpu_callbacks._races and gpu_callbacks._races.races_found)
     finally:
         gpu_callbacks.reset_gpu_interpret_mode_state()
+
+
+def kept(cache: Path) -> list[Path]:
+    """All that is in the kernels' folder of a cache but its locks."""
+    return [path for path in (cache / "slicedice").iterdir() if path.suffix != ".lock"]
 
 
 def draw(

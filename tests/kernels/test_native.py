@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from slicedice.kernels import choose, grouped_matmul, native, reference
-from tests.kernels.contract import check, draw, magnitudes
+from tests.kernels.contract import check, draw, kept, magnitudes
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="needs the CPU")
 NEEDS_COMPILER = pytest.mark.skipif(
@@ -60,7 +60,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, caplog, tmp_path):
     with caplog.at_level(logging.WARNING, "slicedice"):
         _assert_blocks_take_its_place()
     assert "no-such-flag" in caplog.text
-    assert not list((tmp_path / "slicedice").glob("*[!k]")), "nothing but the lock is left of the attempt"
+    assert not kept(tmp_path), "nothing is left of the attempt"
 
 
 def _assert_right(*arrays: Any) -> None:
@@ -128,11 +128,11 @@ def test_traced_sizes_that_do_not_fit_are_refused(sizes):
 @NEEDS_COMPILER
 def test_a_library_is_compiled_once_for_all_processes(forgetful, monkeypatch, tmp_path):
     assert native.available()
-    (library,) = (tmp_path / "slicedice").glob("*.so")
+    (library,) = kept(tmp_path)
     written = library.stat().st_mtime_ns
     forgetful()
     assert native.available()
-    assert [path.stat().st_mtime_ns for path in (tmp_path / "slicedice").glob("*.so")] == [written]
+    assert [path.stat().st_mtime_ns for path in kept(tmp_path)] == [written]
     # With other flags it is another library.
     forgetful()
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-g"))

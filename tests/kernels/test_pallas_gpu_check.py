@@ -12,6 +12,7 @@ import pytest
 
 from slicedice.kernels import pallas_gpu, ragged_dot
 from slicedice.kernels.pallas_gpu import check
+from tests.kernels.contract import kept
 
 WRONG = subprocess.CalledProcessError(1, "check", stderr="Traceback\nAssertionError: tgmm, group 3")
 
@@ -81,7 +82,7 @@ def test_devices_of_a_kind_are_checked_once(runs: Runs, tmp_path, monkeypatch, c
     assert available()
     assert available()
     assert runs.count == 1
-    (kept,) = (tmp_path / "slicedice").glob("*.json")
+    (file,) = kept(tmp_path)
     # Anew for another device, driver, version of JAX, and code of the kernels.
     gpu = check.jax.devices()[0]
     source = tmp_path / "kernel.py"
@@ -102,7 +103,7 @@ def test_devices_of_a_kind_are_checked_once(runs: Runs, tmp_path, monkeypatch, c
         assert available()
         assert available()
         assert runs.count == before + 1
-    assert kept.exists()
+    assert file.exists()
 
 
 @pytest.mark.parametrize(
@@ -121,9 +122,9 @@ def test_failures_that_may_pass_are_checked_again(outcome, again: bool, runs: Ru
     runs.outcome = None
     assert available() == again
     if not again:
-        (kept,) = (tmp_path / "slicedice").glob("*.json")
-        assert f"known from {kept}; without that file it is checked again" in caplog.text
-        kept.unlink()
+        (file,) = kept(tmp_path)
+        assert f"known from {file}; without that file it is checked again" in caplog.text
+        file.unlink()
         assert available()
 
 
@@ -142,12 +143,12 @@ def test_who_waits_for_another_process_takes_what_it_found(runs: Runs, tmp_path,
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"failure": 1}', "\udcff"])
 def test_a_damaged_file_is_checked_and_written_anew(damage: str, runs: Runs, tmp_path):
     assert available()
-    (kept,) = (tmp_path / "slicedice").glob("*.json")
-    kept.write_bytes(damage.encode(errors="surrogateescape"))
+    (file,) = kept(tmp_path)
+    file.write_bytes(damage.encode(errors="surrogateescape"))
     assert available()
     assert runs.count == 2
-    assert json.loads(kept.read_text()) == {"failure": ""}
-    assert list((tmp_path / "slicedice").glob("*.json")) == [kept]
+    assert json.loads(file.read_text()) == {"failure": ""}
+    assert kept(tmp_path) == [file]
 
 
 def test_without_a_folder_every_process_checks(runs: Runs, tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """Grouped products and the experts' feed-forward network on TPU: Pallas kernels compiled by Mosaic.
 
-Every kernel walks a list of visits (`visits`) in blocks chosen for the chip (`tiles`). Without a TPU they run
-in JAX's TPU interpret mode, `jax.experimental.pallas.tpu.force_tpu_interpret_mode`, for tests only.
+Every kernel walks a list of visits (`visits`) in blocks chosen for the chip (`tiles`), for some of the models at a
+time where all of theirs cannot be listed (`parts`). Without a TPU they run in JAX's TPU interpret mode,
+`jax.experimental.pallas.tpu.force_tpu_interpret_mode`, for tests only.
 
 A device of two cores (v5p) uses both of them only in calls whose widths are cut in tiles, which are "parallel"; the
 expert FFN's forward pass uses one, since it adds up over its tiles of F.
