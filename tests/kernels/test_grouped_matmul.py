@@ -300,12 +300,12 @@ def test_no_rows_at_all(implementation: str):
 
 
 @EVERY
-@pytest.mark.parametrize("empty", ["K", "N"])
-def test_products_of_no_depth_or_width(implementation: str, empty: str):
-    k, n = (0, 4) if empty == "K" else (3, 0)
-    lhs, rhs, cotangent = (jnp.ones(shape, DTYPE[implementation]) for shape in ((5, k), (2, k, n), (5, n)))
-    got = computed(implementation)(lhs, rhs, np.array([2, 1]), cotangent)
-    assert [x.shape for x in got] == [(5, n), (5, k), (2, k, n)]
+@pytest.mark.parametrize("empty", ["G", "K", "N"])
+def test_products_of_no_groups_depth_or_width(implementation: str, empty: str):
+    g, k, n = (0 if axis == empty else size for axis, size in (("G", 2), ("K", 3), ("N", 4)))
+    lhs, rhs, cotangent = (jnp.ones(shape, DTYPE[implementation]) for shape in ((5, k), (g, k, n), (5, n)))
+    got = computed(implementation)(lhs, rhs, np.array([2, 1][:g], np.int32), cotangent)
+    assert [x.shape for x in got] == [(5, n), (5, k), (g, k, n)]
     assert not any(np.any(x) for x in got)
 
 
