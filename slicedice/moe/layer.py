@@ -136,13 +136,17 @@ class MoELayer(nnx.Module):
           implementation: of the grouped matmul.
           rngs: a `params` stream.
         """
+        # Each part draws from a stream of its own, so that what it has in common with another layer's part begins
+        # with the same values, whatever else the two layers hold.
+        key = rngs.params()
+        streams = [nnx.Rngs(params=jax.random.fold_in(key, part)) for part in range(1 + len(sets))]
         self.sets = nnx.List(
             [
-                ExpertSet(n, k, d_model, width, init=init, implementation=implementation, rngs=rngs)
-                for n, k, width in sets
+                ExpertSet(n, k, d_model, width, init=init, implementation=implementation, rngs=stream)
+                for (n, k, width), stream in zip(sets, streams[1:], strict=True)
             ]
         )
-        self.always_on = SwiGLU(d_model, always_on, init=init, rngs=rngs) if always_on else None
+        self.always_on = SwiGLU(d_model, always_on, init=init, rngs=streams[0]) if always_on else None
 
     def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing):
         """Routed and always-on experts on the same input, added up: [B, S, D] and a `LayerAux`."""
