@@ -18,7 +18,7 @@ from slicedice import files, machine
 from slicedice.commandline import door, overrides, split
 from slicedice.cost import RATES, cost
 from slicedice.data.tokenizer import find_tokenizer
-from slicedice.grid import Plan, enumerate_runs, load_config, load_grid
+from slicedice.grid import GridError, Plan, enumerate_runs, load_config, load_grid
 from slicedice.launching import to_train, train_missing
 from slicedice.report.report import write_report
 from slicedice.report.results import read_results, settings
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help=f"a name ({', '.join(files.names('sweeps'))}) or the path of a grid file",
     )
-    p.add_argument("--scale", help="an experiment's name or path; without an accelerator nano, else 10m")
+    p.add_argument("--scale", help="names or paths of experiments, joined by commas; without an accelerator nano, else 10m")
     p.add_argument("--seeds", type=int, help="how many seeds for each point; else as many as the grid says")
     p.add_argument("--only", default="", metavar="PATTERN", help='runs whose name or id matches, as in "*-n32-*"')
     p.add_argument("--store", default="runs", help="folder where runs live (default: %(default)s)")
@@ -66,11 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = parser().parse_known_args(own)
     require(not options.dry_run or options.verb == "run", "--dry_run", True, f"{options.verb} trains nothing anyway")
     require(options.max_concurrent >= 0, "--max_concurrent", options.max_concurrent, "use a number from 0")
-    scale = options.scale or ("10m" if machine.has_accelerator() else "nano")
-    config = load_config(scale)
-    grid = load_grid(options.grid, config.scale)
-    fields = overrides(config, [*unknown, *given])
-    plan = enumerate_runs(grid, config, overrides=fields, seeds=options.seeds, only=options.only)
+    scales = _scales(options)
+    configs = [load_config(scale) for scale in scales]
+    fields = overrides(configs[0], [*unknown, *given])
+    plan = enumerate_runs(
+        [(load_grid(options.grid, config.scale), config) for config in configs],
+        overrides=fields,
+        seeds=options.seeds,
+        only=options.only,
+    )
     console = Console(stderr=options.json)
     store = Store(options.store)
     if options.verb == "plan" or options.dry_run:
@@ -81,7 +85,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _status(plan, store, options, console)
     if not store.exists():
         raise StoreError(f"There is no store at {options.store}, so nothing to report. Name it with --store.")
-    return _report(plan, store, options, scale, console)
+    return _report(plan, store, options, scales, console)
+
+
+def _scales(options: argparse.Namespace) -> list[str]:
+    """The scales asked for: by --scale, by the grid itself, or by what this machine can train."""
+    if options.scale:
+        return [scale for scale in options.scale.split(",") if scale]
+    here = "10m" if machine.has_accelerator() else "nano"
+    scales = getattr(files.load("sweeps", options.grid), "SCALES", (here,))
+    trains = options.verb == "run" and not options.dry_run
+    if trains and tuple(scales) != (here,) and not machine.has_accelerator():
+        raise GridError(
+            f"{options.grid} is about the scales {', '.join(scales)}, which need an accelerator, and there is none here. "
+            "Name the scales to train with --scale, as in --scale nano; `plan` says what they cost."
+        )
+    return list(scales)
 
 
 def _plan(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
@@ -131,9 +150,9 @@ def _status(plan: Plan, store: Store, options: argparse.Namespace, console: Cons
     return 0
 
 
-def _report(plan: Plan, store: Store, options: argparse.Namespace, scale: str, console: Console) -> int:
+def _report(plan: Plan, store: Store, options: argparse.Namespace, scales: list[str], console: Console) -> int:
     about = inspect.getdoc(files.load("sweeps", options.grid)) or ""
-    names = {"grid": files.label("sweeps", options.grid), "scale": files.label("experiments", scale)}
+    names = {"grid": files.label("sweeps", options.grid), "scale": "+".join(files.label("experiments", s) for s in scales)}
     results, page = write_report(plan, store, **names, about=about)
     if options.json:
         print(json.dumps({"page": str(page), "runs": results.rows, "notes": results.notes}, indent=1))

@@ -3,7 +3,7 @@
 from slicedice.grid.algebra import axis, chain, each, product, where, zip_
 from slicedice.grid.enumerate import Plan, enumerate_runs, load_config, load_grid
 from slicedice.grid.figures import Figure, Panel
-from slicedice.grid.grid import Grid, GridError
+from slicedice.grid.grid import Grid, GridError, union
 
 __all__ = [
     "Figure",
@@ -18,6 +18,7 @@ __all__ = [
     "load_config",
     "load_grid",
     "product",
+    "union",
     "where",
     "zip_",
 ]

@@ -1,5 +1,6 @@
 """What a grid file returns."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from slicedice.grid.algebra import Points
@@ -12,13 +13,46 @@ class GridError(ValueError):
 
 @dataclass(frozen=True)
 class Grid:
-    """The points of a sweep at one scale, coarse ones first, and the figures that read them.
+    """A sweep at one scale: the union of what its figures read, and of points of its own.
 
-    points: overrides of the scale's config.
+    points: overrides of the scale's config, trained beside what the figures read.
     figures: drawn from the results.
     seeds: how many seeds each point is trained with, unless --seeds says otherwise.
+    anchors: points that are trained with `anchor_seeds` seeds: the scale's noise is known from them, where the others
+      have one seed.
     """
 
-    points: Points
-    figures: tuple[Figure, ...] = field(default=())
+    points: Points = field(default_factory=list)
+    figures: tuple[Figure, ...] = ()
     seeds: int = 1
+    anchors: Points = field(default_factory=list)
+    anchor_seeds: int = 3
+
+
+def union(*grids: Grid) -> Grid:
+    """One grid that trains what any of `grids` trains, with the most seeds of any, and draws all their figures.
+
+    Raises:
+      GridError: two grids declare different figures of one name.
+    """
+    figures: dict[str, Figure] = {}
+    for figure in (figure for grid in grids for figure in grid.figures):
+        figures[figure.name] = join(figures[figure.name], figure) if figure.name in figures else figure
+    return Grid(
+        points=[point for grid in grids for point in grid.points],
+        figures=tuple(figures.values()),
+        seeds=max(grid.seeds for grid in grids),
+        anchors=[point for grid in grids for point in grid.anchors],
+        anchor_seeds=max(grid.anchor_seeds for grid in grids),
+    )
+
+
+def join(one: Figure, other: Figure) -> Figure:
+    """The figure that reads the runs of both.
+
+    Raises:
+      GridError: they share a name and nothing else.
+    """
+    if dataclasses.replace(one, points=[]) != dataclasses.replace(other, points=[]):
+        raise GridError(f"Two different figures are called {one.name!r}: give one of them another name.")
+    return dataclasses.replace(one, points=[*one.points, *(p for p in other.points if p not in one.points)])

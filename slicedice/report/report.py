@@ -28,7 +28,10 @@ def write_report(plan: Plan, store: Store, *, grid: str, scale: str, about: str)
     """
     results, folder = read_results(plan, store), store.report(report_name(f"{grid}-{scale}", plan.asked))
     write_tables(results, folder)
-    drawn = [draw(figure, results.rows, folder) for figure in plan.grid.figures]
+    drawn = [
+        draw(figure, [row for row in results.rows if row["id"] in plan.reads[name]], folder)
+        for name, figure in plan.figures.items()
+    ]
     svgs = [file for files in drawn for file in files if file.suffix == ".svg"]
     page = folder / "index.html"
     write_page(page, title=f"{grid} at {scale}", about=about, plan=plan, results=results, figures=svgs)

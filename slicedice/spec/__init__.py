@@ -3,7 +3,7 @@
 from slicedice.spec.config import resolve, study_config
 from slicedice.spec.errors import SpecError
 from slicedice.spec.identity import SCHEMA, canonical_json, from_json, program_key, run_id, run_name
-from slicedice.spec.layer import ExpertSet, LayerSpec, homogeneous
+from slicedice.spec.layer import ExpertSet, LayerSpec, moe_layer
 from slicedice.spec.model import ModelSpec
 from slicedice.spec.run import (
     BudgetSpec,
@@ -30,7 +30,7 @@ __all__ = [
     "SpecError",
     "canonical_json",
     "from_json",
-    "homogeneous",
+    "moe_layer",
     "program_key",
     "resolve",
     "run_id",

@@ -131,14 +131,27 @@ def _whole(letter: str, text: str) -> int:
     return int(text)
 
 
-def homogeneous(*, s: int | Fraction, g: str | Fraction) -> dict[str, str]:
-    """The override of a layer of one set with sparsity `s` and granularity `g`: n = s/g, k = 1/g.
+def moe_layer(*, s: int | Fraction, g: str | Fraction, generalist: str = "") -> dict[str, str]:
+    """The override of a layer of sparsity `s` that costs what the dense FFN does.
+
+    Args:
+      s: total expert width over `d_ff`, the generalist included.
+      g: granularity of the experts; of each set, as in "1/4+1/8", for a heterogeneous layer. The sets share equally
+        what the generalist leaves of active and of total width: k = (1 - generalist) / sets / g, and
+        n = (s - generalist) / sets / g.
+      generalist: granularity of the expert that is always on; "" for none.
 
     Raises:
-      SpecError: s/g or 1/g is not a whole number.
+      SpecError: a k or n is not a whole number, or k > n.
     """
-    g = fraction("g", str(g))
-    n, k = Fraction(s) / g, 1 / g
-    require(k.denominator == 1, "g", str(g), "k = 1/g has to be a whole number")
-    require(n.denominator == 1 and n >= k, "s", str(s), f"n = s/g has to be a multiple of 1 and at least k = {k}")
-    return {"model.experts": str(ExpertSet(int(n), int(k), g))}
+    gs = [fraction("g", part) for part in str(g).split("+")]
+    always_on = fraction("generalist", generalist) if generalist else Fraction(0)
+    active, total = (Fraction(width) - always_on for width in (1, s))
+    sets = []
+    for g_ in gs:
+        k, n = active / len(gs) / g_, total / len(gs) / g_
+        require(k.denominator == 1 and k > 0, "g", str(g), f"k = {k} has to be a whole number above 0")
+        require(n.denominator == 1 and n >= k, "s", str(s), f"n = {n} has to be a whole number and at least k = {k}")
+        sets.append(ExpertSet(int(n), int(k), g_))
+    experts = {"model.experts": " + ".join(map(str, sets))}
+    return {**experts, "model.generalist": generalist} if generalist else experts

@@ -10,7 +10,7 @@ from slicedice.store import Store
 from slicedice.store.store import LAYOUT
 
 GRID = (
-    "from slicedice.grid import Grid\nfrom slicedice.spec import homogeneous\n\n\ndef get_grid(scale):\n    return {}\n"
+    "from slicedice.grid import Grid\nfrom slicedice.spec import moe_layer\n\n\ndef get_grid(scale):\n    return {}\n"
 )
 
 
@@ -83,7 +83,7 @@ def test_a_grid_file_that_raises_is_told_with_its_line(desk, path: str, where: s
         "import": "x = 1 / 0",
         "call": "def get_grid(scale): return 1 / 0",
         "syntax": "def get_grid(scale) return 1",
-        "below": "from slicedice.spec import homogeneous; homogeneous(s=2, g=0)",
+        "below": "from slicedice.spec import moe_layer; moe_layer(s=2, g=0)",
     }[where]
     file = desk.write("sweeps/broken.py", f'"""Broken."""\n\n\n{line}\n')
     error = {"syntax": "SyntaxError", "below": "SpecError"}.get(where, "ZeroDivisionError")
@@ -114,9 +114,9 @@ def test_a_file_that_is_no_launcher_is_named(desk, content: str):
     ("point", "names"),
     [
         # n that is no whole number of experts, or fewer than are active
-        ("homogeneous(s='3/8', g='1/4')", ["s", "3/8", "line 6"]),
-        ("homogeneous(s='1/2', g='1/4')", ["s", "1/2", "line 6"]),
-        ("homogeneous(s=4, g='2/3')", ["g", "2/3", "line 6"]),
+        ("moe_layer(s='3/8', g='1/4')", ["s", "3/8", "line 6"]),
+        ("moe_layer(s='1/2', g='1/4')", ["s", "1/2", "line 6"]),
+        ("moe_layer(s=4, g='2/3')", ["g", "2/3", "line 6"]),
         ("{'model.experts': 'n=0 g=1/2'}", ["model.experts", "n", "0"]),
         # k > n
         ("{'model.experts': 'n=4 k=8 g=1/8'}", ["model.experts", "k = 8", "n = 4"]),

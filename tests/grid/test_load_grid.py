@@ -48,7 +48,7 @@ ERRORS = [
         id="in the algebra",
     ),
     pytest.param(
-        "from slicedice.spec import homogeneous\n\ndef cell():\n    return homogeneous(s=8, g='0.25')\n\n"
+        "from slicedice.spec import moe_layer\n\ndef cell():\n    return moe_layer(s=8, g='0.25')\n\n"
         "def get_grid(scale):\n    return cell()\n",
         4,
         "SpecError: g = '0.25'",

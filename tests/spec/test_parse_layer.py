@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from slicedice.spec import ExpertSet, LayerSpec, SpecError, homogeneous
+from slicedice.spec import ExpertSet, LayerSpec, SpecError, moe_layer
 from slicedice.spec.layer import parse_layer
 
 QUARTER = ExpertSet(32, 4, Fraction(1, 4))
@@ -96,23 +96,46 @@ def test_generalists_that_cannot_be(arguments, field: str, value: str, valid: st
     assert valid in str(error.value)
 
 
-def test_homogeneous():
-    assert homogeneous(s=8, g="1/4") == {"model.experts": "n=32 k=4 g=1/4"}
-    assert homogeneous(s=1, g="1") == {"model.experts": "n=1 k=1 g=1"}
-    assert homogeneous(s=Fraction(3, 2), g=Fraction(1, 2)) == {"model.experts": "n=3 k=2 g=1/2"}
+def test_moe_layer():
+    assert moe_layer(s=8, g="1/4") == {"model.experts": "n=32 k=4 g=1/4"}
+    assert moe_layer(s=1, g="1") == {"model.experts": "n=1 k=1 g=1"}
+    assert moe_layer(s=Fraction(3, 2), g=Fraction(1, 2)) == {"model.experts": "n=3 k=2 g=1/2"}
+
+
+def test_sets_of_a_layer_share_what_the_generalist_leaves():
+    assert moe_layer(s=8, g="1/2+1/4") == {"model.experts": "n=8 k=1 g=1/2 + n=16 k=2 g=1/4"}
+    assert moe_layer(s=8, g="1/4", generalist="1/2") == {
+        "model.experts": "n=30 k=2 g=1/4",
+        "model.generalist": "1/2",
+    }
+    assert moe_layer(s=4, g="1/4+1/8", generalist="1/2") == {
+        "model.experts": "n=7 k=1 g=1/4 + n=14 k=2 g=1/8",
+        "model.generalist": "1/2",
+    }
 
 
 @pytest.mark.parametrize(
     ("s", "g", "field", "valid"),
     [
-        (8, "2/3", "g", "k = 1/g has to be a whole number"),
+        (8, "2/3", "g", "k = 3/2 has to be a whole number"),
+        (8, "1+1/2", "g", "k = 1/2 has to be a whole number"),
         (8, "0.25", "g", EXACT),
+        (8, "1/4+0.25", "g", EXACT),
         (Fraction(1, 2), "1/4", "s", "at least k = 4"),
-        (Fraction(9, 8), "1/4", "s", "n = s/g"),
+        (Fraction(9, 8), "1/4", "s", "n = 9/2"),
     ],
 )
-def test_homogeneous_errors(s, g: str, field: str, valid: str):
+def test_moe_layer_errors(s, g: str, field: str, valid: str):
     with pytest.raises(SpecError) as error:
-        homogeneous(s=s, g=g)
+        moe_layer(s=s, g=g)
     assert error.value.field == field
     assert valid in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("generalist", "field"), [("1", "g"), ("0.5", "generalist"), ("3/4", "g"), ("2", "g")]
+)
+def test_a_generalist_that_leaves_too_little(generalist: str, field: str):
+    with pytest.raises(SpecError) as error:
+        moe_layer(s=8, g="1/2", generalist=generalist)
+    assert error.value.field == field

@@ -5,7 +5,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import pytest
 
 from slicedice import files
-from slicedice.spec import RunSpec, homogeneous, resolve
+from slicedice.spec import RunSpec, moe_layer, resolve
 from slicedice.spec.config import override
 
 # active, outside embeddings, steps
@@ -61,7 +61,7 @@ def test_total_parameters(scale: str):
     active = SCALES[scale][0]
     for i, total in enumerate(TOTALS[scale].split()):
         for g in ("1", "1/4"):  # how finely it is sliced changes nothing but the routers
-            model = _spec(scale, **homogeneous(s=2 ** (i + 1), g=g)).model
+            model = _spec(scale, **moe_layer(s=2 ** (i + 1), g=g)).model
             assert _in_millions(model.parameters(routers=False), total) == total, f"s = {2 ** (i + 1)}, g = {g}"
             assert _in_millions(model.parameters(active=True, routers=False), active) == active
             k = {"1": 1, "1/4": 4}[g]
@@ -69,12 +69,12 @@ def test_total_parameters(scale: str):
 
 
 def test_the_studys_training_set_up():
-    spec = _spec("80m", **homogeneous(s=8, g="1/4"))
+    spec = _spec("80m", **moe_layer(s=8, g="1/4"))
     assert spec.compute_dtype == "bfloat16"
     model, o, r = spec.model, spec.optimizer, spec.router
     assert (model.d_model, model.layers, model.heads, model.d_ff, model.vocab_size) == (336, 8, 7, 1344, 100_352)
     assert (o.b1, o.b2, o.eps, o.weight_decay, o.clip) == (0.9, 0.95, 1e-8, 0.1, 1.0)
     assert (o.learning_rate, o.warmup_steps, o.final_fraction, o.output_z_loss) == (4e-4, 50, 0.1, 1e-5)
     assert (r.z_loss, spec.data.sequence_length, spec.budget.batch_size) == (1e-3, 2048, 512)
-    capped = _spec("80m", **homogeneous(s=8, g="1/4"), **{"router.kind": "default"})
+    capped = _spec("80m", **moe_layer(s=8, g="1/4"), **{"router.kind": "default"})
     assert capped.router.capacity_factor == 1.2

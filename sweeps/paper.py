@@ -1,0 +1,28 @@
+"""The whole study: every other grid, at the five main scales and the two small ones, each run once.
+
+Hypotheses: those of the grids. Figures: all of them.
+
+Runs: RUNS over the seven scales (the paper trained "over 2,000"); at `nano` RUNS, an hour and a half on two cores.
+"""
+
+from slicedice.grid import Grid, load_grid, union
+from slicedice.grid.study import SCALES
+
+__all__ = ["SCALES"]  # what this grid is about where --scale does not say
+
+GRIDS = (
+    "granularity_vs_count",
+    "heterogeneous",
+    "generalist",
+    "dropless",
+    "load_balancing",
+    "reweighting",
+    "learning_rate",
+)
+WITH_TWO_BUDGETS = ("10m", "20m", "nano", "smoke")
+
+
+def get_grid(scale: str) -> Grid:
+    """The grid at `scale`."""
+    names = (*GRIDS, "compute_threshold") if scale in WITH_TWO_BUDGETS else GRIDS
+    return union(*(load_grid(name, scale) for name in names))
