@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help=f"a name ({', '.join(files.names('sweeps'))}) or the path of a grid file",
     )
-    p.add_argument("--scale", help="names or paths of experiments, joined by commas; without an accelerator nano, else 10m")
+    p.add_argument(
+        "--scale", help="names or paths of experiments, joined by commas; without an accelerator nano, else 10m"
+    )
     p.add_argument("--seeds", type=int, help="how many seeds for each point; else as many as the grid says")
     p.add_argument("--only", default="", metavar="PATTERN", help='runs whose name or id matches, as in "*-n32-*"')
     p.add_argument("--store", default="runs", help="folder where runs live (default: %(default)s)")
@@ -152,7 +154,10 @@ def _status(plan: Plan, store: Store, options: argparse.Namespace, console: Cons
 
 def _report(plan: Plan, store: Store, options: argparse.Namespace, scales: list[str], console: Console) -> int:
     about = inspect.getdoc(files.load("sweeps", options.grid)) or ""
-    names = {"grid": files.label("sweeps", options.grid), "scale": "+".join(files.label("experiments", s) for s in scales)}
+    names = {
+        "grid": files.label("sweeps", options.grid),
+        "scale": "+".join(files.label("experiments", s) for s in scales),
+    }
     results, page = write_report(plan, store, **names, about=about)
     if options.json:
         print(json.dumps({"page": str(page), "runs": results.rows, "notes": results.notes}, indent=1))

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, given = split(sys.argv[1:] if arguments is None else arguments)
     options, unknown = p.parse_known_args(own)
     config = load_config(options.config)
-    plan = enumerate_runs(Grid([{}]), config, overrides=overrides(config, [*unknown, *given]))
+    plan = enumerate_runs([(Grid([{}]), config)], overrides=overrides(config, [*unknown, *given]))
     store, console = Store(options.store), Console()
     # One run has the whole machine to itself.
     train_missing(plan, store, "local", 1, retry=options.retry, console=console)

@@ -124,7 +124,7 @@ def _cells(grid: Grid, config: ConfigDict, overrides: dict[str, Any], seeds: int
         raise GridError(f"{asker} {count} cannot be used: ask for at least 1.")
     anchor_count = grid.anchor_seeds if seeds is None else seeds
     points = [(point, "", count) for point in grid.points]
-    points += [(point, figure.name, count) for figure in grid.figures for point in figure.points]
+    points += [(point, figure.name, count) for figure in grid.figures for point in grid.read_by(figure)]
     points += [(point, "", anchor_count) for point in grid.anchors]
     if not points:
         raise GridError("The grid has no points at this scale: get_grid has to return at least one.")
@@ -150,7 +150,9 @@ def _refuse_clash(varied: set[str], overrides: dict[str, Any]) -> None:
     if "seed" in varied:
         raise GridError("The grid varies `seed`: leave that to its `seeds`, or to --seeds, so that cells have noise.")
     for field_ in sorted(varied & overrides.keys()):
-        raise GridError(f"--config.{field_} cannot be set: the grid varies it. Use --only, --seeds or a grid of your own.")
+        raise GridError(
+            f"--config.{field_} cannot be set: the grid varies it. Use --only, --seeds or a grid of your own."
+        )
 
 
 def _resolve(base: ConfigDict, point: Point, overrides: dict[str, Any]) -> tuple[RunSpec, Execution]:

@@ -70,7 +70,8 @@ class Figure:
     """Panels with a common y axis in each row, and a horizontal line where the dense model of the scale lies.
 
     name: of its files. title: above the panels. panels: from left to right.
-    points: the runs it reads, as overrides of the scale's config; a sweep that has this figure trains them.
+    points: the runs it reads, as overrides of the scale's config; a sweep that has this figure trains them. Where
+      there are none, it reads the grid's own points.
     y: a column of the results.
     rows: the coordinate whose values make rows of panels.
     columns: with one panel, the coordinate whose values repeat it from left to right.

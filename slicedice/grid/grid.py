@@ -28,6 +28,10 @@ class Grid:
     anchors: Points = field(default_factory=list)
     anchor_seeds: int = 3
 
+    def read_by(self, figure: Figure) -> Points:
+        """The points that one of the figures reads: those it declares, or else the grid's own."""
+        return figure.points or self.points
+
 
 def union(*grids: Grid) -> Grid:
     """One grid that trains what any of `grids` trains, with the most seeds of any, and draws all their figures.
@@ -36,8 +40,10 @@ def union(*grids: Grid) -> Grid:
       GridError: two grids declare different figures of one name.
     """
     figures: dict[str, Figure] = {}
-    for figure in (figure for grid in grids for figure in grid.figures):
-        figures[figure.name] = join(figures[figure.name], figure) if figure.name in figures else figure
+    for grid in grids:
+        for figure in grid.figures:
+            reading = dataclasses.replace(figure, points=grid.read_by(figure))
+            figures[figure.name] = join(figures[figure.name], reading) if figure.name in figures else reading
     return Grid(
         points=[point for grid in grids for point in grid.points],
         figures=tuple(figures.values()),

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from slicedice.grid import Plan
+from slicedice.grid import Figure, Plan
 from slicedice.report.figures import draw
 from slicedice.report.page import write_page
-from slicedice.report.results import Results, read_results, write_tables
+from slicedice.report.results import Results, read_results, settings, write_tables
 from slicedice.store import Store
 
 
@@ -28,14 +28,19 @@ def write_report(plan: Plan, store: Store, *, grid: str, scale: str, about: str)
     """
     results, folder = read_results(plan, store), store.report(report_name(f"{grid}-{scale}", plan.asked))
     write_tables(results, folder)
-    drawn = [
-        draw(figure, [row for row in results.rows if row["id"] in plan.reads[name]], folder)
-        for name, figure in plan.figures.items()
-    ]
+    drawn = [_draw(figure, plan, results, folder) for figure in plan.figures.values()]
     svgs = [file for files in drawn for file in files if file.suffix == ".svg"]
     page = folder / "index.html"
     write_page(page, title=f"{grid} at {scale}", about=about, plan=plan, results=results, figures=svgs)
     return results, page
+
+
+def _draw(figure: Figure, plan: Plan, results: Results, folder: Path) -> list[Path]:
+    """Draws one figure, whose labels name the settings that vary among the runs it reads."""
+    reads = plan.reads[figure.name]
+    varied = settings({id_: plan.runs[id_] for id_ in reads})
+    rows = [{**row, "settings": varied[row["id"]]} for row in results.rows if row["id"] in reads]
+    return draw(figure, rows, folder, results.rows)
 
 
 def report_name(name: str, asked: dict[str, Any]) -> str:

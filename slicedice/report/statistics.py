@@ -1,21 +1,25 @@
 """Cells and their noise: runs that differ only in their seed are one cell, with a mean and an error.
 
 Runs of one seed read the same batches, so seeds are the blocks of a randomised block design. With two or three of
-them a cell's own deviation says little, so noise is pooled: one level for all cells is an assumption that a report
-has to state.
+them a cell's own deviation says little, so noise is pooled over all cells of one scale and budget that have several
+seeds: that it is one level for all of them is an assumption that a report has to state.
 """
 
 import math
 import statistics
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from scipy.special import stdtrit
 
 from slicedice.report.results import Row
 
 CELL, BLOCK = ("cell",), ("batches", "seed")
 """What levels of a loss are of, by the columns that name them: what is compared, and what was read."""
+
+POOL = ("scale", "tokens")
+"""Columns that name what shares one level of noise."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,17 @@ class Noise:
     deviation: float
     freedom: int
 
-    @property
+    @cached_property
     def t(self) -> float:
         """What a standard error is multiplied by for a 95 % interval (Student's t)."""
-        return float(stdtrit(self.freedom, 0.975))
+        return student(self.freedom)
+
+
+def student(freedom: float, error: float = 0.05) -> float:
+    """The value that Student's t of so many degrees of freedom exceeds, in size, with probability `error`."""
+    from scipy.special import stdtrit  # here, since whoever asks for a status need not wait for it
+
+    return float(stdtrit(freedom, 1 - error / 2))
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Cell:
     """Finished runs of one cell.
 
     values: by seed.
+    ids: of the runs.
     noise: between cells of one seed, pooled; between seeds, which is more, where seeds are too few to tell these
       apart; None if no cell has two.
     """
@@ -43,6 +55,7 @@ class Cell:
     row: Row
     values: dict[int, float]
     noise: Noise | None = None
+    ids: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -73,15 +86,51 @@ def dense_beside(cell: Cell, all_cells: list[Cell]) -> Cell | None:
     return next(same, None)
 
 
-def cells(rows: list[Row], column: str) -> list[Cell]:
-    """Groups the finished rows that have a value in `column` by cell; the noise is pooled over all of them."""
-    measured = [row for row in rows if row["state"] == "done" and row.get(column) is not None]
+def cells(rows: list[Row], column: str, everything: list[Row] | None = None) -> list[Cell]:
+    """Groups the finished rows that have a value in `column` by cell.
+
+    Args:
+      rows: of the cells.
+      column: what is measured.
+      everything: the rows that the noise is known from; `rows` if None.
+    """
+    noise = noises(rows if everything is None else everything, column)
     groups: dict[str, list[Row]] = {}
-    for row in measured:
+    for row in _measured(rows, column):
         groups.setdefault(row["cell"], []).append(row)
-    # Where blocks leave nothing over, the noise between seeds stands in: it is what a seed does to all cells more.
-    noise = residual_noise(measured, column, [CELL, BLOCK]) or residual_noise(measured, column, [CELL])
-    return [Cell(group[0], {row["seed"]: row[column] for row in group}, noise) for group in groups.values()]
+    return [
+        Cell(
+            group[0],
+            {row["seed"]: row[column] for row in group},
+            noise.get(pool(group[0])),
+            tuple(row["id"] for row in group),
+        )
+        for group in groups.values()
+    ]
+
+
+def pool(row: Row) -> tuple:
+    """What the row shares its level of noise with."""
+    return tuple(row[name] for name in POOL)
+
+
+def noises(rows: list[Row], column: str) -> dict[tuple, Noise]:
+    """The noise of `column` in each pool, where it has cells with several seeds."""
+    seeds = Counter(row["cell"] for row in _measured(rows, column))
+    pools: dict[tuple, list[Row]] = {}
+    for row in _measured(rows, column):
+        if seeds[row["cell"]] > 1:  # a cell of one run has a level of its own, and tells nothing
+            pools.setdefault(pool(row), []).append(row)
+    found = {}
+    for key, members in pools.items():
+        # Where blocks leave nothing over, the noise between seeds stands in: it is what a seed does to all cells more.
+        noise = residual_noise(members, column, [CELL, BLOCK]) or residual_noise(members, column, [CELL])
+        found |= {key: noise} if noise else {}
+    return found
+
+
+def _measured(rows: list[Row], column: str) -> list[Row]:
+    return [row for row in rows if row["state"] == "done" and row.get(column) is not None]
 
 
 def residual_noise(rows: list[Row], column: str, factors: list[tuple[str, ...]]) -> Noise | None:

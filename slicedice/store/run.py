@@ -77,7 +77,7 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """What the finished run found; None if it is not done, or this version cannot read it."""
         result = read_json(self._result)
-        return result if result and result.get("schema") == SCHEMA else None
+        return result if result and not _fault(result) else None
 
     def finish(self, kind: Kind, content: dict[str, Any]) -> None:
         """Writes the result, which makes the run count as done."""
@@ -109,19 +109,31 @@ class RunFolder:
 
     def state(self) -> RunState:
         """Reads the run's state off its files and its lock."""
-        result = self.result()
-        if result:
-            return RunState(Kind(result["kind"]), result["steps"])
+        return self.look()[0]
+
+    def look(self) -> tuple[RunState, dict[str, Any] | None]:
+        """The run's state, and its result if it has one that this version can read."""
+        result = read_json(self._result)
+        fault = _fault(result) if result else "it is damaged" if self._result.exists() else ""
+        if result and not fault:
+            return RunState(Kind(result["kind"]), result["steps"]), result
+        return self._unfinished(f"its result.json cannot be read: {fault}" if fault else ""), None
+
+    def _unfinished(self, fault: str) -> RunState:
+        """The state of a run without a result; `fault` says why there is none, if there is a file."""
         last = metrics.last_step(self.metrics)
         steps = 0 if last is None else last + 1
         if self.is_locked():
             return RunState(Kind.RUNNING, steps)
         failure = read_json(self._failure)
-        if failure:
-            return RunState(Kind(failure["kind"]), steps, failure["reason"])
+        if failure or self._failure.exists():
+            kind, reason = (failure or {}).get("kind"), (failure or {}).get("reason")
+            if kind not in tuple(Kind):
+                return RunState(Kind.CRASHED, steps, "its failure.json is damaged")
+            return RunState(Kind(kind), steps, str(reason))
         if steps or self.checkpoints.exists():
-            return RunState(Kind.PREEMPTED, steps, "its worker ended without a word")
-        return RunState(Kind.MISSING)
+            return RunState(Kind.PREEMPTED, steps, fault or "its worker ended without a word")
+        return RunState(Kind.MISSING, reason=fault)
 
     @contextmanager
     def lock(self) -> Iterator[bool]:
@@ -143,6 +155,15 @@ class RunFolder:
         finally:
             os.close(descriptor)
         return False
+
+
+def _fault(result: dict[str, Any]) -> str:
+    """Why a result cannot be read; "" if it can."""
+    if result.get("schema") != SCHEMA:
+        return f"it is of schema {result.get('schema')!r}, and this version reads {SCHEMA}"
+    if result.get("kind") not in (Kind.DONE, Kind.DIVERGED) or type(result.get("steps")) is not int:
+        return f"it ends in {result.get('kind')!r} after {result.get('steps')!r} steps"
+    return ""
 
 
 def _take(descriptor: int) -> bool:

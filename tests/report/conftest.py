@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slicedice.grid import Grid, Plan
+from slicedice.grid import Plan
 from slicedice.report.results import Row, read_results
 from slicedice.spec import run_id
 from slicedice.store import Kind, Store
@@ -24,7 +24,8 @@ def plan_of(tiny) -> Callable[..., Plan]:
     def make(*points: dict[str, Any], figures=(), asked: dict[str, Any] | None = None) -> Plan:
         runs = {run_id(run[0]): run for run in map(tiny, points)}
         assert len(runs) == len(points)
-        return Plan(Grid(list(points), figures=figures), runs, asked or {})
+        drawn = {figure.name: figure for figure in figures}
+        return Plan(runs, drawn, {name: set(runs) for name in drawn}, asked or {})
 
     return make
 

@@ -51,7 +51,7 @@ def begin(tiny, clock: Clock):
 
     def make(states: States, **console: Any) -> tuple[Progress, io.StringIO]:
         file = io.StringIO()
-        plan = Plan(Grid([]), dict.fromkeys(states, (spec, execution)))
+        plan = Plan(dict.fromkeys(states, (spec, execution)))
         return Progress(states, plan, list(states), Console(file=file, width=160, **console)), file  # pyright: ignore
 
     return make

@@ -1,0 +1,81 @@
+"""Claims that compare budgets or scales with each other."""
+
+from slicedice.report.claims.bootstrap import best_granularities, percentiles
+from slicedice.report.claims.difference import Pair, mean_difference, shared
+from slicedice.report.claims.evidence import Evidence, lines
+from slicedice.report.claims.judgement import Effect, Finding, Verdict, both, effect_of, open_, runs_of, said, under
+
+
+def compute_threshold(budgets: list[Evidence]) -> Finding | None:
+    """(g) At the smaller budget of tokens MoE layers are worse than dense in all configurations; at the larger they win."""
+    if len(budgets) < 2:
+        return None
+    ordered = sorted(budgets, key=lambda evidence: evidence.tokens)
+    small, large = _against_dense(ordered[0]), _against_dense(ordered[-1])
+    if len(small) < 2 or len(large) < 2:
+        return open_("Too few MoE layers beside dense at one of the budgets.", [*small, *large])
+    findings = [_loses(small, ordered[0].tokens), _wins(large, ordered[-1].tokens)]
+    verdict = both(findings)
+    deciding = next((finding for finding in findings if finding.verdict is verdict), findings[0])
+    sentence = " ".join(finding.sentence for finding in findings)
+    return Finding(verdict, sentence, deciding.effect, (*findings[0].runs, *findings[1].runs))
+
+
+def best_size_depends_on_width(scales: list[Evidence]) -> Finding | None:
+    """(b), second half: the best granularity depends on the active size; between the smallest and the largest scale."""
+    found = []
+    for scale in scales:
+        at_s = [line for line in lines(scale.main, "s", "g") if len(line) > 2]
+        draws = best_granularities(at_s) if at_s else None
+        if draws is not None:
+            found.append((at_s[0][0].row["active_parameters"], scale, draws.mean(axis=1), runs_of(at_s)))
+    found.sort(key=lambda item: item[0])
+    if len({item[0] for item in found}) < 2:
+        return None
+    (_, small, low, runs), (_, large, high, more) = found[0], found[-1]
+    shift = high - low
+    interval = percentiles(shift[1:])
+    verdict = Verdict.UNRESOLVED
+    if interval[0] > 0 or interval[1] < 0:
+        verdict = Verdict.SUPPORTED
+    elif interval[0] > -0.5 and interval[1] < 0.5:
+        verdict = Verdict.CONTRADICTED
+    effect = Effect(float(shift[0]), interval, "octaves of g", "parametric bootstrap")
+    sentence = f"From {small.scale} to {large.scale} the best granularity moves by {effect}."
+    return Finding(verdict, sentence, effect, (*runs, *more))
+
+
+def _against_dense(budget: Evidence) -> list[Pair]:
+    dense = budget.dense()
+    pairs = [(cell, dense) for cell in budget.main if dense]
+    return [pair for pair in pairs if shared(pair)]
+
+
+def _loses(pairs: list[Pair], tokens: int) -> Finding:
+    mean = mean_difference(pairs)
+    interval = mean.interval()
+    better = under(pairs, 0.0)
+    verdict = Verdict.UNRESOLVED
+    if better or (interval and interval[1] < 0):
+        verdict = Verdict.CONTRADICTED
+    elif interval and interval[0] > 0:
+        verdict = Verdict.SUPPORTED
+    sentence = (
+        f"With {_millions(tokens)} tokens MoE less dense is {said(mean)}, and {len(better)} of {len(pairs)} layers are "
+        "better than dense beyond chance."
+    )
+    return Finding(verdict, sentence, effect_of(mean), runs_of(pairs))
+
+
+def _wins(pairs: list[Pair], tokens: int) -> Finding:
+    mean = mean_difference(pairs)
+    interval = mean.interval()
+    verdict = Verdict.UNRESOLVED
+    if interval and (interval[0] > 0 or interval[1] < 0):
+        verdict = Verdict.CONTRADICTED if interval[0] > 0 else Verdict.SUPPORTED
+    sentence = f"With {_millions(tokens)} tokens it is {said(mean)}."
+    return Finding(verdict, sentence, effect_of(mean), runs_of(pairs))
+
+
+def _millions(tokens: int) -> str:
+    return f"{tokens / 1e6:,.3g}M"
