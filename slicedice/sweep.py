@@ -99,8 +99,8 @@ def _scales(options: argparse.Namespace) -> list[str]:
     trains = options.verb == "run" and not options.dry_run
     if trains and tuple(scales) != (here,) and not machine.has_accelerator():
         raise GridError(
-            f"{options.grid} is about the scales {', '.join(scales)}, which need an accelerator, and there is none here. "
-            "Name the scales to train with --scale, as in --scale nano; `plan` says what they cost."
+            f"{options.grid} is about the scales {', '.join(scales)}, which need an accelerator, and there is none "
+            "here. Name the scales to train with --scale, as in --scale nano; `plan` says what they cost."
         )
     return list(scales)
 
@@ -118,7 +118,7 @@ def _plan(plan: Plan, store: Store, options: argparse.Namespace, console: Consol
         "flops": sum(costs[id_].flops for id_ in missing),
         "hours": sum(costs[id_].seconds for id_ in missing) / 3600,
     }
-    varied = settings(plan)
+    varied = settings(plan.runs)
     if options.json:
         runs = [
             {

@@ -7,7 +7,7 @@ Figures: 16 at 10m, 17 at 20m. Runs: 98 a scale; at `nano`, where the small budg
 cores.
 """
 
-from slicedice.grid import Figure, Grid, Panel, axis, chain, each, product
+from slicedice.grid import Figure, Grid, Panel, axis, each, product
 from slicedice.grid.study import anchors, cells, seeds
 from slicedice.spec import moe_layer
 

@@ -3,7 +3,7 @@
 Hypothesis: a layer of two expert sets of different granularity lies between its homogeneous parents at equal
 sparsity, or is no better than them.
 
-Figures: 4 (13 at the small scales). Runs: 42 a scale; at `nano` 24, nine minutes on two cores.
+Figures: 4 (13 at the small scales). Runs: 43 a scale; at `nano` 24, ten minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, axis, chain, each, product, where

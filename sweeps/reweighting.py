@@ -2,7 +2,7 @@
 
 Hypothesis: reweighting without sparsity is no better than dense.
 
-Figures: reweighting. Runs: 8 a scale (4 and the seeds of two anchors); at `nano` 12, 4 minutes on two cores.
+Figures: reweighting. Runs: 12 a scale; at `nano` 12, five minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, axis, each, product

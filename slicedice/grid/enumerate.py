@@ -122,7 +122,7 @@ def _cells(grid: Grid, config: ConfigDict, overrides: dict[str, Any], seeds: int
     if count < 1:
         asker = "The grid's seeds =" if seeds is None else "--seeds"
         raise GridError(f"{asker} {count} cannot be used: ask for at least 1.")
-    anchor_count = grid.anchor_seeds if seeds is None else seeds
+    anchor_count = count if seeds is not None or not grid.anchors else grid.anchor_seeds
     points = [(point, "", count) for point in grid.points]
     points += [(point, figure.name, count) for figure in grid.figures for point in grid.read_by(figure)]
     points += [(point, "", anchor_count) for point in grid.anchors]

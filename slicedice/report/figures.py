@@ -1,4 +1,4 @@
-"""Draws declared figures from rows: PNG for papers, SVG for screens, whose points tell what they are when pointed at."""
+"""Draws declared figures from rows: PNG for papers, SVG for screens, whose points tell what they are."""
 
 import io
 from dataclasses import dataclass

@@ -39,7 +39,9 @@ def write_page(path: Path, *, title: str, about: str, plan: Plan, results: Resul
         settings=any(row["settings"] for row in results.rows),
         # By domain, the mean of each cell.
         apart={d: {c.row["cell"]: c.mean for c in cells(results.rows, f"loss_{d}")} for d in domains},
-        without_capacity={c.row["cell"]: c.mean for c in cells(results.rows, "without_capacity_loss")},
+        without_capacity={
+            c.row["cell"]: c.mean for c in cells(results.rows, "without_capacity_loss") if c.row["router"] == "default"
+        },
         runs=results.rows,
         counts=_counts(results.rows),
     )

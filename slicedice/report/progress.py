@@ -23,7 +23,7 @@ class Progress:
     def __init__(self, store: Store, plan: Plan, runs: list[str], console: Console):
         self.store, self.console = store, console
         self.runs: dict[str, RunSpec] = {id_: plan.runs[id_][0] for id_ in runs}
-        self.settings = settings(plan)
+        self.settings = settings(plan.runs)
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self.began = time.monotonic()
         self.states = {id_: store.run(id_).state() for id_ in runs}

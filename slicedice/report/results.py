@@ -5,7 +5,7 @@ import functools
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -88,20 +88,15 @@ def _dense(spec: RunSpec) -> RunSpec:
 _dense_id = functools.lru_cache(maxsize=1024)(run_id)
 
 
-def settings(runs: Mapping[str, tuple[RunSpec, Any]], shown: Iterable[str] = ()) -> dict[str, str]:
-    """For each run, by id, the fields that vary over `runs` and that no column of its own shows, nor any in `shown`."""
+def settings(runs: Mapping[str, tuple[RunSpec, Any]]) -> dict[str, str]:
+    """For each run, by id, the fields that vary over `runs` and that no column of its own shows."""
     flat = {id_: _flat(spec) for id_, (spec, _) in runs.items()}
     layers = ("model.layer.generalist", "model.layer.wiring")
     for id_, (spec, _) in runs.items():
         if spec.router.kind is None:  # dense: an always-on expert is no generalist
             for name in layers:
                 flat[id_].pop(name, None)
-    hidden = {
-        "seed",
-        "router.kind",
-        "model.layer.experts",
-        *(field for name in shown for field in FIELDS.get(name, ())),
-    }
+    hidden = {"seed", "router.kind", "model.layer.experts"}
     values: dict[str, set] = {}
     for fields in flat.values():
         for name, value in fields.items():
@@ -159,9 +154,8 @@ def read_results(plan: Plan, store: Store) -> Results:
         if row["reason"] and row["reason"].startswith("its result.json"):
             unreadable[row["name"]] = row["reason"]
         rows.append(row)
-    notes = [
-        _note(f"{why}: left out", [n for n, w in unreadable.items() if w == why]) for why in set(unreadable.values())
-    ]
+    whys = dict.fromkeys(unreadable.values())
+    notes = [_note(f"Left out, {why}", [name for name, own in unreadable.items() if own == why]) for why in whys]
     rows, foreign = _on_one_text(rows)
     return Results(rows, notes + foreign)
 

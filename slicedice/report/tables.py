@@ -17,7 +17,7 @@ def cell_table(results: Results) -> Table:
     What is not done is a line too, for each cell and state. Columns that would say nothing are left out.
     """
     measured, train = cells(results.rows, "loss"), _means(results.rows, "train_loss")
-    free = _means(results.rows, "without_capacity_loss")
+    free = _means([row for row in results.rows if row["router"] == "default"], "without_capacity_loss")
     lines = [
         {
             **_layer(cell.row),

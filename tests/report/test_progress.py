@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from slicedice.grid import Grid, Plan
+from slicedice.grid import Plan
 from slicedice.report.progress import PLAIN_SECONDS, Progress
 from slicedice.spec import run_name
 from slicedice.store import Kind, RunState

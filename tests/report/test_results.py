@@ -166,9 +166,9 @@ def test_a_torn_result_is_no_row_with_numbers(store: Store, plan_of, finish, tor
 def test_a_generalist_and_its_wiring_are_told_where_they_vary(plan_of):
     point = {"model.experts": "n=6 k=2 g=1/4", "model.generalist": "1/2"}
     plan = plan_of({}, *({**point, "model.wiring": wiring} for wiring in ("parallel", "plain")))
-    assert list(settings(plan).values()) == ["", "wiring=parallel", "wiring=plain"]
+    assert list(settings(plan.runs).values()) == ["", "wiring=parallel", "wiring=plain"]
     plan = plan_of({}, {"model.experts": "n=8 g=1/4"}, point)
-    assert list(settings(plan).values()) == ["", "", "generalist=1/2 wiring=parallel"]
+    assert list(settings(plan.runs).values()) == ["", "", "generalist=1/2 wiring=parallel"]
 
 
 def test_every_axis_and_measure_of_a_figure_is_a_column(store: Store, plan_of, finish, content):

@@ -132,9 +132,7 @@ def test_moe_layer_errors(s, g: str, field: str, valid: str):
     assert valid in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("generalist", "field"), [("1", "g"), ("0.5", "generalist"), ("3/4", "g"), ("2", "g")]
-)
+@pytest.mark.parametrize(("generalist", "field"), [("1", "g"), ("0.5", "generalist"), ("3/4", "g"), ("2", "g")])
 def test_a_generalist_that_leaves_too_little(generalist: str, field: str):
     with pytest.raises(SpecError) as error:
         moe_layer(s=8, g="1/2", generalist=generalist)

@@ -191,15 +191,23 @@ def test_a_damaged_result_is_no_result(folder: RunFolder, text: str):
     folder.finish(Kind.DONE, {"steps": 5})
     (folder.path / "result.json").write_text(text)
     assert folder.result() is None
-    assert folder.state() == RunState(Kind.MISSING)
+    assert folder.state().kind is Kind.MISSING
+    assert "result.json cannot be read" in folder.state().reason
 
 
 @pytest.mark.parametrize("schema", [SCHEMA + 1, SCHEMA - 1, None, str(SCHEMA)])
 def test_a_result_of_another_schema_is_no_result(folder: RunFolder, schema: object):
     content = {"schema": schema, "kind": "a kind to come", "something": "else"}
     (folder.path / "result.json").write_text(json.dumps(content))
-    assert folder.result() is None
-    assert folder.state() == RunState(Kind.MISSING)
+    assert folder.look() == (folder.state(), None)
+    assert folder.state().kind is Kind.MISSING
+    assert f"of schema {schema!r}" in folder.state().reason
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"kind": "sleepy", "reason": "tired"}', "[3]", "\x00" * 9])
+def test_a_damaged_failure_is_a_crash_that_says_so(folder: RunFolder, content: str):
+    (folder.path / "failure.json").write_text(content)
+    assert folder.state() == RunState(Kind.CRASHED, 0, "its failure.json is damaged")
 
 
 def test_files_that_a_killed_process_had_half_written_are_ignored(folder: RunFolder):

@@ -7,7 +7,7 @@ from slicedice.report.claims.judgement import Effect, Finding, Verdict, both, ef
 
 
 def compute_threshold(budgets: list[Evidence]) -> Finding | None:
-    """(g) At the smaller budget of tokens MoE layers are worse than dense in all configurations; at the larger they win."""
+    """(g) At the smaller budget MoEs are worse than dense in all configurations; at the larger they win."""
     if len(budgets) < 2:
         return None
     ordered = sorted(budgets, key=lambda evidence: evidence.tokens)

@@ -120,8 +120,8 @@ CLAIMS = (
     Claim("e", "Dropless is comparable or better everywhere.", "dropless", _at_each(study.dropless_wins)),
     Claim(
         "f",
-        "Balancing settings are comparable, except alpha 1e-2 with gamma 1e-3, which hurts from n = 512; alpha 1e-4 with "
-        "gamma 0 has the highest load-balancing loss and imbalance.",
+        "Balancing settings are comparable, except alpha 1e-2 with gamma 1e-3, which hurts from n = 512; alpha 1e-4 "
+        "with gamma 0 has the highest load-balancing loss and imbalance.",
         "load_balancing",
         _at_each(study.balancing),
     ),

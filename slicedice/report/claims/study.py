@@ -135,7 +135,7 @@ def dropless_wins(scale: Evidence) -> Finding | None:
 
 
 def balancing(scale: Evidence) -> Finding | None:
-    """(f) Balancing settings are comparable but for strong loss with bias at many experts; the weakest balances least."""
+    """(f) Settings are comparable but for strong loss with bias at many experts; the weakest balances least."""
     weak, strong = (1e-4, 0.0), (1e-2, 1e-3)
     settings = [(1e-4, 1e-3), weak, strong]
     findings = []
@@ -165,7 +165,7 @@ def balancing(scale: Evidence) -> Finding | None:
 
 
 def train_follows(scale: Evidence) -> Finding | None:
-    """(h) Train cross-entropy follows validation cross-entropy: the rank correlation over cells, bootstrapped over them."""
+    """(h) Train cross-entropy follows held-out cross-entropy: the rank correlation over cells, bootstrapped."""
     train = {cell.row["cell"]: cell for cell in scale.cells("train_loss")}
     cells_ = [cell for cell in scale.cells() if cell.row["cell"] in train]
     if len(cells_) < 5:
