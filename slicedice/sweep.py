@@ -22,7 +22,7 @@ from slicedice.grid import GridError, Plan, enumerate_runs, load_config, load_gr
 from slicedice.launching import to_train, train_missing
 from slicedice.report.report import write_report
 from slicedice.report.results import read_results, settings
-from slicedice.report.tables import cell_table, plan_table, show, status_table
+from slicedice.report.tables import cell_table, claim_table, plan_table, show, status_table
 from slicedice.spec import run_name
 from slicedice.spec.errors import require
 from slicedice.store import Kind, Store, StoreError
@@ -158,15 +158,18 @@ def _report(plan: Plan, store: Store, options: argparse.Namespace, scales: list[
         "grid": files.label("sweeps", options.grid),
         "scale": "+".join(files.label("experiments", s) for s in scales),
     }
-    results, page = write_report(plan, store, **names, about=about)
+    results, claims, page = write_report(plan, store, **names, about=about)
+    judged = {"claims": [judgement.as_dict() for judgement in claims]}
     if options.json:
-        print(json.dumps({"page": str(page), "runs": results.rows, "notes": results.notes}, indent=1))
+        print(json.dumps({"page": str(page), "runs": results.rows, "notes": results.notes, **judged}, indent=1))
     else:
         show(cell_table(results), console)
+        if any(judgement.findings for judgement in claims):
+            show(claim_table(claims), console)
         for note in results.notes:
             console.print(note, soft_wrap=True)
         console.print(
-            f"{page.parent}: index.html, results.parquet, results.csv and figures",
+            f"{page.parent}: index.html, results.parquet, results.csv, claims.json and figures",
             highlight=False,
             soft_wrap=True,
         )

@@ -7,13 +7,16 @@ import jinja2
 from markupsafe import Markup
 
 from slicedice.grid import Plan
+from slicedice.report.claims import COMPARABLE, Judgement
 from slicedice.report.results import Results, Row
 from slicedice.report.statistics import cells, dense_beside
 from slicedice.report.tables import verdict
 from slicedice.store.files import write_whole
 
 
-def write_page(path: Path, *, title: str, about: str, plan: Plan, results: Results, figures: list[Path]) -> None:
+def write_page(
+    path: Path, *, title: str, about: str, plan: Plan, results: Results, figures: list[Path], claims: list[Judgement]
+) -> None:
     """Writes the page.
 
     Args:
@@ -23,6 +26,7 @@ def write_page(path: Path, *, title: str, about: str, plan: Plan, results: Resul
       plan: the grid's runs.
       results: rows and notes.
       figures: SVG files, which are put into the page.
+      claims: what the results say of the study's claims; those that no run tells of are left out.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("slicedice.report", ""), autoescape=True, undefined=jinja2.StrictUndefined
@@ -42,6 +46,8 @@ def write_page(path: Path, *, title: str, about: str, plan: Plan, results: Resul
         without_capacity={
             c.row["cell"]: c.mean for c in cells(results.rows, "without_capacity_loss") if c.row["router"] == "default"
         },
+        claims=[judgement for judgement in claims if judgement.findings],
+        comparable=COMPARABLE,
         runs=results.rows,
         counts=_counts(results.rows),
     )

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from slicedice.grid import Figure, Plan
+from slicedice.report.claims import Judgement, judge
 from slicedice.report.figures import draw
 from slicedice.report.page import write_page
 from slicedice.report.results import Results, read_results, settings, write_tables
 from slicedice.store import Store
+from slicedice.store.files import write_json
 
 
-def write_report(plan: Plan, store: Store, *, grid: str, scale: str, about: str) -> tuple[Results, Path]:
+def write_report(
+    plan: Plan, store: Store, *, grid: str, scale: str, about: str
+) -> tuple[Results, list[Judgement], Path]:
     """Reads the runs of `plan` and writes their report.
 
     Args:
@@ -24,15 +28,16 @@ def write_report(plan: Plan, store: Store, *, grid: str, scale: str, about: str)
       about: what the grid asks.
 
     Returns:
-      The results, and the page.
+      The results, what they say of the study's claims, and the page.
     """
     results, folder = read_results(plan, store), store.report(report_name(f"{grid}-{scale}", plan.asked))
     write_tables(results, folder)
     drawn = [_draw(figure, plan, results, folder) for figure in plan.figures.values()]
     svgs = [file for files in drawn for file in files if file.suffix == ".svg"]
-    page = folder / "index.html"
-    write_page(page, title=f"{grid} at {scale}", about=about, plan=plan, results=results, figures=svgs)
-    return results, page
+    page, claims = folder / "index.html", judge(results.rows)
+    write_json(folder / "claims.json", [judgement.as_dict() for judgement in claims])
+    write_page(page, title=f"{grid} at {scale}", about=about, plan=plan, results=results, figures=svgs, claims=claims)
+    return results, claims, page
 
 
 def _draw(figure: Figure, plan: Plan, results: Results, folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from slicedice.cost import Cost
 from slicedice.grid import Plan
+from slicedice.report.claims import Judgement
 from slicedice.report.results import Results, Row
 from slicedice.report.statistics import Cell, cells, dense_beside, difference
 from slicedice.spec import run_name
@@ -41,6 +42,21 @@ def cell_table(results: Results) -> Table:
         for line in lines:
             line["router"] = ""
     return _table("Held-out cross-entropy in nats", lines, left=("router", "settings", "state"))
+
+
+def claim_table(claims: list[Judgement]) -> Table:
+    """A line for each claim that some run tells of."""
+    lines = [
+        {
+            "claim": f"({judgement.claim.key}) {judgement.claim.text}",
+            "verdict": str(judgement.verdict),
+            "effect, 95 % interval": str(judgement.effect or ""),
+            "runs": str(len(judgement.runs)),
+        }
+        for judgement in claims
+        if judgement.findings
+    ]
+    return _table("Claims of the study", lines, left=("claim", "verdict", "effect, 95 % interval"))
 
 
 def _means(rows: list[Row], column: str) -> dict[str, str]:

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from scipy.stats import t
 
 from slicedice.grid import Figure, Panel
+from slicedice.report.captions import tip
 from slicedice.report.figures import draw
 from slicedice.report.results import Row, read_results
+from slicedice.report.statistics import cells, dense_beside
 
 OVER_N = Panel("", "n", "g")
 BIG = {"scale": "big", "model.d_model": 32}  # its name is before "tiny" in the alphabet
@@ -244,3 +247,111 @@ def test_two_scales_have_bands_of_their_own(draw_all, rows_of):
         y = np.array([[row["loss"] for row in rows if (row["scale"], row["seed"]) == (scale, i)] for i in (0, 1)])
         sigma = abs(np.diff(np.diff(y, axis=0))[0, 0]) / 2
         assert half_band(ax) == pytest.approx(t.ppf(0.975, 1) * sigma, rel=1e-6)
+
+
+def test_every_point_says_what_it_is_when_pointed_at(draw_all, rows_of):
+    arms = [{}, DEFAULT, {"router.alpha": 0.5}]
+    rows = rows_of({}, *({**layer, **arm} for layer in LAYERS for arm in arms), seeds=2)
+    for row in rows:  # one cell has one seed less, and another is not done
+        if (row["n"], row["g"]) == (16, 0.5) and (row["router"] == "default" or row["seed"] == 1):
+            row |= {"state": "crashed" if row["router"] == "default" else "missing"}
+    (axes,), tips = draw_all(rows, Figure("f", "F", (Panel("Over n", "n", "g", "router"), Panel("Over g", "g", "n"))))
+    measured = cells(rows, "loss")
+    moe = [cell for cell in measured if not cell.row["dense"]]
+    assert len(moe) == 4 * 3 - 1
+    said = [tip(cell, "loss", dense_beside(cell, measured)) for cell in moe]
+    assert sorted(tips.values()) == sorted(said * 2)
+    assert all("against dense: " in text for text in said)
+    # It is said where the point is.
+    by_text = dict(zip(said, moe, strict=True))
+    for ax, x in zip(axes, ("n", "g"), strict=True):
+        marks = [line for line in ax.lines if line.get_gid()]
+        assert len(marks) == len(moe)
+        for mark in marks:
+            cell = by_text[tips[mark.get_gid()]]
+            ((at, height),) = np.asarray(mark.get_xydata())
+            assert height == cell.mean
+            assert abs(np.log2(at / cell.row[x])) < 0.25
+
+
+def test_tips_are_of_the_figures_own_measure(draw_all, rows_of):
+    rows = [{**row, "load_imbalance": 1 + i / 8} for i, row in enumerate(rows_of({}, LAYERS[0]))]
+    _, tips = draw_all(rows, Figure("f", "F", (OVER_N,), y="load_imbalance"))
+    (text,) = tips.values()
+    assert "load imbalance (max / mean): 1.1250, 1 seed" in text
+    assert "against dense: +0.1250" in text
+
+
+def test_a_tip_of_any_text_is_still_xml_that_the_pointer_meets(tmp_path: Path, rows_of):
+    settings = "source=a<b>&c\"'/ä alpha=0.5"
+    rows = [{**row, "settings": settings} for row in rows_of(LAYERS[0])]
+    _, svg = draw(Figure("f", "F", (OVER_N,)), rows, tmp_path)
+    ((name, text),) = tips_in(svg).items()
+    assert text.splitlines()[-1] == settings
+    element = ET.fromstring(svg.read_text(encoding="utf-8")).find(f".//*[@id='{name}']")
+    assert element is not None
+    assert element[0].tag.endswith("title"), "browsers show the first child"
+    shapes = [shape for shape in element.iter() if shape.tag.rpartition("}")[2] in ("use", "path")]
+    assert shapes
+    assert not any("fill: none" in shape.get("style", "") for shape in shapes)
+
+
+def legends(ax: Axes) -> tuple[list[Any], list[Any]]:
+    """Those of the whole drawing that `ax` is in, and those of its panels."""
+    drawing = ax.get_figure()
+    assert isinstance(drawing, MatplotlibFigure)
+    drawing.draw_without_rendering()  # places all labels anew
+    return drawing.legends, [own for other in drawing.axes if (own := other.get_legend()) is not None]
+
+
+def words(legend) -> list[str]:
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_a_faceted_figure_has_one_legend_of_what_any_facet_shows(draw_all, rows_of):
+    low, high = LAYERS[:2]  # n = 8 of two granularities
+    rows = rows_of({}, low, {"model.experts": "n=16 g=1/4"}, {**high, **DEFAULT})
+    axes, _ = draw_all(rows, Figure("f", "F", (Panel("", "s", "n", "router"),), columns="g"))
+    assert [sorted(lines(ax)) for ax in axes[0]] == [["n = 16 dropless", "n = 8 default"], ["n = 8 dropless"]]
+    (legend,), none = legends(axes[0][0])
+    assert none == []
+    assert sorted(words(legend)) == ["dense", "n = 16 dropless", "n = 8 default", "n = 8 dropless"]
+    below = min(ax.get_tightbbox().y0 for ax in axes[0])
+    assert legend.get_window_extent().y1 <= below
+
+
+def test_panels_have_legends_of_their_own_below_their_labels(draw_all, rows_of):
+    # As many counts as the study has, so that ticks are turned and legends long.
+    rows = rows_of({}, *({"model.experts": f"n={2**i} k=2 g=1/2"} for i in range(1, 13)), LAYERS[1], LAYERS[3])
+    (panels,), _ = draw_all(rows, Figure("f", "F", (Panel("Over n", "n", "g"), Panel("Over g", "g", "n"))))
+    none, own = legends(panels[0])
+    assert none == []
+    assert [set(words(legend)) for legend in own] == [{*lines(ax), "dense"} for ax in panels]
+    for ax, legend in zip(panels, own, strict=True):
+        box = legend.get_window_extent()
+        assert box.y1 <= ax.get_window_extent().y0
+        assert not box.overlaps(ax.xaxis.label.get_window_extent())
+    assert not own[0].get_window_extent().overlaps(own[1].get_window_extent())
+
+
+def test_legends_name_bands_and_diverged_runs_where_there_are_any(draw_all, rows_of):
+    for columns, seeds, state in itertools.product(("", "g"), (1, 2), ("done", "diverged")):
+        rows = rows_of({}, *LAYERS, seeds=seeds)
+        rows[-1] |= {"state": state}
+        axes, _ = draw_all(rows, Figure("f", "F", (OVER_N,), columns=columns))
+        (legend,), _ = legends(axes[0][0])
+        assert ("within noise of dense" in words(legend)) is (seeds == 2)
+        assert ("diverged" in words(legend)) is (state == "diverged")
+        for ax in axes[0]:
+            assert len(ax.patches) == seeds - 1
+
+
+def test_a_colour_is_one_hue_in_every_facet(draw_all, rows_of):
+    # Counts differ from granularity to granularity: a colour by place would be another hue in each.
+    rows = rows_of(*({"model.experts": f"n={n} g={g}"} for n, g in ((8, "1/4"), (16, "1/4"), (16, "1/2"), (32, "1/2"))))
+    (((fine, coarse),), _) = draw_all(rows, Figure("f", "F", (Panel("", "s", "n"),), columns="g"))
+    look = [
+        {label: (line.get_color(), line.get_marker()) for label, line in lines(ax).items()} for ax in (fine, coarse)
+    ]
+    assert look[0]["n = 16"] == look[1]["n = 16"]
+    assert len({*look[0].values(), *look[1].values()}) == 3

@@ -76,7 +76,8 @@ def report(store, plan_of, finish):
     finish(plan, 5, {"code": 1.5, "prose": 3.5, "macro": 2.5})
     finish(plan, 6, {"code": 1.5, "macro": 1.5}, fingerprint="other text")
     about = "What is <b>bold</b> & what\nis not?\n\nA second paragraph."
-    return plan, *write_report(plan, store, grid="<b>Mine<b> & yours", scale="s", about=about)
+    results, _, page = write_report(plan, store, grid="<b>Mine<b> & yours", scale="s", about=about)
+    return plan, results, page
 
 
 def test_the_report_is_whole(report, store):
@@ -160,7 +161,7 @@ def test_losses_with_and_without_the_capacity_are_both_shown(store, plan_of, fin
     scores = {name: {"nats": 2.0, "bits_per_byte": 1.0, "targets": 5} for name in ("a", "macro")}
     free = {name: {**score, "nats": 1.5} for name, score in scores.items()}
     finish(plan, 1, evaluation={"held_out": scores, "without_capacity": free})
-    _, path = write_report(plan, store, grid="mine", scale="s", about="")
+    *_, path = write_report(plan, store, grid="mine", scale="s", about="")
     page = Page(path)
     (header,) = [row for row in page.rows if "against dense" in row]
     dense, moe = (dict(zip(header, row, strict=True)) for row in page.rows if row[0] in ("dense", "MoE"))
@@ -170,7 +171,7 @@ def test_losses_with_and_without_the_capacity_are_both_shown(store, plan_of, fin
 
 def test_a_selection_has_a_folder_of_its_own(store, plan_of):
     pages = [
-        write_report(plan_of({}, asked=asked), store, grid="mine", scale="s", about="")[1]
+        write_report(plan_of({}, asked=asked), store, grid="mine", scale="s", about="")[-1]
         for asked in (
             {},
             {"seeds": 3},
@@ -199,7 +200,7 @@ def test_text_is_text_and_not_markup(report):
 
 def test_the_page_of_a_sweep_that_has_not_begun(store, plan_of):
     plan = plan_of(*POINTS, figures=FIGURES)
-    _, path = write_report(plan, store, grid="mine", scale="s", about="")
+    *_, path = write_report(plan, store, grid="mine", scale="s", about="")
     page = Page(path)
     assert all(id_ in page.words for id_ in plan.runs)
     assert f"{len(POINTS)} missing" in page.words
@@ -211,7 +212,15 @@ def test_figures_that_hold_odd_names_stay_valid(tmp_path: Path, row_of, plan_of)
         '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg><text>Größe · &lt;b&gt;</text></svg>\n', encoding="utf-8"
     )
     path = tmp_path / "index.html"
-    write_page(path, title="t", about="", plan=plan_of({}), results=Results([row_of({}, loss=1.0)], []), figures=[svg])
+    write_page(
+        path,
+        title="t",
+        about="",
+        plan=plan_of({}),
+        results=Results([row_of({}, loss=1.0)], []),
+        figures=[svg],
+        claims=[],
+    )
     page = Page(path)
     assert "Größe · <b>" in page.words
     assert "<?xml" not in page.html
@@ -221,13 +230,13 @@ def test_runs_that_ran_without_git_and_timing_are_shown(tmp_path: Path, store, p
     plan = plan_of({})
     origin = {**content()["provenance"], "git_revision": None}
     id_ = finish(plan, 0, {"a": 1.0, "macro": 1.0}, provenance=origin, seconds_per_step=None)
-    _, path = write_report(plan, store, grid="mine", scale="s", about="")
+    *_, path = write_report(plan, store, grid="mine", scale="s", about="")
     assert Page(path).row(id_)[4] == "1.0000"
 
 
 def test_settings_are_shown_where_they_vary(store, plan_of):
     plan = plan_of({}, {"optimizer.learning_rate": 0.5})
-    _, path = write_report(plan, store, grid="mine", scale="s", about="")
+    *_, path = write_report(plan, store, grid="mine", scale="s", about="")
     rows = [Page(path).row(id_) for id_ in plan.runs]
     assert "settings" in Page(path).words
     assert rows[1][1] == "learning_rate=0.5"
@@ -236,7 +245,7 @@ def test_settings_are_shown_where_they_vary(store, plan_of):
 def test_a_new_report_takes_the_place_of_the_old(report, store, finish, plan_of):
     plan, _, page = report
     store.run(list(plan.runs)[6]).clear()
-    results, again = write_report(plan, store, grid="<b>Mine<b> & yours", scale="s", about="")
+    results, _, again = write_report(plan, store, grid="<b>Mine<b> & yours", scale="s", about="")
     assert again == page
     assert len(results.rows) == len(POINTS) + 2
     assert Page(page).words.count("is not?") == 0
