@@ -39,7 +39,7 @@ def cells(scale: str, sparsities: tuple[int, ...] = ()) -> Points:
 
 def dense() -> Points:
     """The dense model."""
-    return [moe_layer(s=1, g=1)]
+    return [moe_layer(s=1, g="1")]
 
 
 def anchors(scale: str) -> Points:

@@ -1,8 +1,8 @@
 """Cells and their noise: runs that differ only in their seed are one cell, with a mean and an error.
 
 Runs of one seed read the same batches, so seeds are the blocks of a randomised block design. With two or three of
-them a cell's own deviation says little, so noise is pooled over all cells of one scale and budget that have several
-seeds: that it is one level for all of them is an assumption that a report has to state.
+them a cell's own deviation says little, so noise is pooled over all cells of one scale, budget and training set-up that
+have several seeds: that it is one level for all of them is an assumption that a report has to state.
 """
 
 import math
@@ -18,8 +18,8 @@ from slicedice.report.results import Row
 CELL, BLOCK = ("cell",), ("batches", "seed")
 """What levels of a loss are of, by the columns that name them: what is compared, and what was read."""
 
-POOL = ("scale", "tokens")
-"""Columns that name what shares one level of noise."""
+POOL = ("scale", "tokens", "beside")
+"""Columns that name what shares one level of noise: all that runs have but layer, router and seed."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def cells(rows: list[Row], column: str, everything: list[Row] | None = None) -> 
         Cell(
             group[0],
             {row["seed"]: row[column] for row in group},
-            noise.get(pool(group[0])),
+            noise.get(pool(group[0])) or noise.get(pool(group[0])[:2]),
             tuple(row["id"] for row in group),
         )
         for group in groups.values()
@@ -115,7 +115,10 @@ def pool(row: Row) -> tuple:
 
 
 def noises(rows: list[Row], column: str) -> dict[tuple, Noise]:
-    """The noise of `column` in each pool, where it has cells with several seeds."""
+    """The noise of `column` in each pool, where it has cells with several seeds.
+
+    And for each scale and budget alone that of the pool which knows it best: a floor for what has none of its own.
+    """
     seeds = Counter(row["cell"] for row in _measured(rows, column))
     pools: dict[tuple, list[Row]] = {}
     for row in _measured(rows, column):
@@ -126,7 +129,8 @@ def noises(rows: list[Row], column: str) -> dict[tuple, Noise]:
         # Where blocks leave nothing over, the noise between seeds stands in: it is what a seed does to all cells more.
         noise = residual_noise(members, column, [CELL, BLOCK]) or residual_noise(members, column, [CELL])
         found |= {key: noise} if noise else {}
-    return found
+    floors = sorted(found.items(), key=lambda item: item[1].freedom)
+    return found | {key[:2]: noise for key, noise in floors}
 
 
 def _measured(rows: list[Row], column: str) -> list[Row]:

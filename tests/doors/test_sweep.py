@@ -41,7 +41,7 @@ def test_a_sweep_trains_what_is_missing_and_reports(desk):
     assert sorted(launched) == [run.path.name for run in desk.runs]
     assert len(launched) == POINTS
     (report,) = (desk.folder / "runs" / "reports").iterdir()
-    files = {"index.html", "results.parquet", "results.csv", "figure_1.png", "figure_1.svg"}
+    files = {"index.html", "claims.json", "results.parquet", "results.csv", "figure_1.png", "figure_1.svg"}
     assert {path.name for path in report.iterdir()} == files
     assert "Is mine better?" in (report / "index.html").read_text()
     assert f"runs/reports/{report.name}" in call.out

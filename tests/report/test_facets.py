@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from scipy.stats import t
 
-from slicedice.grid import Figure, Panel
+from slicedice.grid import Figure, Panel, enumerate_runs, load_config, load_grid
 from slicedice.report.captions import tip
 from slicedice.report.figures import draw
 from slicedice.report.results import Row, read_results
@@ -355,3 +355,26 @@ def test_a_colour_is_one_hue_in_every_facet(draw_all, rows_of):
     ]
     assert look[0]["n = 16"] == look[1]["n = 16"]
     assert len({*look[0].values(), *look[1].values()}) == 3
+
+
+@pytest.mark.parametrize("grid", ["heterogeneous", "dropless"])
+def test_lines_of_the_studys_figures_are_told_apart(draw_all, store, rng, grid: str):
+    plan = enumerate_runs([(load_grid(grid, "50m"), load_config("50m"))], overrides={})
+    figure = next(iter(plan.figures.values()))
+    rows = [row for row in read_results(plan, store).rows if row["id"] in plan.reads[figure.name]]
+    axes, _ = draw_all([{**row, "state": "done", "loss": float(rng.normal(3, 0.1))} for row in rows], figure)
+    for ax in axes[0]:
+        look = {label: (x.get_color(), x.get_marker(), str(x.get_linestyle())) for label, x in lines(ax).items()}
+        assert len(look) > 8
+        assert len(set(look.values())) == len(look)
+        # Dashes are what tells the styles apart, however many hues there are.
+        preferred = {label: label.endswith((" homogeneous", " dropless")) for label in look}
+        assert {label: dash == "-" for label, (_, _, dash) in look.items()} == preferred
+
+
+def test_what_is_moved_from_a_single_tick_stays_by_it(draw_all, rows_of):
+    rows = rows_of(*({"model.experts": f"n={n} g=1/4"} for n in (8, 16, 32)), seeds=2)
+    (((ax,),), _) = draw_all(rows, Figure("f", "F", (Panel("", "g", "n"),)))
+    x = [np.asarray(line.get_xydata())[0] for line in lines(ax).values()]
+    place = ax.transAxes.inverted().transform(ax.transData.transform(np.asarray(x)))[:, 0]
+    assert np.abs(place - 0.5).max() < 0.25

@@ -84,6 +84,7 @@ def test_the_report_is_whole(report, store):
     _, results, page = report
     assert page.parent.parent == store.root / "reports"
     assert {path.name for path in page.parent.iterdir()} == {
+        "claims.json",
         "index.html",
         "results.parquet",
         "results.csv",

@@ -7,7 +7,7 @@ from typing import Any
 
 from slicedice.report.claims.difference import Pair, shared
 from slicedice.report.results import Row
-from slicedice.report.statistics import Cell, cells, pool
+from slicedice.report.statistics import Cell, cells
 
 LAYER = ("granularity", "n", "generalist", "wiring")
 """Columns that together name a layer."""
@@ -20,7 +20,7 @@ class Evidence:
 
     def __init__(self, rows: list[Row], everything: list[Row]):
         """Takes the rows of a pool; `everything` is what its noise is known from."""
-        self.scale, self.tokens = pool(rows[0])
+        self.scale, self.tokens = rows[0]["scale"], rows[0]["tokens"]
         most = Counter(row["beside"] for row in rows).most_common(1)[0][0]  # leaves out other learning rates and such
         self.rows = [row for row in rows if row["beside"] == most]
         self._everything = everything
@@ -74,7 +74,7 @@ def by_scale(rows: list[Row]) -> list[list[Evidence]]:
     pools: dict[tuple, list[Row]] = {}
     for row in rows:
         if row["state"] == "done":
-            pools.setdefault(pool(row), []).append(row)
+            pools.setdefault((row["scale"], row["tokens"]), []).append(row)
     scales: dict[str, list[Evidence]] = {}
     for members in pools.values():
         evidence = Evidence(members, rows)
