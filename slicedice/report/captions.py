@@ -37,7 +37,7 @@ def number(axis: str, value: float) -> str:
     if axis in ("g", "generalist"):
         return str(Fraction(value).limit_denominator(1024))
     for size, unit in ((1e9, "B"), (1e6, "M")):
-        if value >= size:
+        if value >= 0.9995 * size:  # what rounds up to it
             return f"{value / size:.3g}{unit}"
     return f"{value:g}"
 

@@ -1,6 +1,7 @@
 """Draws declared figures from rows: PNG for papers, SVG for screens, whose points tell what they are."""
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def draw(figure: Figure, rows: list[Row], folder: Path, everything: list[Row] | 
     """
     measured = cells(rows, figure.y, everything)
     across = [(panel, value) for panel in figure.panels for value in _values(figure.columns, rows)]
-    down = _values(figure.rows, rows)
+    over = figure.rows if figure.rows != figure.columns else ""
+    down = _values(over, rows)
     width = 3.6 if len(across) <= 4 else 2.7
     with plt.rc_context(STYLE):
         drawing, axes = plt.subplots(
@@ -71,11 +73,12 @@ def draw(figure: Figure, rows: list[Row], folder: Path, everything: list[Row] | 
         tips: dict[str, str] = {}
         for i, row_value in enumerate(down):
             for j, (panel, column_value) in enumerate(across):
-                facet = {figure.rows: row_value, figure.columns: column_value}
-                part = _Part(figure, panel, facet, [r for r in rows if _is_in(r, facet)], _styles(panel, rows))
+                facet = {over: row_value, figure.columns: column_value}
+                here = [row for row in rows if _is_in(row, facet)]
+                part = _Part(figure, panel, facet, here, _styles(panel, rows), _arms(panel, rows, facet))
                 # A row of the facets that make it is told by titles where there are several.
                 parts = (panel.title, describe(figure.columns, column_value))
-                parts += (describe(figure.rows, row_value),) if len(down) > 1 else ()
+                parts += (describe(over, row_value),) if len(down) > 1 else ()
                 axes[i][j].set_title(" · ".join(filter(None, parts)), loc="left", fontsize=9.5)
                 _draw_part(part, axes[i][j], [cell for cell in measured if _is_in(cell.row, facet)], tips)
             axes[i][0].set_ylabel(label(figure.y))
@@ -106,11 +109,7 @@ class _Part:
     facet: dict[str, Any]
     rows: list[Row]
     styles: dict[Any, tuple[str, str, int]]
-
-    @property
-    def shown(self) -> tuple[str, ...]:
-        """The coordinates that axes, lines and facets show."""
-        return self.panel.x, self.panel.hue, self.panel.style, *self.facet
+    arms: list[tuple]
 
 
 def _values(facet: str, rows: list[Row]) -> list[Any]:
@@ -137,26 +136,36 @@ def _styles(panel: Panel, rows: list[Row]) -> dict[Any, tuple[str, str, int]]:
     return {hue: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], i // len(COLORS)) for i, hue in enumerate(hues)}
 
 
+def _arms(panel: Panel, rows: list[Row], facet: Iterable[str]) -> list[tuple]:
+    """Styles and settings that lines may have, in the order of dashes: over all rows, so that panels agree.
+
+    Cells of other settings make lines of their own: what a line joins differs in its axis alone.
+    """
+    arms = sorted({_arm(panel, row, facet) for row in rows if not row["dense"]}, key=lambda arm: arm[1])
+    # Solid is the first: homogeneous before heterogeneous, dropless before default, plain before parallel.
+    arms.sort(key=lambda arm: _order(arm[0]), reverse=any(isinstance(style, str) for style, _ in arms))
+    return sorted(arms, key=lambda arm: arm[0] is not None)
+
+
+def _arm(panel: Panel, row: Row, facet: Iterable[str]) -> tuple[Any, str]:
+    style = row[panel.style] if panel.style else None
+    return style, _beside(row, panel.x, panel.hue, panel.style, *facet)
+
+
 def _draw_part(part: _Part, ax: Axes, measured: list[Cell], tips: dict[str, str]) -> None:
     panel, by_cell = part.panel, {cell.row["cell"]: cell for cell in measured}
     ax.set_xscale("log", base=2)
     lines: dict[tuple, dict[str, Row]] = {}
     for row in part.rows:
         if not row["dense"]:
-            style = row[panel.style] if panel.style else None
-            lines.setdefault((row[panel.hue], style, _beside(row, *part.shown)), {}).setdefault(row["cell"], row)
-    # Cells of other settings make lines of their own: what a line joins differs in its axis alone.
-    arms = sorted({key[1:] for key in lines}, key=lambda arm: arm[1])
-    # Solid is the first: homogeneous before heterogeneous, dropless before default, plain before parallel.
-    arms.sort(key=lambda arm: _order(arm[0]), reverse=any(isinstance(style, str) for style, _ in arms))
-    arms.sort(key=lambda arm: arm[0] is not None)
+            key = (row[panel.hue], *_arm(panel, row, part.facet))
+            lines.setdefault(key, {}).setdefault(row["cell"], row)
     noisy = any(cell.margin for cell in measured)
-    for i, key in enumerate(sorted(lines, key=lambda key: (_order(key[0]), arms.index(key[1:])))):
+    for i, key in enumerate(sorted(lines, key=lambda key: (_order(key[0]), part.arms.index(key[1:])))):
         shift = (i - (len(lines) - 1) / 2) * min(0.07, 0.4 / len(lines)) if noisy else 0.0
         drawn = sorted(lines[key].values(), key=lambda row: row[panel.x])
-        _line(
-            part, ax, key, drawn, by_cell, DASHES[(arms.index(key[1:]) + part.styles[key[0]][2]) % len(DASHES)], shift
-        )
+        dash = DASHES[(part.arms.index(key[1:]) + part.styles[key[0]][2] * len(part.arms)) % len(DASHES)]
+        _line(part, ax, key, drawn, by_cell, dash, shift)
         for row in drawn:
             if cell := by_cell.get(row["cell"]):
                 name = f"tip-{len(tips)}"
@@ -175,6 +184,8 @@ def _draw_part(part: _Part, ax: Axes, measured: list[Cell], tips: dict[str, str]
     ax.set_xticks(ticks, [number(panel.x, tick) for tick in ticks])
     ax.tick_params(axis="x", labelrotation=45 if len(ticks) > 7 else 0)
     ax.minorticks_off()
+    if len(ticks) == 1:
+        ax.set_xlim(ticks[0] / 1.5, ticks[0] * 1.5)
 
 
 def _line(part: _Part, ax: Axes, key: tuple, drawn: list[Row], by_cell: dict[str, Cell], dash: Any, shift: float):
@@ -233,7 +244,9 @@ def _legends(figure: Figure, drawing: Any, axes: np.ndarray) -> None:
         place: Any = {"loc": "upper center", "fontsize": 7.5, "handlelength": 2.6, "columnspacing": 1.2}
         if len(groups) > 1:
             columns = 2 if max(map(len, handles)) < 22 else 1
-            axes[-1][j].legend(handles.values(), handles, bbox_to_anchor=(0.5, -0.19), ncols=columns, **place)
+            under = group[-1].get_tightbbox()
+            bottom = group[-1].transAxes.inverted().transform((0, under.y0))[1] - 0.02
+            axes[-1][j].legend(handles.values(), handles, bbox_to_anchor=(0.5, bottom), ncols=columns, **place)
         else:
             columns = max(2, min(len(handles), 2 * axes.shape[1]))
             drawing.legend(handles.values(), handles, bbox_to_anchor=(0.5, 0.0), ncols=columns, **place)

@@ -1,5 +1,6 @@
 """Rows of a grid's runs: states, losses, what is left out, and the tables they are written to."""
 
+import json
 import math
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from slicedice.grid.figures import AXES, MEASURES
+from slicedice.launching import to_train
 from slicedice.report.results import Results, coordinates, read_results, settings, write_tables
-from slicedice.spec import run_name
+from slicedice.spec import SCHEMA, run_name
 from slicedice.store import Kind, Store
 
 MOE = {"model.experts": "n=8 k=4 g=1/4"}
@@ -178,3 +180,138 @@ def test_every_axis_and_measure_of_a_figure_is_a_column(store: Store, plan_of, f
     finish(plan, 0, train=train, evaluation={"held_out": scores, "without_capacity": scores})
     (row,) = read_results(plan, store).rows
     assert all(isinstance(row[name], (int, float)) for name in (*AXES, *MEASURES))
+
+
+def test_what_makes_a_scale_is_not_named_beside_it(plan_of):
+    big = {"scale": "big", "model.d_model": 32, "budget.tokens": 12 * 8 * 16, "optimizer.weight_decay": 0.5}
+    layers = ({}, MOE, {**MOE, "router.alpha": 0.5})
+    plan = plan_of(*({**scale, **layer} for scale in ({}, big) for layer in layers))
+    assert list(settings(plan.runs).values()) == ["", "alpha=0.01", "alpha=0.5"] * 2
+    # What varies within any of the scales is named in all.
+    rates = ({}, {"optimizer.learning_rate": 0.5})
+    plan = plan_of(*({**scale, **rate} for scale, rate in ((big, {}), *(({}, rate) for rate in rates))))
+    usual = next(iter(plan.runs.values()))[0].optimizer.learning_rate
+    assert list(settings(plan.runs).values()) == [f"learning_rate={rate}" for rate in (usual, usual, 0.5)]
+    # Within one scale all that varies is.
+    other = {name: value for name, value in big.items() if name != "scale"}
+    assert list(settings(plan_of({}, other).runs).values()) == [
+        "d_model=16 d_ff=64 weight_decay=0.1 steps=6",
+        "d_model=32 d_ff=128 weight_decay=0.5 steps=12",
+    ]
+
+
+def test_having_a_generalist_or_none_is_told_at_several_scales_too(plan_of):
+    layers = ({"model.experts": "n=8 g=1/4"}, {"model.experts": "n=6 k=2 g=1/4", "model.generalist": "1/2"})
+    plan = plan_of(*({**scale, **layer} for scale in ({}, {"scale": "big", "model.d_model": 32}) for layer in layers))
+    assert list(settings(plan.runs).values()) == ["", "generalist=1/2 wiring=parallel"] * 2
+
+
+def test_a_row_says_of_which_kind_its_layer_is(tiny):
+    told = {
+        "dense": ("dense", None),
+        "n=1 g=1": ("dense", None),
+        "n=8 g=1/4": ("homogeneous", "alpha 0.5, gamma 0.001"),
+        "n=4 g=1/4": ("homogeneous", None),  # all are on: there is nothing to balance
+        "n=4 k=1 g=1/2 + n=8 k=2 g=1/4": ("heterogeneous", "alpha 0.5, gamma 0.001"),
+    }
+    for experts, (kind, balancing) in told.items():
+        spec, _ = tiny({"model.experts": experts, "router.alpha": 0.5, "router.gamma": 0.001})
+        row = coordinates(spec)
+        assert (row["kind"], row["balancing"], row["compute_dtype"]) == (kind, balancing, "float32")
+    general, _ = tiny({"model.experts": "n=6 k=2 g=1/4", "model.generalist": "1/2", "compute_dtype": "bfloat16"})
+    row = coordinates(general)
+    assert (row["kind"], row["compute_dtype"]) == ("homogeneous", "bfloat16")
+
+
+def test_what_has_no_capacity_is_evaluated_without_one(store: Store, plan_of, finish, content):
+    experts = {"model.experts": "n=8 g=1/4"}
+    plan = plan_of({}, experts, {**experts, "router.kind": "default"}, {**experts, "router.kind": "default", "seed": 1})
+    for i in (0, 1, 3):
+        finish(plan, i, {"a": 1.0 + i, "macro": 2.0 + i})
+    evaluation = content({"a": 5.0, "macro": 6.0})["evaluation"]
+    free = content({"a": 7.0, "macro": 8.0})["evaluation"]["held_out"]
+    finish(plan, 2, evaluation={**evaluation, "without_capacity": free})
+    rows = read_results(plan, store).rows
+    assert [row["loss"] for row in rows] == [2.0, 3.0, 6.0, 5.0]
+    # Of the last it is not known: its loss is with the capacity.
+    assert [row.get("without_capacity_loss") for row in rows] == [2.0, 3.0, 8.0, None]
+    assert [row.get("without_capacity_loss_a") for row in rows] == [1.0, 2.0, 7.0, None]
+    assert [row.get("without_capacity_bits_per_byte") for row in rows] == [4.0, 6.0, 16.0, None]
+
+
+def damage(store: Store, id_: str, **changes) -> None:
+    """Rewrites a result with some of its keys replaced, or left out where they are None."""
+    path = store.run(id_).path / "result.json"
+    result = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in result.items() if value is not None}))
+
+
+SCORES = {"nats": 1.0, "bits_per_byte": 1.0}
+DAMAGE = [
+    *({key: None} for key in ("train", "evaluation", "provenance", "seconds_per_step")),
+    {"provenance": {"device": "a device"}},
+    {"train": [1.0]},
+    {"evaluation": {"held_out": {"macro": {"nats": 1.0}}}},
+    {"evaluation": {"held_out": {"macro": 1.0}}},
+    {"evaluation": {"held_out": [SCORES]}},
+]
+
+
+@pytest.mark.parametrize("changes", DAMAGE, ids=str)
+def test_a_result_that_lacks_something_is_left_out_and_named(store: Store, plan_of, finish, changes):
+    plan = plan_of(MOE, {**MOE, "seed": 1})
+    for i in range(2):
+        finish(plan, i, {"a": 1.0, "macro": 1.0})
+    damage(store, next(iter(plan.runs)), **changes)
+    results = read_results(plan, store)
+    bad, good = results.rows
+    assert (bad["state"], bad["steps"], bad.get("loss"), good["loss"]) == ("missing", 0, None, 1.0)
+    assert bad["reason"].startswith("its result.json is damaged: ")
+    (note,) = results.notes
+    assert bad["reason"] in note
+    assert [row["name"] in note for row in results.rows] == [True, False]
+
+
+@pytest.mark.parametrize("changes", [DAMAGE[0], DAMAGE[-1]], ids=str)
+def test_a_sweep_trains_what_a_report_calls_missing(store: Store, plan_of, finish, changes):
+    plan = plan_of(MOE)
+    id_ = finish(plan, 0, {"a": 1.0, "macro": 1.0})
+    damage(store, id_, **changes)
+    (row,) = read_results(plan, store).rows
+    assert (to_train(plan, store, retry=False) == [id_]) is (row["state"] == "missing")
+
+
+def test_unreadable_results_are_named_by_what_ails_them_in_the_plans_order(store: Store, plan_of, finish):
+    plan = plan_of(*({**MOE, "seed": seed} for seed in range(11)))
+    ids = [finish(plan, i, {"a": 1.0, "macro": 1.0}) for i in range(11)]
+    names = [run_name(spec) for spec, _ in plan.runs.values()]
+    for i in (8, 0, 1, 3, 4, 6, 7):
+        damage(store, ids[i], schema=SCHEMA + 1)
+    damage(store, ids[2], schema="older")
+    (store.run(ids[5]).path / "result.json").write_text('{"schema": 1, "kind"')
+    damage(store, ids[9], kind="crashed")
+    results = read_results(plan, store)
+    assert [row["state"] for row in results.rows] == ["missing"] * 10 + ["done"]
+    newer, older, torn, odd = results.notes
+    assert f"it is of schema {SCHEMA + 1}, and this version reads {SCHEMA}" in newer
+    # The first five, and how many more.
+    assert newer.endswith(", ".join(names[i] for i in (0, 1, 3, 4, 6)) + " and 2 more")
+    assert "schema 'older'" in older
+    assert older.endswith(f": {names[2]}")
+    assert "it is damaged" in torn
+    assert torn.endswith(f": {names[5]}")
+    assert "'crashed'" in odd
+    assert odd.endswith(f": {names[9]}")
+
+
+def test_an_unreadable_result_does_not_hide_how_a_run_failed_since(store: Store, plan_of, finish):
+    plan = plan_of(MOE, {**MOE, "seed": 1})
+    ids = [finish(plan, i, {"a": 1.0, "macro": 1.0}) for i in range(2)]
+    for id_ in ids:
+        damage(store, id_, schema=SCHEMA + 1)
+    store.run(ids[0]).fail(Kind.CRASHED, "no disk")
+    results = read_results(plan, store)
+    assert [row["state"] for row in results.rows] == ["crashed", "missing"]
+    assert results.rows[0]["reason"] == "no disk"
+    (note,) = results.notes
+    assert results.rows[1]["name"] in note

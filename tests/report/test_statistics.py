@@ -203,3 +203,96 @@ def test_the_verdict_says_no_more_than_is_known(row_of):
     assert verdict(cell, dense) == "-0.2500"
     assert verdict(dense, dense) == ""
     assert verdict(cell, None) == ""
+
+
+BIG = {"scale": "big", "model.d_model": 32}
+LONG = {"budget.tokens": 12 * 8 * 16}
+FAST = {"optimizer.learning_rate": 0.5}
+
+
+def seeded(row_of, rng: np.random.Generator, noise: float, *points: dict, seeds: int = 2) -> list[dict]:
+    return [
+        row_of({**point, "seed": seed}, loss=float(rng.normal(3, noise))) for seed in range(seeds) for point in points
+    ]
+
+
+def two_by_two(rows: list[dict], column: str = "loss") -> float:
+    """The noise of two cells of two seeds: their differences differ by that of four runs."""
+    a, b, c, d = (row[column] for row in rows)
+    return abs(a - b - c + d) / 2
+
+
+@pytest.mark.parametrize("apart", [BIG, LONG, FAST], ids=["scale", "budget", "learning rate"])
+def test_what_is_trained_otherwise_has_noise_of_its_own(rng: np.random.Generator, row_of, apart: dict):
+    quiet, loud = seeded(row_of, rng, 0.01, {}, MOE), seeded(row_of, rng, 1.0, apart, {**MOE, **apart})
+    rows = quiet + loud
+    for cell in cells([rows[i] for i in rng.permutation(len(rows))], "loss"):
+        own = quiet if cell.row["cell"] in {row["cell"] for row in quiet} else loud
+        assert cell.noise is not None
+        assert cell.noise.deviation == pytest.approx(two_by_two(own), rel=1e-6)
+        assert cell.noise.freedom == 1
+
+
+@pytest.mark.parametrize("apart", [BIG, LONG], ids=["scale", "budget"])
+def test_noise_of_another_scale_or_budget_is_nobody_elses(rng: np.random.Generator, row_of, apart: dict):
+    rows = [*seeded(row_of, rng, 0.1, {}, MOE), row_of(apart, loss=2.0), row_of({**MOE, **apart}, loss=1.0)]
+    assert [cell.noise is None for cell in cells(rows, "loss")] == [False, False, True, True]
+    assert [cell.margin is None for cell in cells(rows, "loss")] == [False, False, True, True]
+
+
+def test_layers_and_routers_of_one_set_up_share_their_noise(rng: np.random.Generator, row_of):
+    other = [{**MOE, "router.alpha": 0.5}, {"model.experts": "n=8 g=1/4", "router.kind": "default"}]
+    rows = seeded(row_of, rng, 0.1, {}, MOE, *other, seeds=3)
+    found = cells(rows, "loss")
+    assert [cell.noise and cell.noise.freedom for cell in found] == [3 * 2] * 4
+    assert len({cell.noise for cell in found}) == 1
+
+
+def test_noise_is_known_from_everything_where_rows_have_one_seed(rng: np.random.Generator, row_of):
+    rows = [row_of({}, loss=3.0), row_of(MOE, loss=2.0)]
+    elsewhere = seeded(row_of, rng, 0.1, {**MOE, "router.alpha": 0.5}, {**MOE, "router.alpha": 0.25})
+    assert [cell.noise for cell in cells(rows, "loss")] == [None, None]
+    found = cells(rows, "loss", [*rows, *elsewhere])
+    # Everything tells of the noise, and is no cell.
+    assert [cell.values for cell in found] == [{0: 3.0}, {0: 2.0}]
+    for cell in found:
+        assert cell.noise is not None
+        assert cell.noise.deviation == pytest.approx(two_by_two(elsewhere), rel=1e-6)
+        assert cell.margin == pytest.approx(scipy.stats.t.ppf(0.975, 1) * cell.noise.deviation, rel=1e-9)
+    dense, moe = found
+    _, margin = difference(moe, dense)
+    assert margin == pytest.approx(scipy.stats.t.ppf(0.975, 1) * two_by_two(elsewhere) * 2**0.5, rel=1e-6)
+
+
+def test_noise_is_of_the_column_that_is_asked_for(rng: np.random.Generator, row_of):
+    elsewhere = seeded(row_of, rng, 0.1, {}, MOE)
+    for row in elsewhere:
+        row["load_imbalance"] = float(rng.normal(2, 5))
+    alone = row_of({**MOE, "router.alpha": 0.5}, loss=1.0, load_imbalance=2.0)
+    for column in ("loss", "load_imbalance"):
+        (cell,) = cells([alone], column, [alone, *elsewhere])
+        assert cell.noise is not None
+        assert cell.noise.deviation == pytest.approx(two_by_two(elsewhere, column), rel=1e-6)
+
+
+def test_unfinished_and_diverged_runs_tell_nothing_of_noise(row_of):
+    alone = row_of({**MOE, "router.alpha": 0.5}, loss=1.0)
+    rest = [row_of({}, loss=3.0), row_of({"seed": 1}, loss=4.0, state="diverged"), row_of(MOE, loss=2.0)]
+    rest += [row_of({**MOE, "seed": 1}, state="running"), row_of({**MOE, "seed": 2})]
+    assert [cell.noise for cell in cells([alone], "loss", [alone, *rest])] == [None]
+
+
+def test_a_set_up_of_single_seeds_takes_the_noise_that_is_known_best_beside_it(rng: np.random.Generator, row_of):
+    slow = {"optimizer.learning_rate": 0.25}
+    few = seeded(row_of, rng, 0.1, FAST, {**MOE, **FAST})
+    many = seeded(row_of, rng, 0.1, {}, MOE, seeds=4)
+    alone = row_of(slow, loss=2.0)
+    for everything in ([*few, *many, alone], [*many, *few, alone], [*few, alone]):
+        (cell,) = cells([alone], "loss", everything)
+        best = many if many[0] in everything else few
+        assert cell.noise == cells(best, "loss")[0].noise
+        assert cell.noise is not None
+        assert cell.noise.freedom == (3 if best is many else 1)
+    # But not that of another scale, however well it is known.
+    (cell,) = cells([row_of({**BIG, **slow}, loss=2.0)], "loss", [*few, *many])
+    assert cell.noise is None

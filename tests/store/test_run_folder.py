@@ -191,22 +191,64 @@ def test_a_damaged_result_is_no_result(folder: RunFolder, text: str):
     folder.finish(Kind.DONE, {"steps": 5})
     (folder.path / "result.json").write_text(text)
     assert folder.result() is None
-    assert folder.state().kind is Kind.MISSING
-    assert "result.json cannot be read" in folder.state().reason
+    state = RunState(Kind.MISSING, reason="its result.json cannot be read: it is damaged")
+    assert folder.look() == (state, None)
+    assert folder.state() == state
+    # It is trained anew, and then says no more of it.
+    folder.finish(Kind.DONE, {"steps": 6})
+    assert folder.state() == RunState(Kind.DONE, 6)
 
 
 @pytest.mark.parametrize("schema", [SCHEMA + 1, SCHEMA - 1, None, str(SCHEMA)])
 def test_a_result_of_another_schema_is_no_result(folder: RunFolder, schema: object):
     content = {"schema": schema, "kind": "a kind to come", "something": "else"}
     (folder.path / "result.json").write_text(json.dumps(content))
-    assert folder.look() == (folder.state(), None)
-    assert folder.state().kind is Kind.MISSING
-    assert f"of schema {schema!r}" in folder.state().reason
+    assert folder.result() is None
+    why = f"it is of schema {schema!r}, and this version reads {SCHEMA}"
+    assert folder.state() == RunState(Kind.MISSING, reason=f"its result.json cannot be read: {why}")
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"kind": "sleepy", "reason": "tired"}', "[3]", "\x00" * 9])
-def test_a_damaged_failure_is_a_crash_that_says_so(folder: RunFolder, content: str):
-    (folder.path / "failure.json").write_text(content)
+@pytest.mark.parametrize(
+    "change", [{"kind": "crashed"}, {"kind": None}, {"steps": None}, {"steps": "5"}, {"steps": True}]
+)
+def test_a_result_that_does_not_say_how_it_ended_is_no_result(folder: RunFolder, change: dict):
+    folder.finish(Kind.DONE, {"steps": 5})
+    assert folder.look()[1] == folder.result() == {"schema": SCHEMA, "kind": "done", "steps": 5}
+    content = {"schema": SCHEMA, "kind": "done", "steps": 5} | change
+    (folder.path / "result.json").write_text(json.dumps(content))
+    assert folder.result() is None
+    why = f"it ends in {content['kind']!r} after {content['steps']!r} steps"
+    assert folder.look() == (RunState(Kind.MISSING, reason=f"its result.json cannot be read: {why}"), None)
+
+
+def test_a_result_that_cannot_be_read_leaves_the_state_to_the_other_files(folder: RunFolder):
+    (folder.path / "result.json").write_text("torn")
+    write_steps(folder, 3)
+    assert folder.state() == RunState(Kind.PREEMPTED, 3, "its result.json cannot be read: it is damaged")
+    folder.fail(Kind.CRASHED, "because")
+    assert folder.state() == RunState(Kind.CRASHED, 3, "because")
+    process = hold(folder)
+    try:
+        assert folder.look() == (RunState(Kind.RUNNING, 3), None)
+    finally:
+        end(process)
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"kind": "cra', "[]", "{}", '{"kind": "tired"}', '{"kind": ["crashed"]}', '{"reason": "x"}']
+)
+def test_a_damaged_failure_is_a_crash_that_waits_to_be_retried(folder: RunFolder, text: str):
+    # The run ended somehow: taken for one that was only interrupted, it would be trained and fail over and over.
+    write_steps(folder, 3)
+    (folder.path / "failure.json").write_text(text)
+    assert folder.state() == RunState(Kind.CRASHED, 3, "its failure.json is damaged")
+    folder.forget_failure()
+    assert folder.state().kind is Kind.PREEMPTED
+
+
+@pytest.mark.parametrize("kind", [Kind.DONE, Kind.DIVERGED, Kind.RUNNING, Kind.MISSING])
+def test_a_failure_can_claim_no_success(folder: RunFolder, kind: Kind):
+    (folder.path / "failure.json").write_text(json.dumps({"kind": kind, "reason": "x"}))
     assert folder.state() == RunState(Kind.CRASHED, 0, "its failure.json is damaged")
 
 
