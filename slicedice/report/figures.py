@@ -108,7 +108,7 @@ class _Part:
     panel: Panel
     facet: dict[str, Any]
     rows: list[Row]
-    styles: dict[Any, tuple[str, str, int]]
+    styles: dict[Any, tuple[str, str]]
     arms: list[tuple]
 
 
@@ -130,10 +130,12 @@ def _order(value: Any) -> tuple:
     return (value is not None, isinstance(value, str), value if value is not None else 0)
 
 
-def _styles(panel: Panel, rows: list[Row]) -> dict[Any, tuple[str, str, int]]:
-    """Colour, marker and round of each hue: over all rows, so that panels agree and lines keep theirs."""
+def _styles(panel: Panel, rows: list[Row]) -> dict[Any, tuple[str, str]]:
+    """Colour and marker of each hue: over all rows, so that panels agree and lines keep theirs."""
     hues = sorted({row[panel.hue] for row in rows if not row["dense"]}, key=_order)
-    return {hue: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], i // len(COLORS)) for i, hue in enumerate(hues)}
+    # Past the last colour they begin again, each with another marker than before.
+    looks = [(COLORS[i % len(COLORS)], MARKERS[(i + i // len(COLORS)) % len(MARKERS)]) for i in range(len(hues))]
+    return dict(zip(hues, looks, strict=True))
 
 
 def _arms(panel: Panel, rows: list[Row], facet: Iterable[str]) -> list[tuple]:
@@ -164,7 +166,7 @@ def _draw_part(part: _Part, ax: Axes, measured: list[Cell], tips: dict[str, str]
     for i, key in enumerate(sorted(lines, key=lambda key: (_order(key[0]), part.arms.index(key[1:])))):
         shift = (i - (len(lines) - 1) / 2) * min(0.07, 0.4 / len(lines)) if noisy else 0.0
         drawn = sorted(lines[key].values(), key=lambda row: row[panel.x])
-        dash = DASHES[(part.arms.index(key[1:]) + part.styles[key[0]][2] * len(part.arms)) % len(DASHES)]
+        dash = DASHES[part.arms.index(key[1:]) % len(DASHES)]
         _line(part, ax, key, drawn, by_cell, dash, shift)
         for row in drawn:
             if cell := by_cell.get(row["cell"]):
@@ -178,7 +180,7 @@ def _draw_part(part: _Part, ax: Axes, measured: list[Cell], tips: dict[str, str]
         _dense(panel, ax, members, measured, f"dense {settings}".strip())
     for row in part.rows:
         if row["state"] == "diverged" and not row["dense"]:
-            color, marker, _ = part.styles[row[panel.hue]]
+            color, marker = part.styles[row[panel.hue]]
             ax.plot(row[panel.x], 0.98, marker, color=color, fillstyle="none", transform=ax.get_xaxis_transform())
     ticks = sorted({r[panel.x] for r in part.rows if not r["dense"]} or {r[panel.x] for r in part.rows})
     ax.set_xticks(ticks, [number(panel.x, tick) for tick in ticks])
@@ -194,7 +196,7 @@ def _line(part: _Part, ax: Axes, key: tuple, drawn: list[Row], by_cell: dict[str
     found = [by_cell.get(row["cell"]) for row in drawn]
     if not any(found):
         return
-    color, marker, _ = part.styles[hue]
+    color, marker = part.styles[hue]
     words = (describe(part.panel.hue, hue), describe(part.panel.style, style), settings)
     margins = [cell.margin or 0.0 if cell else 0.0 for cell in found]
     ax.errorbar(

@@ -13,7 +13,7 @@ from typing import Any
 
 from slicedice.grid import Plan
 from slicedice.spec import LayerSpec, RouterSpec, RunSpec, run_id, run_name
-from slicedice.store import Kind, Store
+from slicedice.store import Store
 from slicedice.store.files import write_whole
 
 Row = dict[str, Any]
@@ -106,7 +106,7 @@ def settings(runs: Mapping[str, tuple[RunSpec, Any]]) -> dict[str, str]:
     varied = [name for name, found in values.items() if len(found) > 1]
     # A scale's label stands for all that makes it.
     if "scale" in varied:
-        varied = [name for name in varied if name != "scale" and not _follows_scale(name, flat)]
+        varied = [name for name in varied if name != "scale" and (name in layers or not _follows_scale(name, flat))]
     return {
         id_: " ".join(f"{name.split('.')[-1]}={fields[name]}" for name in varied if fields.get(name) is not None)
         for id_, fields in flat.items()
@@ -150,7 +150,7 @@ def read_results(plan: Plan, store: Store) -> Results:
                 row |= _measured(result, row["router"])
             except (KeyError, TypeError, AttributeError) as error:
                 what = f"its result.json is damaged: {type(error).__name__} {error}"
-                row |= {"state": str(Kind.MISSING), "steps": 0, "reason": what}
+                row["reason"] = f"{what}; remove the run's folder to train it anew"
         if row["reason"] and row["reason"].startswith("its result.json"):
             unreadable[row["name"]] = row["reason"]
         rows.append(row)

