@@ -3,10 +3,14 @@
 Without a verb: trains the runs of the grid that the store does not have yet, then reports.
   plan    what would be trained, and what it costs
   status  the state of every run
-  report  tables, figures and the page, from what is done
+  report  tables, figures, claims and the page, from what is done; with --missing, what is not done
+  why     RUN: the figures that need a run
+  diff    A B: the fields in which two runs differ
+Runs are named as `plan` does, or by id or the beginning of one. Without --grid, why and diff look through all grids.
 """
 
 import argparse
+import contextlib
 import inspect
 import json
 import sys
@@ -14,7 +18,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from slicedice import files, machine
+from slicedice import explain, files, machine
 from slicedice.commandline import door, overrides, split
 from slicedice.cost import RATES, cost
 from slicedice.data.tokenizer import find_tokenizer
@@ -22,12 +26,12 @@ from slicedice.grid import GridError, Plan, enumerate_runs, load_config, load_gr
 from slicedice.launching import to_train, train_missing
 from slicedice.report.report import write_report
 from slicedice.report.results import read_results, settings
-from slicedice.report.tables import cell_table, claim_table, plan_table, show, status_table
-from slicedice.spec import run_name
+from slicedice.report.tables import cell_table, claim_table, lines_table, plan_table, show, status_table
+from slicedice.spec import run_id, run_name
 from slicedice.spec.errors import require
 from slicedice.store import Kind, Store, StoreError
 
-VERBS = ("run", "plan", "status", "report")
+VERBS = ("run", "plan", "status", "report", "why", "diff")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,9 +45,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     p.add_argument("verb", nargs="?", choices=VERBS, default="run", help=argparse.SUPPRESS, metavar="VERB")
+    p.add_argument("runs", nargs="*", metavar="RUN", help=argparse.SUPPRESS)
     p.add_argument(
         "--grid",
-        required=True,
         help=f"a name ({', '.join(files.names('sweeps'))}) or the path of a grid file",
     )
     p.add_argument(
@@ -56,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--launcher", default="local", help=f"one of {', '.join(files.names('launch'))}, or a path")
     p.add_argument("--max_concurrent", type=int, default=0, help="runs at once; 0 for as many as pay")
     p.add_argument("--device", choices=sorted(RATES), help="plan hours for this device")
+    p.add_argument(
+        "--missing", action="store_true", help="report the runs that are not done, and the figures without them"
+    )
     p.add_argument("--dry_run", action="store_true", help="say what would be trained, and train nothing")
     p.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return p
@@ -65,37 +72,50 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status: 0, or 1 if runs ended without a result."""
     own, given = split(sys.argv[1:] if arguments is None else arguments)
-    options, unknown = parser().parse_known_args(own)
+    options, unknown = parser().parse_known_intermixed_args(own)
+    wanted = {"why": 1, "diff": 2}.get(options.verb, 0)
+    if options.grid is None and not wanted:
+        parser().error("the following arguments are required: --grid")
+    require(len(options.runs) == wanted, options.verb, options.runs, f"name {wanted} runs, as in --help")
+    require(not options.missing or options.verb == "report", "--missing", True, "it goes with report")
     require(not options.dry_run or options.verb == "run", "--dry_run", True, f"{options.verb} trains nothing anyway")
     require(options.max_concurrent >= 0, "--max_concurrent", options.max_concurrent, "use a number from 0")
+    console, store = Console(stderr=options.json), Store(options.store)
+    if wanted:
+        return _explain(options, [*unknown, *given], store, console)
     scales = _scales(options)
-    configs = [load_config(scale) for scale in scales]
-    fields = overrides(configs[0], [*unknown, *given])
-    plan = enumerate_runs(
-        [(load_grid(options.grid, config.scale), config) for config in configs],
-        overrides=fields,
-        seeds=options.seeds,
-        only=options.only,
-    )
-    console = Console(stderr=options.json)
-    store = Store(options.store)
+    plan = _enumerate(options.grid, scales, options, [*unknown, *given])
     if options.verb == "plan" or options.dry_run:
         return _plan(plan, store, options, console)
     if options.verb == "run":
         train_missing(plan, store, options.launcher, options.max_concurrent, retry=options.retry, console=console)
     if options.verb == "status":
         return _status(plan, store, options, console)
+    if options.missing:
+        return _missing(plan, store, options, console)
     if not store.exists():
         raise StoreError(f"There is no store at {options.store}, so nothing to report. Name it with --store.")
     return _report(plan, store, options, scales, console)
 
 
+def _enumerate(grid: str, scales: list[str], options: argparse.Namespace, given: list[str]) -> Plan:
+    configs = [load_config(scale) for scale in scales]
+    return enumerate_runs(
+        [(load_grid(grid, config.scale), config) for config in configs],
+        overrides=overrides(configs[0], given),
+        seeds=options.seeds,
+        only=options.only,
+    )
+
+
 def _scales(options: argparse.Namespace) -> list[str]:
     """The scales asked for: by --scale, by the grid itself, or by what this machine can train."""
     if options.scale:
-        return [scale for scale in options.scale.split(",") if scale]
+        scales = [scale for scale in options.scale.split(",") if scale]
+        require(bool(scales), "--scale", options.scale, "name at least one")
+        return scales
     here = "10m" if machine.has_accelerator() else "nano"
-    scales = getattr(files.load("sweeps", options.grid), "SCALES", (here,))
+    scales = getattr(files.load("sweeps", options.grid), "DEFAULT_SCALES", (here,))
     trains = options.verb == "run" and not options.dry_run
     if trains and tuple(scales) != (here,) and not machine.has_accelerator():
         raise GridError(
@@ -149,6 +169,47 @@ def _status(plan: Plan, store: Store, options: argparse.Namespace, console: Cons
         show(status_table(results.rows), console)
         for note in results.notes:
             console.print(note, soft_wrap=True)
+    return 0
+
+
+def _missing(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
+    lacking = explain.missing(plan, store)
+    if options.json:
+        print(json.dumps({"count": len(plan.runs), "missing": lacking}, indent=1))
+        return 0
+    if lacking:
+        show(lines_table("Runs without a result", lacking), console)
+    console.print(f"{len(lacking)} of {len(plan.runs)} runs have no result.", soft_wrap=True)
+    return 0
+
+
+def _explain(options: argparse.Namespace, given: list[str], store: Store, console: Console) -> int:
+    """What `why` and `diff` say."""
+    plans = {}
+    if options.grid:
+        plans[files.label("sweeps", options.grid)] = _enumerate(options.grid, _scales(options), options, given)
+    else:
+        options.scale = options.scale or ("10m" if machine.has_accelerator() else "nano")
+        for name in files.names("sweeps"):
+            # Unions of other grids name their scales, and would name every figure twice.
+            if not hasattr(files.load("sweeps", name), "DEFAULT_SCALES"):
+                with contextlib.suppress(files.FileError, GridError):  # not every grid is for every scale
+                    plans[name] = _enumerate(name, _scales(options), options, given)
+    specs = [explain.find(run, plans, store) for run in options.runs]
+    title = " and ".join(f"{run_name(spec)} · {run_id(spec)}" for spec in specs)
+    if options.verb == "why":
+        lines, last = explain.why(specs[0], plans), ""
+        last = "" if lines else "No grid looked through trains it."
+    else:
+        lines = explain.diff(*specs)
+        last = explain.said_of(lines)
+    if options.json:
+        print(json.dumps({"runs": [run_id(spec) for spec in specs], options.verb: lines, "says": last}, indent=1))
+        return 0
+    console.print(title, highlight=False, soft_wrap=True)
+    if lines:
+        show(lines_table("", lines), console)
+    console.print(last, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from slicedice.grid import Plan
 from slicedice.spec import LayerSpec, RouterSpec, RunSpec, run_id, run_name
+from slicedice.spec.identity import flat
 from slicedice.store import Store
 from slicedice.store.files import write_whole
 
@@ -90,15 +91,15 @@ _dense_id = functools.lru_cache(maxsize=1024)(run_id)
 
 def settings(runs: Mapping[str, tuple[RunSpec, Any]]) -> dict[str, str]:
     """For each run, by id, the fields that vary over `runs` and that no column of its own shows."""
-    flat = {id_: _flat(spec) for id_, (spec, _) in runs.items()}
+    fields_of = {id_: flat(spec) for id_, (spec, _) in runs.items()}
     layers = ("model.layer.generalist", "model.layer.wiring")
     for id_, (spec, _) in runs.items():
         if spec.router.kind is None:  # dense: an always-on expert is no generalist
             for name in layers:
-                flat[id_].pop(name, None)
+                fields_of[id_].pop(name, None)
     hidden = {"seed", "router.kind", "model.layer.experts"}
     values: dict[str, set] = {}
-    for fields in flat.values():
+    for fields in fields_of.values():
         for name, value in fields.items():
             # What is None has no effect, so it makes no difference; but to have no generalist does.
             if name not in hidden and (value is not None or name in layers):
@@ -106,10 +107,12 @@ def settings(runs: Mapping[str, tuple[RunSpec, Any]]) -> dict[str, str]:
     varied = [name for name, found in values.items() if len(found) > 1]
     # A scale's label stands for all that makes it.
     if "scale" in varied:
-        varied = [name for name in varied if name != "scale" and (name in layers or not _follows_scale(name, flat))]
+        varied = [
+            name for name in varied if name != "scale" and (name in layers or not _follows_scale(name, fields_of))
+        ]
     return {
         id_: " ".join(f"{name.split('.')[-1]}={fields[name]}" for name in varied if fields.get(name) is not None)
-        for id_, fields in flat.items()
+        for id_, fields in fields_of.items()
     }
 
 
@@ -120,18 +123,6 @@ def _follows_scale(name: str, flat: dict[str, dict[str, Any]]) -> bool:
         if fields.get(name) is not None:
             values.setdefault(fields["scale"], set()).add(fields[name])
     return all(len(found) == 1 for found in values.values())
-
-
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of a spec by dotted name; expert sets as one text."""
-    leaves: dict[str, Any] = {}
-    for field in dataclasses.fields(content):
-        value = getattr(content, field.name)
-        if dataclasses.is_dataclass(value):
-            leaves |= _flat(value, f"{prefix}{field.name}.")
-        else:
-            leaves[prefix + field.name] = " + ".join(map(str, value)) if isinstance(value, tuple) else value
-    return leaves
 
 
 def read_results(plan: Plan, store: Store) -> Results:

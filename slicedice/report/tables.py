@@ -131,6 +131,11 @@ def status_table(rows: list[Row]) -> Table:
     return _table("Runs", lines, left=("run", "settings", "id", "state", "reason"))
 
 
+def lines_table(title: str, lines: list[dict[str, str]]) -> Table:
+    """A line for each of `lines`, whose keys are columns of text."""
+    return _table(title, lines, left=tuple(lines[0]) if lines else ())
+
+
 def show(table: Table, console: Console) -> None:
     """Prints a table, as wide as it needs to be where the output is no terminal."""
     if not console.is_terminal:

@@ -33,6 +33,24 @@ def to_dict(spec: Any) -> Any:
     return spec
 
 
+def flat(spec: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a spec by dotted name; expert sets as one text."""
+    leaves: dict[str, Any] = {}
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if dataclasses.is_dataclass(value):
+            leaves |= flat(value, f"{prefix}{field.name}.")
+        else:
+            leaves[prefix + field.name] = " + ".join(map(str, value)) if isinstance(value, tuple) else value
+    return leaves
+
+
+def differences(one: RunSpec, other: RunSpec) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two specs differ, by dotted name, with the value of each; None is "has no effect there"."""
+    a, b = flat(one), flat(other)
+    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+
+
 def canonical_json(spec: RunSpec) -> str:
     """The spec with its schema version as one canonical line of JSON."""
     content = {"schema": SCHEMA, **to_dict(spec)}

@@ -1,0 +1,81 @@
+"""Explains plans: which figures need a run, why two ids differ, what a report lacks. Trains and reads nothing."""
+
+from collections.abc import Iterable
+
+from slicedice.grid import GridError, Plan
+from slicedice.report.results import settings
+from slicedice.spec import RunSpec, run_id, run_name
+from slicedice.spec.identity import SCHEMA, differences
+from slicedice.store import Kind, Store, StoreError
+
+Plans = dict[str, Plan]
+"""Plans by the name of their grid."""
+
+
+def find(wanted: str, plans: Plans, store: Store) -> RunSpec:
+    """The spec of a run by id, the beginning of one, or name: of a plan, or else of the store.
+
+    Raises:
+      GridError: no run or several are called so.
+    """
+    known = {id_: spec for plan in plans.values() for id_, (spec, _) in plan.runs.items()}
+    found = {id_: spec for id_, spec in known.items() if id_.startswith(wanted) or run_name(spec) == wanted}
+    if not found and store.run(wanted).path.is_dir():
+        try:
+            return store.read_spec(wanted)
+        except StoreError as error:
+            raise GridError(str(error)) from error
+    if not found:
+        where = f"of the grid {next(iter(plans))}" if len(plans) == 1 else "of any grid at this scale"
+        raise GridError(f"{wanted!r} is no run {where}, nor in the store. Names and ids are what `plan` lists.")
+    if len(found) > 1:
+        apart = settings({id_: (spec, None) for id_, spec in found.items()})
+        names = ", ".join(f"{id_} ({apart[id_] or run_name(spec)})" for id_, spec in list(found.items())[:6])
+        raise GridError(f"{wanted!r} may be any of {len(found)} runs: {names}. Give the id.")
+    return next(iter(found.values()))
+
+
+def why(spec: RunSpec, plans: Plans) -> list[dict[str, str]]:
+    """The grids that train a run, and their figures that need it; "" for a figure where only the grid does."""
+    id_, needs = run_id(spec), []
+    for grid, plan in plans.items():
+        figures = [name for name, ids in plan.reads.items() if id_ in ids]
+        for name in figures or [""] * (id_ in plan.runs):
+            title = plan.figures[name].title if name else "no figure: a point or anchor of the grid"
+            needs.append({"grid": grid, "figure": name, "title": title})
+    return needs
+
+
+def diff(one: RunSpec, other: RunSpec) -> list[dict[str, str]]:
+    """The fields in which two runs differ, each with both values; empty if they are one run."""
+    changed = differences(one, other)
+    if set(changed) == {"scale"}:
+        changed = {}  # a label, which makes no id
+    return [{"field": name, "one": str(a), "other": str(b)} for name, (a, b) in changed.items()]
+
+
+def said_of(changed: Iterable[dict[str, str]]) -> str:
+    """A sentence on what a difference means for a reader of figures."""
+    fields = {line["field"] for line in changed}
+    if not fields:
+        return f"They are one run: the same settings at schema {SCHEMA}."
+    if fields == {"seed"}:
+        return "They are seeds of one cell."
+    others = [name for name in fields - {"seed"} if not name.startswith(("model.layer.", "router."))]
+    if others:
+        return f"Their training differs in {', '.join(sorted(others))}: claims do not compare them."
+    if "seed" in fields:
+        return "Their cells are compared over the seeds that both have; these two are of different seeds."
+    return "They read the same batches: they are compared with each other."
+
+
+def missing(plan: Plan, store: Store) -> list[dict[str, str]]:
+    """The runs of a plan without a result, each with its state and the figures that lack it."""
+    lacking = []
+    for id_, (spec, _) in plan.runs.items():
+        state = store.run(id_).state()
+        if not Kind(state.kind).has_result:
+            figures = ", ".join(name for name, ids in plan.reads.items() if id_ in ids)
+            line = {"run": run_name(spec), "id": id_, "state": str(state.kind), "figures": figures}
+            lacking.append(line | {"reason": state.reason})
+    return lacking
