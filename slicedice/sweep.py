@@ -24,7 +24,7 @@ from slicedice.cost import RATES, cost
 from slicedice.data.tokenizer import find_tokenizer
 from slicedice.grid import GridError, Plan, enumerate_runs, load_config, load_grid
 from slicedice.launching import to_train, train_missing
-from slicedice.report.report import write_report
+from slicedice.report.claims import judge
 from slicedice.report.results import read_results, settings
 from slicedice.report.tables import cell_table, claim_table, lines_table, plan_table, show, status_table
 from slicedice.spec import run_id, run_name
@@ -46,10 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("verb", nargs="?", choices=VERBS, default="run", help=argparse.SUPPRESS, metavar="VERB")
     p.add_argument("runs", nargs="*", metavar="RUN", help=argparse.SUPPRESS)
-    p.add_argument(
-        "--grid",
-        help=f"a name ({', '.join(files.names('sweeps'))}) or the path of a grid file",
-    )
+    p.add_argument("--grid", default="", help=f"a name ({', '.join(files.names('sweeps'))}) or the path of a grid file")
     p.add_argument(
         "--scale", help="names or paths of experiments, joined by commas; without an accelerator nano, else 10m"
     )
@@ -64,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "--missing", action="store_true", help="report the runs that are not done, and the figures without them"
     )
     p.add_argument("--dry_run", action="store_true", help="say what would be trained, and train nothing")
-    p.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    p.add_argument("--json", action="store_true", help="print JSON, and write no tables, figures or page")
     return p
 
 
@@ -74,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, given = split(sys.argv[1:] if arguments is None else arguments)
     options, unknown = parser().parse_known_intermixed_args(own)
     wanted = {"why": 1, "diff": 2}.get(options.verb, 0)
-    if options.grid is None and not wanted:
+    if not options.grid and not wanted:
         parser().error("the following arguments are required: --grid")
     require(len(options.runs) == wanted, options.verb, options.runs, f"name {wanted} runs, as in --help")
     require(not options.missing or options.verb == "report", "--missing", True, "it goes with report")
@@ -219,11 +216,14 @@ def _report(plan: Plan, store: Store, options: argparse.Namespace, scales: list[
         "grid": files.label("sweeps", options.grid),
         "scale": "+".join(files.label("experiments", s) for s in scales),
     }
-    results, claims, page = write_report(plan, store, **names, about=about)
-    judged = {"claims": [judgement.as_dict() for judgement in claims]}
     if options.json:
-        print(json.dumps({"page": str(page), "runs": results.rows, "notes": results.notes, **judged}, indent=1))
+        results = read_results(plan, store)
+        claims = [judgement.as_dict() for judgement in judge(results.rows)]
+        print(json.dumps({"runs": results.rows, "notes": results.notes, "claims": claims}, indent=1))
     else:
+        from slicedice.report.report import write_report  # here, since whoever asks for a status need not wait for it
+
+        results, claims, page = write_report(plan, store, **names, about=about)
         show(cell_table(results), console)
         if any(judgement.findings for judgement in claims):
             show(claim_table(claims), console)

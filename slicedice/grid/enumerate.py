@@ -155,7 +155,7 @@ def _refuse_clash(varied: set[str], overrides: dict[str, Any]) -> None:
         )
 
 
-def _resolve(base: ConfigDict, point: Point, overrides: dict[str, Any]) -> tuple[RunSpec, Execution]:
+def _resolve(base: Any, point: Point, overrides: dict[str, Any]) -> tuple[RunSpec, Execution]:
     try:
         return resolve(override(base, point, where="the grid"))
     except SpecError as error:

@@ -77,7 +77,7 @@ def coordinates(spec: RunSpec) -> Row:
         "compute_dtype": spec.compute_dtype,
         "total_parameters": spec.model.parameters(),
         "active_parameters": spec.model.parameters(active=True),
-        "flops": spec.flops,
+        "flops": float(spec.flops),  # past what columns of 64-bit whole numbers hold
     }
 
 

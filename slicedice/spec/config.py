@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from slicedice.spec.errors import require
+from slicedice.spec.errors import SpecError, require
 from slicedice.spec.layer import LayerSpec, parse_layer
 from slicedice.spec.model import ModelSpec
 from slicedice.spec.run import (
@@ -240,28 +240,53 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
     return Execution(**{**e.to_dict(), "micro_batch": micro_batch})
 
 
-def override(config: Config, overrides: dict[str, Any], *, where: str) -> Config:
+class Fields(dict):
+    """A config's fields as `resolve` reads them, by name or as attributes: a thousandth of what a ConfigDict costs."""
+
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields."""
+        return dict(self)
+
+
+def override(config: Config, overrides: dict[str, Any], *, where: str) -> Fields:
     """Returns a copy of `config` with dotted fields replaced.
 
+    Args:
+      config: a ConfigDict, or what this function returned.
+      overrides: values by dotted field.
+      where: who asks for them.
+
     Raises:
-      SpecError: a field does not exist or a value has another type; `where` says who asked for it.
+      SpecError: a field does not exist or a value has another type.
     """
-    fields = flat_fields(config)
-    copy = config.copy_and_resolve_references()
+    copy = _fields(config)
     for field, value in overrides.items():
-        require(field in fields, field, value, f"{where} sets it, and there is no such field: {', '.join(fields)}")
-        kind = type(fields[field])
+        *parents, leaf = field.split(".")
+        node: Any = copy
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, Fields) else None
+        if not isinstance(node, Fields) or isinstance(node.get(leaf), Fields) or leaf not in node:
+            valid = ", ".join(flat_fields(copy))
+            raise SpecError(field, value, f"{where} sets it, and there is no such field: {valid}")
+        kind = type(node[leaf])
         value = float(value) if kind is float and type(value) is int else value
         require(type(value) is kind, field, value, f"{where} sets it, and it has to be of type {kind.__name__}")
-        copy.update_from_flattened_dict({field: value})
+        node[leaf] = value
     return copy
+
+
+def _fields(config: Config) -> Fields:
+    return Fields((name, _fields(v) if isinstance(v, ConfigDict | Fields) else v) for name, v in config.items())
 
 
 def flat_fields(config: Config) -> dict[str, Any]:
     """All leaves of `config` by dotted name."""
     leaves = {}
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict | Fields):
             leaves |= {f"{key}.{name}": leaf for name, leaf in flat_fields(value).items()}
         else:
             leaves[key] = value

@@ -85,7 +85,7 @@ def _build(kind: Any, content: Any) -> Any:
 
 def run_id(spec: RunSpec) -> str:
     """The 12 hex digits that name a run's folder."""
-    content = json.loads(canonical_json(spec))
+    content = {"schema": SCHEMA, **to_dict(spec)}
     del content["scale"]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
