@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from slicedice.report.claims.difference import Pair, shared
 from slicedice.report.results import Row
 from slicedice.report.statistics import Cell, cells
@@ -100,6 +102,23 @@ def generalists(scale: Evidence, wiring: str) -> list[Pair]:
     without = scale.routed(generalist=None)
     # Several generalists have the same partner; `match` takes one partner for each key.
     return match(with_, without, key)
+
+
+def parents(scale: Evidence) -> list[Pair]:
+    """Heterogeneous layers, each with the better of its homogeneous parents at equal sparsity and routing."""
+    pure = {(arm(c), c.row["granularity"], c.row["s"]): c for c in scale.routed(kind="homogeneous", generalist=None)}
+    families: dict[tuple, list[tuple[Cell, list[Cell]]]] = {}
+    for cell in scale.routed(kind="heterogeneous", generalist=None):
+        both = [pure.get((arm(cell), g, cell.row["s"])) for g in cell.row["granularity"].split("+")]
+        known = [parent for parent in both if parent and shared((cell, parent))]
+        if len(known) == len(both):
+            families.setdefault((arm(cell), cell.row["granularity"]), []).append((cell, known))
+    pairs: list[Pair] = []
+    for members in families.values():
+        # The better parent is chosen once for all sparsities: chosen at each, noise would choose, and favour it.
+        means = np.mean([[parent.mean for parent in both] for _, both in members], axis=0)
+        pairs += [(cell, both[int(np.argmin(means))]) for cell, both in members]
+    return pairs
 
 
 def routers(scale: Evidence, measure: str) -> list[Pair]:

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from slicedice.report.claims.bootstrap import RESAMPLES, best_granularities, percentiles, rank_correlation
-from slicedice.report.claims.difference import Pair, mean_difference, shared
-from slicedice.report.claims.evidence import Evidence, arm, balanced, generalists, lines, match, routers
+from slicedice.report.claims.difference import mean_difference, shared
+from slicedice.report.claims.evidence import Evidence, arm, balanced, generalists, lines, match, parents, routers
 from slicedice.report.claims.judgement import (
     COMPARABLE,
     Effect,
@@ -26,7 +26,6 @@ from slicedice.report.claims.judgement import (
     said,
     under,
 )
-from slicedice.report.statistics import Cell
 
 MANY_EXPERTS = 512
 """From which count on the study finds strong balancing to hurt."""
@@ -105,18 +104,7 @@ def best_size(scale: Evidence) -> Finding | None:
 
 def between_parents(scale: Evidence) -> Finding | None:
     """(c) A heterogeneous layer is no better than its better homogeneous parent at equal sparsity."""
-    pure = {(arm(c), c.row["granularity"], c.row["s"]): c for c in scale.routed(kind="homogeneous", generalist=None)}
-    families: dict[tuple, list[tuple[Cell, list[Cell]]]] = {}
-    for cell in scale.routed(kind="heterogeneous", generalist=None):
-        parents = [pure.get((arm(cell), g, cell.row["s"])) for g in cell.row["granularity"].split("+")]
-        known = [parent for parent in parents if parent and shared((cell, parent))]
-        if len(known) == len(parents):
-            families.setdefault((arm(cell), cell.row["granularity"]), []).append((cell, known))
-    pairs: list[Pair] = []
-    for members in families.values():
-        # The better parent is chosen once for all sparsities: chosen at each, noise would choose, and favour it.
-        means = np.mean([[parent.mean for parent in parents] for _, parents in members], axis=0)
-        pairs += [(cell, parents[int(np.argmin(means))]) for cell, parents in members]
+    pairs = parents(scale)
     if not pairs:
         return None
     return everywhere_at_least(pairs, -COMPARABLE, "Two sizes less the better of one size")
