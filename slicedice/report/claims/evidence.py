@@ -51,7 +51,9 @@ class Evidence:
         """Homogeneous cells, sparse and without a generalist, of the one dropless arm that has most of them."""
         cells_ = [c for c in self.routed(kind="homogeneous", generalist=None, router="dropless") if c.row["s"] > 1]
         arms = Counter(arm(cell) for cell in cells_)
-        return [cell for cell in cells_ if arm(cell) == arms.most_common(1)[0][0]]
+        # Of arms with as many cells, the one without a bias, and with the stronger loss: the study's own.
+        most = max(arms, key=lambda own: (arms[own], -(own[2] or 0), own[1] or 0), default=None)
+        return [cell for cell in cells_ if arm(cell) == most]
 
 
 def arm(cell: Cell) -> tuple:

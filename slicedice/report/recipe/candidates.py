@@ -19,6 +19,9 @@ BEYOND = 1.0
 STEP = 16
 """Of model widths; also the study's."""
 
+NAMED_WITHIN = 0.06
+"""How far sizes may be from what is asked for where they are measured ones; as far as the study's are from its names."""
+
 DENSE = LayerSpec((), Fraction(1))
 
 
@@ -38,8 +41,8 @@ class Candidate:
 def shape(active: int, vocab_size: int, study: Sequence[ModelSpec], own: Sequence[ModelSpec] = ()) -> ModelSpec:
     """The dense model whose parameters, both embeddings included, are nearest to `active`.
 
-    One of the results or of the study if it is within 1 %; else of the study's proportions: layers are interpolated
-    over log2 of the width, and past the ends follow the nearest two widths. Heads are at most 64 wide.
+    One of the results or of the study if it is within `NAMED_WITHIN`; else of the study's proportions: layers are
+    interpolated over log2 of the width, and past the ends follow the nearest two widths. Heads are at most 64 wide.
 
     Args:
       active: parameters.
@@ -49,7 +52,7 @@ def shape(active: int, vocab_size: int, study: Sequence[ModelSpec], own: Sequenc
     """
     dense = [dataclasses.replace(model, layer=DENSE) for model in (*own, *study) if model.vocab_size == vocab_size]
     near = min(dense, key=lambda model: abs(model.parameters() - active), default=None)
-    if near and abs(near.parameters() - active) <= 0.01 * active:
+    if near and abs(near.parameters() - active) <= NAMED_WITHIN * active:
         return near
     family = sorted({(model.d_model, model.layers) for model in study})
     width, models = STEP, []

@@ -41,11 +41,15 @@ SETUP = 0.03
 """Standard deviation of what a set-up, one model shape at one budget, does to the log loss of all its layers alike."""
 
 DRAWS = 2000
+LEVELS = 8
+"""Values of the noise's variance among the draws."""
+
 NOISE = (0.02, 4)
 """Nats of noise of one run, and how many degrees of freedom this is worth, before any result is seen."""
 
-HUBER = 2.0
-"""Standard deviations past which a result counts less."""
+TAIL = 4.0
+"""Degrees of freedom of Student's t, which errors are taken to follow, so that a few runs gone wrong do not bend the law
+(Lange, Little and Taylor, 1989). Of what weighted least squares takes results to tell, they tell (TAIL + 1)/(TAIL + 3)."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def terms(points: Sequence[Point], centre: tuple[float, float]) -> NDArray:
 
 
 def fit(observations: Sequence[Observation], noise: tuple[float, int] = NOISE, centre: Point | None = None) -> Law:
-    """Fits the law by Bayesian linear regression of log(L - E) with Huber's weights, at each E of a grid.
+    """Fits the law by Bayesian linear regression of log(L - E) with Student's t as errors, at each E of a grid.
 
     Args:
       observations: cells; the law of none is its prior.
@@ -157,20 +161,39 @@ def _irreducible(observations: Sequence[Observation]) -> NDArray:
 
 @dataclass(frozen=True)
 class _Fit:
-    """The regression at one value of E."""
+    """The regression at one value of E.
+
+    data: precision that the results give the coefficients, [terms + setups] squared; pull: that times their estimate.
+    prior, prior_pull: the same of the prior. noise: of one run. freedom: degrees of freedom that this is known with.
+    """
 
     irreducible: float
-    mean: NDArray
-    precision: NDArray
+    data: NDArray
+    pull: NDArray
+    prior: NDArray
+    prior_pull: NDArray
     noise: float
     freedom: float
     evidence: float
 
+    @property
+    def precision(self) -> NDArray:
+        """Of the coefficients."""
+        return self.data + self.prior
+
     def draw(self, count: int, rng: np.random.Generator) -> NDArray:
-        """Coefficients from their posterior, a multivariate t, [count, terms + setups]."""
-        normal = rng.normal(size=(len(self.mean), count))
-        spread = np.sqrt(self.freedom / rng.chisquare(self.freedom, count))
-        return self.mean + (np.linalg.solve(np.linalg.cholesky(self.precision).T, normal) * spread).T
+        """Coefficients from their posterior, [count, terms + setups]: normal, given a variance of the noise.
+
+        That is chi-squared; where results say little, the prior is what counts, whatever the noise.
+        """
+        levels = np.sort(rng.chisquare(self.freedom, count)) / self.freedom  # of precision, over the expected one
+        drawn = []
+        for part in np.array_split(levels, LEVELS):
+            precision = self.data * part.mean() + self.prior if len(part) else self.prior
+            mean = np.linalg.solve(precision, self.pull * (part.mean() if len(part) else 0) + self.prior_pull)
+            normal = rng.normal(size=(len(mean), len(part)))
+            drawn.append(mean + np.linalg.solve(np.linalg.cholesky(precision).T, normal).T)
+        return np.vstack(drawn)
 
 
 def _fit_at(e: float, features: NDArray, observations: Sequence[Observation], noise: tuple[float, int]) -> _Fit:
@@ -180,23 +203,23 @@ def _fit_at(e: float, features: NDArray, observations: Sequence[Observation], no
     expected = np.array([mean for mean, _ in PRIOR.values()] + [0.0] * setups)
     prior = np.diag([sd**-2 for _, sd in PRIOR.values()] + [SETUP**-2] * setups)
     y, kept = np.log(over), np.ones(len(over))
-    sigma, precision, mean = noise[0], prior, expected
-    freedom, squares = float(noise[1]), 0.0
-    for _ in range(20 if len(over) else 0):
+    scale, mean, data, pull = noise[0], expected, np.zeros_like(prior), np.zeros_like(expected)
+    freedom, u, told = float(noise[1]), np.zeros(len(over)), (TAIL + 1) / (TAIL + 3)
+    for _ in range(30 if len(over) else 0):  # of the EM algorithm, whose weights are those of Student's t
         # An error in nats is one in log(L - E) times L - E.
-        weight = kept * seeds * over**2 / sigma**2
-        data = features.T @ (weight[:, None] * features)
-        precision = data + prior
-        mean = np.linalg.solve(precision, features.T @ (weight * y) + prior @ expected)
-        used = np.trace(np.linalg.solve(precision, data))  # parameters that the results determine
+        weight = told * kept * seeds * over**2 / scale**2
+        data, pull = features.T @ (weight[:, None] * features), features.T @ (weight * y)
+        mean = np.linalg.solve(data + prior, pull + prior @ expected)
+        used = np.trace(np.linalg.solve(data + prior, data))  # parameters that the results determine
         z = (y - features @ mean) * over * np.sqrt(seeds)
-        freedom = noise[1] + max(float(kept.sum() - used), 0.0)
-        squares = float((kept * z**2).sum())
-        sigma = float(np.sqrt((noise[1] * noise[0] ** 2 + squares) / freedom))
-        kept = np.minimum(1.0, HUBER * sigma / np.maximum(np.abs(z), 1e-12))
-    bare = -0.5 * squares / sigma**2 - len(over) * np.log(sigma) - 0.5 * (mean - expected) @ prior @ (mean - expected)
-    evidence = bare + 0.5 * np.linalg.slogdet(prior)[1] - 0.5 * np.linalg.slogdet(precision)[1]
-    return _Fit(e, mean, precision, sigma, freedom, float(evidence))
+        freedom = noise[1] + max(float(len(over) - used), 0.0)
+        scale = float(np.sqrt((noise[1] * noise[0] ** 2 * told + (kept * z**2).sum()) / freedom))
+        u = z / scale
+        kept = (TAIL + 1) / (TAIL + u**2)
+    bare = -0.5 * (TAIL + 1) * np.log1p(u**2 / TAIL).sum() - len(over) * np.log(scale)
+    bare -= 0.5 * (mean - expected) @ prior @ (mean - expected)
+    evidence = bare + 0.5 * np.linalg.slogdet(prior)[1] - 0.5 * np.linalg.slogdet(data + prior)[1]
+    return _Fit(e, data, pull, prior, prior @ expected, scale / told**0.5, freedom, float(evidence))
 
 
 def _shares(evidence: NDArray) -> NDArray:

@@ -203,7 +203,7 @@ def _trust(recipe: Recipe) -> list[str]:
     law, validation = recipe.law, recipe.validation
     points = {(o.point.active, o.point.tokens) for o in law.observations}
     lines = [
-        f"The law: {FORM}; fitted with Huber's weights to {_count(len(law.observations), 'cell')} of "
+        f"The law: {FORM}; fitted robustly (errors of Student's t) to {_count(len(law.observations), 'cell')} of "
         f"{_count(len(points), 'model size or budget', 'model sizes and budgets')}; the noise of a run is "
         f"{law.noise:.4f} nats. --json has its coefficients."
     ]
