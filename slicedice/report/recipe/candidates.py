@@ -20,7 +20,7 @@ STEP = 16
 """Of model widths; also the study's."""
 
 NAMED_WITHIN = 0.06
-"""How far sizes may be from what is asked for where they are measured ones; as far as the study's are from its names."""
+"""How far a known size may be from what is asked for; the study's are as far from their names."""
 
 DENSE = LayerSpec((), Fraction(1))
 

@@ -48,8 +48,8 @@ NOISE = (0.02, 4)
 """Nats of noise of one run, and how many degrees of freedom this is worth, before any result is seen."""
 
 TAIL = 4.0
-"""Degrees of freedom of Student's t, which errors are taken to follow, so that a few runs gone wrong do not bend the law
-(Lange, Little and Taylor, 1989). Of what weighted least squares takes results to tell, they tell (TAIL + 1)/(TAIL + 3)."""
+"""Degrees of freedom of Student's t, which errors are taken to follow, so that a few runs gone wrong do not bend the
+law (Lange, Little and Taylor, 1989). They tell (TAIL + 1)/(TAIL + 3) of what weighted least squares takes them to."""
 
 
 @dataclass(frozen=True)
