@@ -156,6 +156,42 @@ def test_compute_threshold(rows_of, small: float, large: float, verdict: Verdict
     assert judgement.verdict is verdict or (small == 0.0 and judgement.verdict is not Verdict.SUPPORTED)
 
 
+@pytest.mark.parametrize(
+    ("move", "curve", "verdict"),
+    [
+        (0.0, 0.03, Verdict.SUPPORTED),
+        (1.2, 0.03, Verdict.CONTRADICTED),
+        (0.0, 0.0, Verdict.UNRESOLVED),  # any size is as good: there is no best one to depend on anything
+        (0.0, -0.03, Verdict.UNRESOLVED),
+    ],
+)
+def test_the_best_size_and_the_total(rows_of, move: float, curve: float, verdict: Verdict):
+    def law(row: Row) -> float:
+        best = -2 + move * (np.log2(row["s"]) - 2)
+        return falling(row) + curve * (np.log2(row["g"]) - best) ** 2 * (not row["dense"])
+
+    judgement = of(judge(rows_of(GRID, law)), "b")
+    finding = next(found for scale, found in judgement.findings.items() if scale != "scales")
+    assert finding.verdict is verdict
+    if curve > 0:
+        assert finding.effect is not None
+        assert finding.effect.value == pytest.approx(move, abs=0.15)
+    # One scale says nothing of the other half.
+    assert judgement.verdict is (Verdict.CONTRADICTED if verdict is Verdict.CONTRADICTED else Verdict.UNRESOLVED)
+
+
+@pytest.mark.parametrize(("move", "verdict"), [(1.0, Verdict.SUPPORTED), (0.0, Verdict.CONTRADICTED)])
+def test_the_best_size_and_the_active_size(rows_of, move: float, verdict: Verdict):
+    def law(row: Row) -> float:
+        best = -2 + move * (row["scale"] == "large")
+        return falling(row) + 0.03 * (np.log2(row["g"]) - best) ** 2 * (not row["dense"])
+
+    large = [{"scale": "large", "model.d_model": 32, **point} for point in GRID]
+    judgement = of(judge(rows_of(GRID, law) + rows_of(large, law)), "b")
+    assert judgement.findings["scales"].verdict is verdict
+    assert judgement.verdict is verdict
+
+
 def test_train_follows_or_does_not(rows_of, rng: np.random.Generator):
     follows = rows_of(GRID, falling, train_loss=lambda row: row["loss"] - 0.5)
     assert of(judge(follows), "h").verdict is Verdict.SUPPORTED

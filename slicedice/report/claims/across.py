@@ -1,6 +1,6 @@
 """Claims that compare budgets or scales with each other."""
 
-from slicedice.report.claims.bootstrap import best_granularities, percentiles
+from slicedice.report.claims.bootstrap import HARDLY, SURE, best_size, percentiles
 from slicedice.report.claims.difference import Pair, mean_difference, shared
 from slicedice.report.claims.evidence import Evidence, lines
 from slicedice.report.claims.judgement import Effect, Finding, Verdict, both, effect_of, open_, runs_of, said, under
@@ -22,27 +22,32 @@ def compute_threshold(budgets: list[Evidence]) -> Finding | None:
 
 
 def best_size_depends_on_width(scales: list[Evidence]) -> Finding | None:
-    """(b), second half: the best granularity depends on the active size; between the smallest and the largest scale."""
+    """(b), second half: the best granularity depends on the active size.
+
+    From the smallest scale to the largest it moves by more than half an octave.
+    """
     found = []
-    for scale in scales:
-        at_s = [line for line in lines(scale.main, "s", "g") if len(line) > 2]
-        draws = best_granularities(at_s) if at_s else None
-        if draws is not None:
-            found.append((at_s[0][0].row["active_parameters"], scale, draws.mean(axis=1), runs_of(at_s)))
+    for stream, scale in enumerate(scales):
+        at_s = lines(scale.main, "s", "g")
+        best = best_size(at_s, stream) if sum(len(line) > 2 for line in at_s) > 1 else None
+        if best is not None:
+            found.append((at_s[0][0].row["active_parameters"], scale, best, runs_of(at_s)))
     found.sort(key=lambda item: item[0])
     if len({item[0] for item in found}) < 2:
         return None
     (_, small, low, runs), (_, large, high, more) = found[0], found[-1]
-    shift = high - low
+    shift = high.log2_g - low.log2_g
     interval = percentiles(shift[1:])
     verdict = Verdict.UNRESOLVED
-    if interval[0] > 0 or interval[1] < 0:
+    if (interval[0] > 0 or interval[1] < 0) and abs(shift[0]) > HARDLY:
         verdict = Verdict.SUPPORTED
-    elif interval[0] > -0.5 and interval[1] < 0.5:
+    elif interval[0] > -HARDLY and interval[1] < HARDLY:
         verdict = Verdict.CONTRADICTED
+    sure = min(low.inside, high.inside) >= SURE
     effect = Effect(float(shift[0]), interval, "octaves of g", "parametric bootstrap")
-    sentence = f"From {small.scale} to {large.scale} the best granularity moves by {effect}."
-    return Finding(verdict, sentence, effect, (*runs, *more))
+    sentence = f"From {small.scale} to {large.scale} the best granularity moves by {effect}"
+    sentence += "." if sure else "; at one of them none stands out of the noise."
+    return Finding(verdict if sure else Verdict.UNRESOLVED, sentence, effect, (*runs, *more))
 
 
 def _against_dense(budget: Evidence) -> list[Pair]:

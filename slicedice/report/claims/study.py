@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from slicedice.report.claims.bootstrap import RESAMPLES, best_granularities, percentiles, rank_correlation
+from slicedice.report.claims.bootstrap import HARDLY, RESAMPLES, SURE, percentiles, rank_correlation
+from slicedice.report.claims.bootstrap import best_size as fit_best_size
 from slicedice.report.claims.difference import mean_difference, shared
 from slicedice.report.claims.evidence import Evidence, arm, balanced, generalists, lines, match, parents, routers
 from slicedice.report.claims.judgement import (
@@ -75,31 +76,32 @@ def monotone(scale: Evidence) -> Finding | None:
 def best_size(scale: Evidence) -> Finding | None:
     """(b), first half: the best granularity hardly depends on the total.
 
-    At each sparsity with three granularities a parabola in log2 g has its best; their slope over log2 s is measured in
-    octaves per doubling. Its interval is the parametric bootstrap's: cell means drawn again with their noise.
+    Parabolas in log2 g, one for each sparsity, whose lowest point moves evenly with log2 s: it hardly moves if by less
+    than half an octave when s doubles. The interval is the parametric bootstrap's: cell means drawn again with their
+    noise.
     """
-    at_s = [line for line in lines(scale.main, "s", "g") if len(line) > 2]
-    if not at_s:
+    at_s = lines(scale.main, "s", "g")
+    if max(map(len, at_s), default=0) < 3:
         return None
     runs = runs_of(at_s)
-    if len(at_s) < 2:
-        return Finding(Verdict.UNRESOLVED, "Only one sparsity has three granularities.", None, runs)
-    draws = best_granularities(at_s)
-    if draws is None:
+    if sum(len(line) > 1 for line in at_s) < 2:
+        return Finding(Verdict.UNRESOLVED, "Only one sparsity has several granularities.", None, runs)
+    best = fit_best_size(at_s)
+    if best is None:
         return Finding(Verdict.UNRESOLVED, "No cell has two seeds, so noise is unknown.", None, runs)
-    totals = np.log2([line[0].row["s"] for line in at_s])
-    slopes = np.polyfit(totals, draws.T, 1)[0]
-    effect = Effect(float(slopes[0]), percentiles(slopes[1:]), "octaves of g per doubling of s", "parametric bootstrap")
-    assert effect.interval is not None
-    low, high = effect.interval
+    low, high = percentiles(best.move[1:])
+    effect = Effect(float(best.move[0]), (low, high), "octaves of g per doubling of s", "parametric bootstrap")
+    moves = f"moves by {effect.value:+.2f} [{low:+.2f}, {high:+.2f}] octaves when the sparsity doubles"
+    if best.inside < SURE:
+        sentence = f"No best granularity stands out of the noise within what was tried; as fitted, it {moves}."
+        return Finding(Verdict.UNRESOLVED, sentence, effect, runs)
     verdict = Verdict.UNRESOLVED
-    if low > -0.5 and high < 0.5:
+    if low > -HARDLY and high < HARDLY:
         verdict = Verdict.SUPPORTED
-    elif low > 0.5 or high < -0.5:
+    elif low > HARDLY or high < -HARDLY:
         verdict = Verdict.CONTRADICTED
-    best = 2 ** float(draws[0].mean())
-    sentence = f"The best granularity, about {best:.2g}, moves by {effect.value:+.2f} [{low:+.2f}, {high:+.2f}] octaves"
-    return Finding(verdict, f"{sentence} when the sparsity doubles.", effect, runs)
+    sentence = f"The best granularity, about {2 ** float(best.log2_g[0]):.2g}, {moves}."
+    return Finding(verdict, sentence, effect, runs)
 
 
 def between_parents(scale: Evidence) -> Finding | None:
