@@ -1,8 +1,8 @@
 """How good recipes are, on results made from laws that are known: `python benchmarks/recipe.py [--trials 100]`.
 
 For each law and each amount of data: in how many trials the answer is settled, how much worse than the best candidate
-what it recommends truly is, how often the interval of the best granularity holds the true one, and how many runs it asks
-for next. Then the same after those runs. Prints a Markdown table; needs no accelerator, and trains nothing.
+what it recommends truly is, how often the interval of the best granularity holds the true one, and how many cells it
+asks for next. Then the same after those runs. Prints a Markdown table; needs no accelerator, and trains nothing.
 """
 
 import argparse
@@ -75,7 +75,8 @@ def main() -> None:
                     median, most = np.quantile([t.regret for t in found], [0.5, 0.95])
                     asked = np.median([t.runs for t in found])
                     settled, covered = (np.mean([getattr(t, x) for t in found]) for x in ("settled", "covered"))
-                    print(f"| {law} | {label} | {settled:.0%} | {median:.4f}, {most:.4f} | {covered:.0%} | {asked:.0f} |")
+                    behind = f"{median:.4f}, {most:.4f}"
+                    print(f"| {law} | {label} | {settled:.0%} | {behind} | {covered:.0%} | {asked:.0f} |")
 
 
 if __name__ == "__main__":

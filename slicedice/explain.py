@@ -1,12 +1,12 @@
-"""Explains plans: which figures need a run, why two ids differ, what a report lacks. Trains and reads nothing."""
+"""Explains plans: which figures need a run, why two ids differ, what a report lacks. Trains nothing."""
 
 from collections.abc import Iterable
 
 from slicedice.grid import GridError, Plan
-from slicedice.report.results import settings
+from slicedice.report.results import Results, settings
 from slicedice.spec import RunSpec, run_id, run_name
 from slicedice.spec.identity import SCHEMA, differences
-from slicedice.store import Kind, Store, StoreError
+from slicedice.store import Kind, Store
 
 Plans = dict[str, Plan]
 """Plans by the name of their grid."""
@@ -17,15 +17,16 @@ def find(wanted: str, plans: Plans, store: Store) -> RunSpec:
 
     Raises:
       GridError: no run or several are called so.
+      StoreError: the run is in the store alone, and its spec cannot be read.
     """
     known = {id_: spec for plan in plans.values() for id_, (spec, _) in plan.runs.items()}
     found = {id_: spec for id_, spec in known.items() if id_.startswith(wanted) or run_name(spec) == wanted}
-    if not found and store.run(wanted).path.is_dir():
-        try:
-            return store.read_spec(wanted)
-        except StoreError as error:
-            raise GridError(str(error)) from error
     if not found:
+        stored = [id_ for id_ in store.ids() if id_.startswith(wanted)]
+        if len(stored) == 1:
+            return store.read_spec(stored[0])
+        if stored:
+            raise GridError(f"{wanted!r} may be any of {len(stored)} runs in the store: {', '.join(stored[:6])}.")
         where = f"of the grid {next(iter(plans))}" if len(plans) == 1 else "of any grid at this scale"
         raise GridError(f"{wanted!r} is no run {where}, nor in the store. Names and ids are what `plan` lists.")
     if len(found) > 1:
@@ -69,13 +70,12 @@ def said_of(changed: Iterable[dict[str, str]]) -> str:
     return "They read the same batches: they are compared with each other."
 
 
-def missing(plan: Plan, store: Store) -> list[dict[str, str]]:
-    """The runs of a plan without a result, each with its state and the figures that lack it."""
+def missing(plan: Plan, results: Results) -> list[dict[str, str]]:
+    """The runs of a plan that figures lack, each with its state, these figures, and why if it is known."""
     lacking = []
-    for id_, (spec, _) in plan.runs.items():
-        state = store.run(id_).state()
-        if not Kind(state.kind).has_result:
-            figures = ", ".join(name for name, ids in plan.reads.items() if id_ in ids)
-            line = {"run": run_name(spec), "id": id_, "state": str(state.kind), "figures": figures}
-            lacking.append(line | {"reason": state.reason})
+    for row in [*results.rows, *results.on_other_text]:
+        if not Kind(row["state"]).has_result or row["reason"]:
+            figures = ", ".join(name for name, ids in plan.reads.items() if row["id"] in ids)
+            line = {"run": row["name"], "id": row["id"], "state": row["state"], "figures": figures}
+            lacking.append(line | {"reason": row["reason"] or ""})
     return lacking

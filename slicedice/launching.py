@@ -97,5 +97,5 @@ def _largest(plan: Plan) -> int:
 
 
 def _is_stale(store: Store, run: str, fingerprint: str) -> bool:
-    result = store.run(run).result()
-    return result is not None and result["provenance"]["data_fingerprint"] != fingerprint
+    origin = (store.run(run).result() or {}).get("provenance")
+    return isinstance(origin, dict) and origin.get("data_fingerprint", fingerprint) != fingerprint

@@ -25,8 +25,19 @@ from slicedice.data.tokenizer import find_tokenizer
 from slicedice.grid import GridError, Plan, enumerate_runs, load_config, load_grid
 from slicedice.launching import to_train, train_missing
 from slicedice.report.claims import judge
+from slicedice.report.reference import caption, compare
 from slicedice.report.results import read_results, settings
-from slicedice.report.tables import cell_table, claim_table, lines_table, plan_table, show, status_table
+from slicedice.report.tables import (
+    cell_table,
+    claim_table,
+    count_table,
+    lines_table,
+    listed,
+    plain_console,
+    plan_table,
+    show,
+    status_table,
+)
 from slicedice.spec import run_id, run_name
 from slicedice.spec.errors import require
 from slicedice.store import Kind, Store, StoreError
@@ -60,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--missing", action="store_true", help="report the runs that are not done, and the figures without them"
     )
+    p.add_argument(
+        "--evaluation_sets", action="store_true", help="draw the figures of the held-out loss for each of them too"
+    )
     p.add_argument("--dry_run", action="store_true", help="say what would be trained, and train nothing")
     p.add_argument("--json", action="store_true", help="print JSON, and write no tables, figures or page")
     return p
@@ -76,8 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require(len(options.runs) == wanted, options.verb, options.runs, f"name {wanted} runs, as in --help")
     require(not options.missing or options.verb == "report", "--missing", True, "it goes with report")
     require(not options.dry_run or options.verb == "run", "--dry_run", True, f"{options.verb} trains nothing anyway")
+    draws = options.verb in ("run", "report") and not (options.json or options.missing or options.dry_run)
+    require(draws or not options.evaluation_sets, "--evaluation_sets", True, "it goes with what draws figures")
     require(options.max_concurrent >= 0, "--max_concurrent", options.max_concurrent, "use a number from 0")
-    console, store = Console(stderr=options.json), Store(options.store)
+    console, store = plain_console(stderr=options.json), Store(options.store)
     if wanted:
         return _explain(options, [*unknown, *given], store, console)
     scales = _scales(options)
@@ -147,7 +163,7 @@ def _plan(plan: Plan, store: Store, options: argparse.Namespace, console: Consol
             }
             for id_, (spec, _) in plan.runs.items()
         ]
-        print(json.dumps({**total, "runs": runs}, indent=1))
+        print(json.dumps({**total, "runs": runs}))
         return 0
     show(plan_table(plan, varied, costs, missing), console)
     console.print(
@@ -160,19 +176,25 @@ def _plan(plan: Plan, store: Store, options: argparse.Namespace, console: Consol
 
 def _status(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
     results = read_results(plan, store)
+    rows = [*results.rows, *results.on_other_text]
     if options.json:
-        print(json.dumps({"runs": results.rows, "notes": results.notes}, indent=1))
-    else:
-        show(status_table(results.rows), console)
-        for note in results.notes:
-            console.print(note, soft_wrap=True)
+        print(json.dumps({"runs": rows, "notes": results.notes}))
+        return 0
+    show(count_table(rows), console)
+    some = listed(rows)
+    if some:
+        show(status_table(some), console)
+    if len(some) < len(rows):
+        console.print(f"{len(rows) - len(some)} more runs are listed by --only PATTERN or --json.", soft_wrap=True)
+    for note in results.notes:
+        console.print(note, soft_wrap=True)
     return 0
 
 
 def _missing(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
-    lacking = explain.missing(plan, store)
+    lacking = explain.missing(plan, read_results(plan, store))
     if options.json:
-        print(json.dumps({"count": len(plan.runs), "missing": lacking}, indent=1))
+        print(json.dumps({"count": len(plan.runs), "missing": lacking}))
         return 0
     if lacking:
         show(lines_table("Runs without a result", lacking), console)
@@ -188,9 +210,9 @@ def _explain(options: argparse.Namespace, given: list[str], store: Store, consol
     else:
         options.scale = options.scale or ("10m" if machine.has_accelerator() else "nano")
         for name in files.names("sweeps"):
-            # Unions of other grids name their scales, and would name every figure twice.
-            if not hasattr(files.load("sweeps", name), "DEFAULT_SCALES"):
-                with contextlib.suppress(files.FileError, GridError):  # not every grid is for every scale
+            with contextlib.suppress(files.FileError, GridError):  # not every grid is for every scale
+                # Unions of other grids name their scales, and would name every figure twice.
+                if not hasattr(files.load("sweeps", name), "DEFAULT_SCALES"):
                     plans[name] = _enumerate(name, _scales(options), options, given)
     specs = [explain.find(run, plans, store) for run in options.runs]
     title = " and ".join(f"{run_name(spec)} · {run_id(spec)}" for spec in specs)
@@ -201,7 +223,7 @@ def _explain(options: argparse.Namespace, given: list[str], store: Store, consol
         lines = explain.diff(*specs)
         last = explain.said_of(lines)
     if options.json:
-        print(json.dumps({"runs": [run_id(spec) for spec in specs], options.verb: lines, "says": last}, indent=1))
+        print(json.dumps({"runs": [run_id(spec) for spec in specs], options.verb: lines, "says": last}))
         return 0
     console.print(title, highlight=False, soft_wrap=True)
     if lines:
@@ -219,14 +241,23 @@ def _report(plan: Plan, store: Store, options: argparse.Namespace, scales: list[
     if options.json:
         results = read_results(plan, store)
         claims = [judgement.as_dict() for judgement in judge(results.rows)]
-        print(json.dumps({"runs": results.rows, "notes": results.notes, "claims": claims}, indent=1))
+        reference = [comparison.as_dict() for comparison in compare(results.rows)]
+        print(json.dumps({"runs": results.rows, "notes": results.notes, "claims": claims, "reference": reference}))
     else:
         from slicedice.report.report import write_report  # here, since whoever asks for a status need not wait for it
 
-        results, claims, page = write_report(plan, store, **names, about=about)
+        results, claims, page = write_report(
+            plan, store, **names, about=about, evaluation_sets=options.evaluation_sets
+        )
         show(cell_table(results), console)
         if any(judgement.findings for judgement in claims):
             show(claim_table(claims), console)
+        compared = compare(results.rows)
+        for same, words in ((True, "the same setting"), (False, "the same layer and router, another budget")):
+            if lines := [comparison.as_text() for comparison in compared if comparison.same is same]:
+                show(lines_table(f"Beside the authors' values: {words}", lines), console)
+        if compared:
+            console.print(caption(plan), soft_wrap=True)
         for note in results.notes:
             console.print(note, soft_wrap=True)
         console.print(

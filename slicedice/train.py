@@ -8,14 +8,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from slicedice import files
 from slicedice.commandline import door, overrides, split
 from slicedice.grid import Grid, enumerate_runs, load_config
 from slicedice.launching import train_missing
 from slicedice.report.results import read_results
-from slicedice.report.tables import cell_table, show
+from slicedice.report.tables import cell_table, plain_console, show
 from slicedice.store import Kind, Store
 
 
@@ -35,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = p.parse_known_args(own)
     config = load_config(options.config)
     plan = enumerate_runs([(Grid([{}]), config)], overrides=overrides(config, [*unknown, *given]))
-    store, console = Store(options.store), Console()
+    store, console = Store(options.store), plain_console()
     # One run has the whole machine to itself.
     train_missing(plan, store, "local", 1, retry=options.retry, console=console)
     results = read_results(plan, store)

@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def origins(store: Store, rows: list[dict[str, Any]]) -> dict[str, str]:
 
 def page(rows: list[dict[str, Any]], claims: list[dict], figures: list[str], facts: dict[str, str]) -> str:
     """The page of this folder."""
-    states = {state: sum(row["state"] == state for row in rows) for state in dict.fromkeys(row["state"] for row in rows)}
+    states = Counter(row["state"] for row in rows)
     hours = sum(row["seconds_per_step"] * row["steps"] for row in rows if row["seconds_per_step"]) / 3600
     return "\n".join(
         [
@@ -76,8 +77,8 @@ def page(rows: list[dict[str, Any]], claims: list[dict], figures: list[str], fac
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in facts.items()),
             "",
-            "At this scale a model has a thousandth of the parameters of the study's smallest main one, and reads bytes: "
-            "what is contradicted here is so at `nano`, not in the study.",
+            "At this scale a model has a few thousandths of the parameters of the study's smallest main one, and reads "
+            "bytes: what is contradicted here is so at `nano`, not in the study.",
             "",
             "## Claims",
             "",

@@ -1,6 +1,5 @@
 """Words for what figures show: labels of measures, values of coordinates, and what a point says when pointed at."""
 
-import re
 from fractions import Fraction
 from typing import Any
 from xml.sax.saxutils import escape
@@ -33,11 +32,15 @@ def label(measure: str) -> str:
 
 
 def number(axis: str, value: float) -> str:
-    """A number as people write it: granularities as fractions, big counts short."""
+    """A number as people write it: granularities as fractions, learning rates as 4e-4, big counts short."""
     if axis in ("g", "generalist"):
         return str(Fraction(value).limit_denominator(1024))
-    for size, unit in ((1e9, "B"), (1e6, "M")):
-        if value >= 0.9995 * size:  # what rounds up to it
+    if axis == "learning_rate" and 0 < value < 0.1:
+        mantissa, _, exponent = f"{value:e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        # What rounds up to it; thousands are short of tokens and parameters alone.
+        if value >= 0.9995 * size and (unit != "k" or (axis in ("tokens", "total_parameters") and value >= 1e4)):
             return f"{value / size:.3g}{unit}"
     return f"{value:g}"
 
@@ -74,10 +77,17 @@ def tip(cell: Cell, measure: str, dense: Cell | None) -> str:
     return "\n".join(line.replace("\n", " ") for line in lines if line)
 
 
-def with_tips(svg: str, tips: dict[str, str]) -> str:
-    """The drawing with a title in each of its elements that has a tip, which browsers show under the pointer."""
+def with_tips(svg: str, tips: list[tuple[float, float, str]]) -> str:
+    """The drawing with a circle over each point that has a tip, which browsers show under the pointer.
 
-    def titled(match: re.Match[str]) -> str:
-        return f'<g id="{match[1]}" class="point"><title>{escape(tips[match[1]])}</title>'
-
-    return re.sub(r'<g id="(tip-\d+)">', titled, svg)
+    Args:
+      svg: the drawing.
+      tips: for each point x and y in the drawing's units, and what it says.
+    """
+    # Larger than the mark that the eye sees, for the pointer.
+    circles = (
+        f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="5.5"><title>{escape(text)}</title></circle>\n'
+        for x, y, text in tips
+    )
+    start, end, rest = svg.rpartition("</svg>")
+    return f'{start}<g fill-opacity="0">\n{"".join(circles)}</g>\n{end}{rest}'

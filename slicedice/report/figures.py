@@ -1,10 +1,12 @@
 """Draws declared figures from rows: PNG for papers, SVG for screens, whose points tell what they are."""
 
 import io
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -13,31 +15,35 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from slicedice.grid import Figure, Panel
 from slicedice.grid.figures import AXES
 from slicedice.report.captions import describe, label, number, tip, with_tips
+from slicedice.report.layout import FONT, MANY, NARROW, SMALL, WIDE, broken, lay_out, legend_columns
 from slicedice.report.results import FIELDS, Row
 from slicedice.report.statistics import Cell, cells, dense_beside, student
 from slicedice.store.files import write_whole
 
-# Okabe and Ito's palette: told apart by colour-blind readers; markers tell lines apart in print as well.
+# Okabe and Ito's palette, told apart by colour-blind readers, and what is as far from it as it needs to be for the 13
+# counts of the study's heterogeneous figure; markers tell lines apart in print as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
-MARKERS = "os^Dv<>pP"
+COLORS += ("#AA0000", "#4D9221", "#6A3D9A", "#DDCC77")
+MARKERS = "os^Dv<>pPX*"
 DASHES = ("-", ":", "-.", (0, (5, 1)), (0, (1, 3)))
 
 STYLE: Any = {
-    "font.size": 9,
+    "font.size": FONT,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.formatter.useoffset": False,
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "slicedice",
-    "savefig.bbox": "tight",
 }
 
 OF_DENSE = ("scale", "tokens", "learning_rate")
@@ -58,46 +64,67 @@ def draw(figure: Figure, rows: list[Row], folder: Path, everything: list[Row] | 
       everything: the rows that the noise is known from; `rows` if None.
     """
     measured = cells(rows, figure.y, everything)
-    across = [(panel, value) for panel in figure.panels for value in _values(figure.columns, rows)]
-    over = figure.rows if figure.rows != figure.columns else ""
-    down = _values(over, rows)
-    width = 3.6 if len(across) <= 4 else 2.7
+    places, together = _places(figure, rows)
     with plt.rc_context(STYLE):
-        drawing, axes = plt.subplots(
-            len(down),
-            len(across),
-            figsize=(width * len(across), 3.6 * len(down)),
-            sharey=False if figure.columns in OF_DENSE else "row",  # their losses are apart
-            squeeze=False,
-        )
-        tips: dict[str, str] = {}
-        for i, row_value in enumerate(down):
-            for j, (panel, column_value) in enumerate(across):
-                facet = {over: row_value, figure.columns: column_value}
-                here = [row for row in rows if _is_in(row, facet)]
-                part = _Part(figure, panel, facet, here, _styles(panel, rows), _arms(panel, rows, facet))
-                # A row of the facets that make it is told by titles where there are several.
-                parts = (panel.title, describe(figure.columns, column_value))
-                parts += (describe(over, row_value),) if len(down) > 1 else ()
-                axes[i][j].set_title(" · ".join(filter(None, parts)), loc="left", fontsize=9.5)
-                _draw_part(part, axes[i][j], [cell for cell in measured if _is_in(cell.row, facet)], tips)
-            axes[i][0].set_ylabel(label(figure.y))
-        for j, (panel, _) in enumerate(across):
-            axes[-1][j].set_xlabel(AXES[panel.x])
+        drawing, axes = plt.subplots(len(places), len(places[0]), sharey=together, squeeze=False)
+        shown: dict[Axes, _Shown] = {}
+        # Over all rows, so that panels agree.
+        looks = {panel: (_styles(panel, rows), _arms(panel, rows, places[0][0].facet)) for panel in figure.panels}
+        for (i, j), ax in np.ndenumerate(axes):
+            if j >= len(places[i]):
+                ax.remove()
+                axes[i, j] = None
+                continue
+            panel, facet, title = places[i][j]
+            here = [row for row in rows if _is_in(row, facet)]
+            part = _Part(figure, panel, facet, here, *looks[panel])
+            ax.set_title(title, loc="left")
+            shown[ax] = _draw_part(part, ax, [cell for cell in measured if _is_in(cell.row, facet)])
+            ax.set_ylabel(label(figure.y) if j == 0 else "")
+            ax.set_xlabel(AXES[panel.x] if i == len(places) - 1 or j >= len(places[i + 1]) else "")
         scales = list(dict.fromkeys(row["scale"] for row in rows))
         title = f"{figure.title} · {', '.join(scales)}" if len(scales) < 3 else figure.title
-        drawing.suptitle(title, x=0.01, ha="left", fontweight="bold")
-        drawing.tight_layout()
-        _legends(figure, drawing, axes)
+        legends = _legends(figure, drawing, axes, shown)
+        lay_out(drawing, axes, title=title, shared=bool(together), legends=legends)
         files = [folder / f"{figure.name}.png", folder / f"{figure.name}.svg"]
         for file in files:
             metadata = {"Date": None} if file.suffix == ".svg" else None
             content = io.BytesIO()
             drawing.savefig(content, format=file.suffix[1:], dpi=160, metadata=metadata)
             drawn = content.getvalue()
-            write_whole(file, with_tips(drawn.decode(), tips) if file.suffix == ".svg" else drawn)
+            write_whole(file, with_tips(drawn.decode(), _tips(drawing, shown)) if file.suffix == ".svg" else drawn)
         plt.close(drawing)
     return files
+
+
+class _Place(NamedTuple):
+    """What one panel is to show: a declared panel, the value of each facet, and its title."""
+
+    panel: Panel
+    facet: dict[str, Any]
+    title: str
+
+
+def _places(figure: Figure, rows: list[Row]) -> tuple[list[list[_Place]], Any]:
+    """The panels line by line, and which of them share a y axis, as matplotlib calls it.
+
+    What one facet alone repeats is side by side, in several lines where it is too much for one.
+    """
+    over = figure.rows if figure.rows != figure.columns else ""
+    down, places = _values(over, rows), []
+    for row_value in down:
+        places.append([])
+        for panel in figure.panels:
+            for column_value in _values(figure.columns, rows):
+                # A line of the facets that make it is told by titles where there are several.
+                words = [panel.title, describe(figure.columns, column_value)]
+                words += [describe(over, row_value)] if len(down) > 1 else []
+                facet = {over: row_value, figure.columns: column_value}
+                places[-1].append(_Place(panel, facet, " · ".join(filter(None, words))))
+    repeats = figure.columns if len(down) == 1 else over
+    if len(figure.panels) == 1 and 1 in (len(down), len(places[0])):
+        return broken([place for line in places for place in line]), repeats not in OF_DENSE and "all"
+    return places, figure.columns not in OF_DENSE and "row"  # losses of scales and budgets are apart
 
 
 @dataclass(frozen=True)
@@ -110,6 +137,15 @@ class _Part:
     rows: list[Row]
     styles: dict[Any, tuple[str, str]]
     arms: list[tuple]
+
+
+@dataclass
+class _Shown:
+    """What a panel shows: labels of its lines by their order in legends, and points with what they say."""
+
+    labels: dict[tuple, str] = field(default_factory=dict)
+    points: list[tuple[float, float]] = field(default_factory=list)
+    tips: list[str] = field(default_factory=list)
 
 
 def _values(facet: str, rows: list[Row]) -> list[Any]:
@@ -127,7 +163,11 @@ def _is_in(row: Row, facet: dict[str, Any]) -> bool:
 
 
 def _order(value: Any) -> tuple:
-    return (value is not None, isinstance(value, str), value if value is not None else 0)
+    """Sorts values of a coordinate: None first, and texts by the numbers in them."""
+    if isinstance(value, str):
+        numbers = re.findall(r"\d+/[1-9]\d*|\d+(?:\.\d+)?(?:e[+-]?\d+)?", value)
+        return True, True, (tuple(map(Fraction, numbers)), value)
+    return value is not None, False, value if value is not None else 0
 
 
 def _styles(panel: Panel, rows: list[Row]) -> dict[Any, tuple[str, str]]:
@@ -154,8 +194,8 @@ def _arm(panel: Panel, row: Row, facet: Iterable[str]) -> tuple[Any, str]:
     return style, _beside(row, panel.x, panel.hue, panel.style, *facet)
 
 
-def _draw_part(part: _Part, ax: Axes, measured: list[Cell], tips: dict[str, str]) -> None:
-    panel, by_cell = part.panel, {cell.row["cell"]: cell for cell in measured}
+def _draw_part(part: _Part, ax: Axes, measured: list[Cell]) -> _Shown:
+    panel, by_cell, shown = part.panel, {cell.row["cell"]: cell for cell in measured}, _Shown()
     ax.set_xscale("log", base=2)
     lines: dict[tuple, dict[str, Row]] = {}
     for row in part.rows:
@@ -163,55 +203,54 @@ def _draw_part(part: _Part, ax: Axes, measured: list[Cell], tips: dict[str, str]
             key = (row[panel.hue], *_arm(panel, row, part.facet))
             lines.setdefault(key, {}).setdefault(row["cell"], row)
     noisy = any(cell.margin for cell in measured)
-    for i, key in enumerate(sorted(lines, key=lambda key: (_order(key[0]), part.arms.index(key[1:])))):
-        shift = (i - (len(lines) - 1) / 2) * min(0.07, 0.4 / len(lines)) if noisy else 0.0
-        drawn = sorted(lines[key].values(), key=lambda row: row[panel.x])
-        dash = DASHES[part.arms.index(key[1:]) % len(DASHES)]
-        _line(part, ax, key, drawn, by_cell, dash, shift)
-        for row in drawn:
-            if cell := by_cell.get(row["cell"]):
-                name = f"tip-{len(tips)}"
-                tips[name] = tip(cell, part.figure.y, dense_beside(cell, measured))
-                # A larger mark than the eye sees, for the pointer.
-                ax.plot(row[panel.x] * 2**shift, cell.mean, "o", markersize=11, alpha=0, gid=name)
     dense = [cell for cell in measured if cell.row["dense"]]  # has no hue: what a hue would show, its label says
     for settings in sorted({_beside(cell.row, panel.x, *part.facet) for cell in dense}):
         members = [cell for cell in dense if _beside(cell.row, panel.x, *part.facet) == settings]
-        _dense(panel, ax, members, measured, f"dense {settings}".strip())
+        shown.labels[0, settings] = f"dense {settings}".strip()
+        _dense(panel, ax, members, measured, shown.labels[0, settings])
+    orders = {key: (_order(key[0]), part.arms.index(key[1:])) for key in lines}
+    for i, key in enumerate(sorted(lines, key=orders.__getitem__)):
+        shift = (i - (len(lines) - 1) / 2) * min(0.07, 0.4 / len(lines)) if noisy else 0.0
+        drawn = sorted(lines[key].values(), key=lambda row: row[panel.x])
+        found = [(row[panel.x] * 2**shift, by_cell.get(row["cell"])) for row in drawn]
+        if any(cell for _, cell in found):
+            shown.labels[1, *orders[key]] = _line(part, ax, key, found)
+        for x, cell in found:
+            if cell:
+                shown.points.append((x, cell.mean))
+                shown.tips.append(tip(cell, part.figure.y, dense_beside(cell, measured)))
     for row in part.rows:
         if row["state"] == "diverged" and not row["dense"]:
             color, marker = part.styles[row[panel.hue]]
             ax.plot(row[panel.x], 0.98, marker, color=color, fillstyle="none", transform=ax.get_xaxis_transform())
     ticks = sorted({r[panel.x] for r in part.rows if not r["dense"]} or {r[panel.x] for r in part.rows})
     ax.set_xticks(ticks, [number(panel.x, tick) for tick in ticks])
-    ax.tick_params(axis="x", labelrotation=45 if len(ticks) > 7 else 0)
     ax.minorticks_off()
     if len(ticks) == 1:
         ax.set_xlim(ticks[0] / 1.5, ticks[0] * 1.5)
+    return shown
 
 
-def _line(part: _Part, ax: Axes, key: tuple, drawn: list[Row], by_cell: dict[str, Cell], dash: Any, shift: float):
-    """One line through its cells; those without a result break it."""
+def _line(part: _Part, ax: Axes, key: tuple, found: list[tuple[float, Cell | None]]) -> str:
+    """One line through its cells; those without a result break it. Returns its label."""
     hue, style, settings = key
-    found = [by_cell.get(row["cell"]) for row in drawn]
-    if not any(found):
-        return
     color, marker = part.styles[hue]
     words = (describe(part.panel.hue, hue), describe(part.panel.style, style), settings)
-    margins = [cell.margin or 0.0 if cell else 0.0 for cell in found]
-    ax.errorbar(
-        [row[part.panel.x] * 2**shift for row in drawn],  # shifted, so that bars do not lie over each other
-        [cell.mean if cell else np.nan for cell in found],
+    margins = [cell.margin or 0.0 if cell else 0.0 for _, cell in found]
+    line = ax.errorbar(
+        [x for x, _ in found],  # shifted, so that bars do not lie over each other
+        [cell.mean if cell else np.nan for _, cell in found],
         yerr=margins if any(margins) else None,
         color=color,
         marker=marker,
         markersize=5,
         linewidth=1.4,
-        linestyle=dash,
+        linestyle=DASHES[part.arms.index((style, settings)) % len(DASHES)],
         capsize=2.5,
         elinewidth=0.8,
         label=" ".join(filter(None, words)),
     )
+    return str(line.get_label())
 
 
 def _dense(panel: Panel, ax: Axes, line: list[Cell], measured: list[Cell], label_: str) -> None:
@@ -230,28 +269,37 @@ def _dense(panel: Panel, ax: Axes, line: list[Cell], measured: list[Cell], label
         ax.axhspan(cell.mean - half, cell.mean + half, color="black", alpha=0.07, linewidth=0)
 
 
-def _legends(figure: Figure, drawing: Any, axes: np.ndarray) -> None:
-    """Below the panels, since inside lines would run through it: one for all, or one for each declared panel."""
-    groups = [[axes[:, j]] for j in range(axes.shape[1])] if len(figure.panels) > 1 else [[axes.ravel()]]
-    for j, (group,) in enumerate(groups):
-        handles: dict[str, Any] = {}
-        for ax in group:
+def _legends(figure: Figure, drawing: Any, axes: np.ndarray, shown: dict[Axes, _Shown]) -> list[Legend]:
+    """Outside of panels, since lines would run through it: one for all, or one for each declared panel."""
+    groups = list(axes.T) if len(figure.panels) > 1 else [axes.ravel()]
+    width = (WIDE if axes.shape[1] <= MANY else NARROW) + (0.4 if len(groups) == 1 else 0.1)
+    legends = []
+    for group in groups:
+        here, handles = [ax for ax in group if ax], {}
+        for ax in here:
             handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-        if any(ax.patches for ax in group):
+        labels = {key: text for ax in here for key, text in shown[ax].labels.items()}
+        handles = {labels[key]: handles[labels[key]] for key in sorted(labels)}
+        if any(ax.patches for ax in here):
             handles["within noise of dense"] = Patch(color="black", alpha=0.1)
-        if any(line.get_fillstyle() == "none" for ax in group for line in ax.lines):
+        if any(line.get_fillstyle() == "none" for ax in here for line in ax.lines):
             handles["diverged"] = Line2D([], [], color="black", marker="o", linestyle="", fillstyle="none")
-        if not handles:
-            continue
-        place: Any = {"loc": "upper center", "fontsize": 7.5, "handlelength": 2.6, "columnspacing": 1.2}
-        if len(groups) > 1:
-            columns = 2 if max(map(len, handles)) < 22 else 1
-            under = group[-1].get_tightbbox()
-            bottom = group[-1].transAxes.inverted().transform((0, under.y0))[1] - 0.02
-            axes[-1][j].legend(handles.values(), handles, bbox_to_anchor=(0.5, bottom), ncols=columns, **place)
-        else:
-            columns = max(2, min(len(handles), 2 * axes.shape[1]))
-            drawing.legend(handles.values(), handles, bbox_to_anchor=(0.5, 0.0), ncols=columns, **place)
+        handles = handles or {"no run is done": Line2D([], [], linestyle="")}
+        look: Any = {"fontsize": SMALL, "handlelength": 2.6, "columnspacing": 1.2, "borderaxespad": 0.0}
+        look["ncols"] = legend_columns(drawing, list(handles), width * (1 if len(groups) > 1 else axes.shape[1]))
+        owner = here[-1] if len(groups) > 1 else drawing
+        legends.append(owner.legend(handles.values(), handles, **look))
+    return legends
+
+
+def _tips(drawing: Any, shown: dict[Axes, _Shown]) -> list[tuple[float, float, str]]:
+    """Where points lie in the drawing as SVG, in points of 1/72 inch from its upper left corner, and what they say."""
+    height, unit, found = drawing.get_figheight() * 72, 72 / drawing.get_dpi(), []
+    for ax, panel in shown.items():
+        if panel.points:
+            places = ax.transData.transform(np.array(panel.points)) * unit
+            found += [(x, height - y, text) for (x, y), text in zip(places.tolist(), panel.tips, strict=True)]
+    return found
 
 
 def _beside(row: Row, *shown: str) -> str:

@@ -1,21 +1,35 @@
 """One HTML page that holds a report whole: figures, table, data. It opens offline and asks no one for anything."""
 
+import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from slicedice.grid import Plan
 from slicedice.report.claims import COMPARABLE, Judgement
+from slicedice.report.reference import BUDGETS, Comparison, caption, compare
 from slicedice.report.results import Results, Row
 from slicedice.report.statistics import cells, dense_beside
 from slicedice.report.tables import verdict
 from slicedice.store.files import write_whole
 
+SHRUNK = 0.75
+"""Of its width a figure may be shrunk to and still be read."""
+
 
 def write_page(
-    path: Path, *, title: str, about: str, plan: Plan, results: Results, figures: list[Path], claims: list[Judgement]
+    path: Path,
+    *,
+    title: str,
+    about: str,
+    plan: Plan,
+    results: Results,
+    figures: list[Path],
+    evaluation_sets: dict[str, list[Path]],
+    claims: list[Judgement],
 ) -> None:
     """Writes the page.
 
@@ -26,26 +40,32 @@ def write_page(
       plan: the grid's runs.
       results: rows and notes.
       figures: SVG files, which are put into the page.
+      evaluation_sets: others by the name of the evaluation set that they are of.
       claims: what the results say of the study's claims; those that no run tells of are left out.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("slicedice.report", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    measured, domains = cells(results.rows, "loss"), _domains(results.rows)
+    measured, found, compared = cells(results.rows, "loss"), domains(results.rows), compare(results.rows)
+    numbers = itertools.count()  # of figures, so that no two have an id in common
     page = environment.get_template("page.html.j2").render(
         title=title,
         about=[part.replace("\n", " ") for part in about.strip().split("\n\n")],
         notes=results.notes,
-        figures=[_element(path) for path in figures],
+        figures=[_element(path, next(numbers)) for path in figures],
+        evaluation_sets={name: [_element(p, next(numbers)) for p in paths] for name, paths in evaluation_sets.items()},
         facts=_facts(plan, results.rows),
         cells=[{"cell": cell, "verdict": verdict(cell, dense_beside(cell, measured))} for cell in measured],
-        domains=domains,
+        domains=found,
         settings=any(row["settings"] for row in results.rows),
         # By domain, the mean of each cell.
-        apart={d: {c.row["cell"]: c.mean for c in cells(results.rows, f"loss_{d}")} for d in domains},
+        apart={d: {c.row["cell"]: c.mean for c in cells(results.rows, f"loss_{d}")} for d in found},
         without_capacity={
             c.row["cell"]: c.mean for c in cells(results.rows, "without_capacity_loss") if c.row["router"] == "default"
         },
+        references=_references(compared),
+        reference_caption=caption(plan),
+        budgets=BUDGETS if any(not line.same for line in compared) else "",
         claims=[judgement for judgement in claims if judgement.findings],
         comparable=COMPARABLE,
         runs=results.rows,
@@ -54,14 +74,33 @@ def write_page(
     write_whole(path, page)
 
 
-def _element(path: Path) -> Markup:
-    """The figure as an element of the page: without its document type, and with ids that are its own."""
+def _element(path: Path, number: int) -> Markup:
+    """The figure as an element of the page: without its document type, and with ids that are its own.
+
+    It scrolls where the window is too narrow to shrink it to and still read it.
+    """
     svg = path.read_text(encoding="utf-8")
-    own = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{path.stem}-", svg[svg.index("<svg") :])
-    return Markup(own)
+    svg = svg[svg.index("<svg") :]
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{number}-", svg)
+    width = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
+    least = f' style="--least: {float(width[1]) * SHRUNK:.0f}pt"' if width else ""
+    return Markup(f"<figure{least}>{svg}</figure>")
 
 
-def _domains(rows: list[Row]) -> list[str]:
+def _references(compared: list[Comparison]) -> list[dict[str, Any]]:
+    """Tables of what is like with like, and of what is not: a heading, columns and lines, if there are any."""
+    tables = []
+    for heading, same in (("The same setting", True), ("The same layer and router, another budget", False)):
+        lines = [line.as_text() for line in compared if line.same is same]
+        columns = [name for name in lines[0] if any(line[name] for line in lines)] if lines else []
+        tables += [{"heading": heading, "columns": columns, "lines": lines}] if lines else []
+    return tables
+
+
+def domains(rows: list[Row]) -> list[str]:
+    """The evaluation sets that losses are known of."""
     names = {name for row in rows for name in row if name.startswith("loss_")}
     return sorted(name.removeprefix("loss_") for name in names)
 

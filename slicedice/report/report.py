@@ -1,22 +1,35 @@
 """The whole report of a grid: tables, figures and the page, in one folder of the store."""
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import re
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from slicedice import machine
 from slicedice.grid import Figure, Plan
 from slicedice.report.claims import Judgement, judge
 from slicedice.report.figures import draw
-from slicedice.report.page import write_page
-from slicedice.report.results import Results, read_results, settings, write_tables
+from slicedice.report.page import domains, write_page
+from slicedice.report.results import Results, Row, read_results, settings, write_tables
 from slicedice.store import Store
 from slicedice.store.files import write_json
 
+EVALUATION_SETS = "evaluation_sets"
+"""Folder in a report's own, of the figures of each evaluation set."""
+
+FIGURES_A_PROCESS = 4
+"""A process of its own draws at least so many, since it takes a second to begin."""
+
 
 def write_report(
-    plan: Plan, store: Store, *, grid: str, scale: str, about: str
+    plan: Plan, store: Store, *, grid: str, scale: str, about: str, evaluation_sets: bool = False
 ) -> tuple[Results, list[Judgement], Path]:
     """Reads the runs of `plan` and writes their report.
 
@@ -26,26 +39,115 @@ def write_report(
       grid: name of the grid.
       scale: name of the scale.
       about: what the grid asks.
+      evaluation_sets: whether figures of the held-out loss are drawn for each evaluation set too.
 
     Returns:
-      The results, what they say of the study's claims, and the page.
+      The results, with notes on figures that are not drawn; what they say of the study's claims; and the page.
     """
     results, folder = read_results(plan, store), store.report(report_name(f"{grid}-{scale}", plan.asked))
     write_tables(results, folder)
-    drawn = [_draw(figure, plan, results, folder) for figure in plan.figures.values()]
-    svgs = [file for files in drawn for file in files if file.suffix == ".svg"]
+    tasks = _tasks(plan, results, folder, domains(results.rows) if evaluation_sets else [])
+    results = dataclasses.replace(results, notes=results.notes + _not_drawn(tasks))
+    tasks = [task for task in tasks if task.has_values]
+    _draw_all(tasks, results.rows)
+    _remove_stale(folder, plan, tasks)
     page, claims = folder / "index.html", judge(results.rows)
     write_json(folder / "claims.json", [judgement.as_dict() for judgement in claims])
-    write_page(page, title=f"{grid} at {scale}", about=about, plan=plan, results=results, figures=svgs, claims=claims)
+    svgs: dict[str, list[Path]] = {"": []}
+    for task in tasks:
+        svgs.setdefault(task.evaluation_set, []).append(task.files[1])
+    write_page(
+        page,
+        title=f"{grid} at {scale}",
+        about=about,
+        plan=plan,
+        results=results,
+        figures=svgs.pop(""),
+        evaluation_sets=svgs,
+        claims=claims,
+    )
     return results, claims, page
 
 
-def _draw(figure: Figure, plan: Plan, results: Results, folder: Path) -> list[Path]:
-    """Draws one figure, whose labels name the settings that vary among the runs it reads."""
-    reads = plan.reads[figure.name]
-    varied = settings({id_: plan.runs[id_] for id_ in reads})
-    rows = [{**row, "settings": varied[row["id"]]} for row in results.rows if row["id"] in reads]
-    return draw(figure, rows, folder, results.rows)
+@dataclass(frozen=True)
+class _Task:
+    """A figure to draw into `folder` from the rows that it reads; `evaluation_set` is "" for their mean."""
+
+    figure: Figure
+    rows: list[Row]
+    folder: Path
+    evaluation_set: str = ""
+
+    @property
+    def has_values(self) -> bool:
+        """Whether some run has what it shows."""
+        return any(row["state"] == "done" and row.get(self.figure.y) is not None for row in self.rows)
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """As PNG and as SVG."""
+        return self.folder / f"{self.figure.name}.png", self.folder / f"{self.figure.name}.svg"
+
+
+def _tasks(plan: Plan, results: Results, folder: Path, evaluation_sets: list[str]) -> list[_Task]:
+    """What is to be drawn: each figure, and those of the held-out loss for each evaluation set too."""
+    tasks = []
+    for figure in (dataclasses.replace(figure, points=[]) for figure in plan.figures.values()):
+        # Labels name the settings that vary among the runs that the figure reads.
+        varied = settings({id_: plan.runs[id_] for id_ in plan.reads[figure.name]})
+        rows = [{**row, "settings": varied[row["id"]]} for row in results.rows if row["id"] in varied]
+        tasks.append(_Task(figure, rows, folder))
+        for name in evaluation_sets if figure.y == "loss" else []:
+            own = dataclasses.replace(figure, y=f"loss_{name}", name=f"{figure.name}_{_file_name(name)}")
+            tasks.append(_Task(own, rows, folder / EVALUATION_SETS, name))
+    return tasks
+
+
+def _not_drawn(tasks: list[_Task]) -> list[str]:
+    """A sentence for each column that no run has which a figure reads."""
+    names: dict[str, list[str]] = {}
+    for task in tasks:
+        if not task.has_values:
+            names.setdefault(task.figure.y, []).append(task.figure.name)
+    return [
+        f"{', '.join(own)} {'is' if len(own) == 1 else 'are'} not drawn: no run has {column} yet"
+        for column, own in names.items()
+    ]
+
+
+def _draw_all(tasks: list[_Task], everything: list[Row]) -> None:
+    """Draws, in several processes where there are figures and cores enough; the files are the same."""
+    count = min(len(machine.cores()), len(tasks) // FIGURES_A_PROCESS)
+    if count < 2:
+        for task in tasks:
+            draw(task.figure, task.rows, task.folder, everything)
+        return
+    # Begun anew rather than forked, since whoever calls may have threads; `everything` is sent to each once.
+    with ProcessPoolExecutor(count, get_context("spawn"), _begin, (everything,)) as pool:
+        list(pool.map(_draw_one, tasks))
+
+
+_everything: list[Row] = []
+"""In a drawing process, the rows that noise is known from."""
+
+
+def _begin(everything: list[Row]) -> None:
+    _everything[:] = everything
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its parent, which tells
+
+
+def _draw_one(task: _Task) -> None:
+    draw(task.figure, task.rows, task.folder, _everything)
+
+
+def _remove_stale(folder: Path, plan: Plan, drawn: list[_Task]) -> None:
+    """Removes what earlier reports drew and this one did not, so that no figure is of other results than its page."""
+    own = {file for figure in plan.figures.values() for file in _Task(figure, [], folder).files}
+    own |= {*(folder / EVALUATION_SETS).glob("*.png"), *(folder / EVALUATION_SETS).glob("*.svg")}
+    for file in own - {file for task in drawn for file in task.files}:
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is none, or it still holds something
+        (folder / EVALUATION_SETS).rmdir()
 
 
 def report_name(name: str, asked: dict[str, Any]) -> str:
@@ -53,6 +155,12 @@ def report_name(name: str, asked: dict[str, Any]) -> str:
     if not asked:
         return name
     words = "-".join(f"{field.split('.')[-1]}={value}" for field, value in asked.items())
-    # What a file name cannot hold is left out, and told apart by a digest.
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
-    return f"{name}-{re.sub(r'[^a-zA-Z0-9.,=+-]+', '_', words)[:80].strip('_-')}-{digest}"
+    return f"{name}-{_file_name(words, json.dumps(asked, sort_keys=True))}"
+
+
+def _file_name(text: str, whole: str = "") -> str:
+    """What a file name can hold of a text; a digest, of `whole` if there is more to tell, stands for what it cannot."""
+    kept = re.sub(r"[^a-zA-Z0-9.,=+_-]+", "_", text)[:80].strip("_-")
+    if kept == text and not whole:
+        return text
+    return f"{kept}-{hashlib.sha256((whole or text).encode()).hexdigest()[:6]}"

@@ -1,12 +1,12 @@
-"""A grid's runs as rows of a table: coordinates, state, losses. What cannot be read is named, never guessed."""
+"""A grid's runs as rows of a table: coordinates, state, losses. What cannot be used is named, never guessed."""
 
 import dataclasses
 import functools
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from slicedice.grid import Plan
 from slicedice.spec import LayerSpec, RouterSpec, RunSpec, run_id, run_name
 from slicedice.spec.identity import flat
-from slicedice.store import Store
+from slicedice.store import Kind, Store
 from slicedice.store.files import write_whole
 
 Row = dict[str, Any]
@@ -38,12 +38,22 @@ FIELDS = {
 """Fields of a spec that a coordinate shows, where they are called otherwise."""
 
 
+DAMAGED = ("its result.json", "its spec.json")
+"""How the reasons begin for which what a run's folder holds cannot be used."""
+
+
 @dataclass(frozen=True)
 class Results:
-    """Rows of all runs, in training order, and sentences on what was left out of them."""
+    """What the store knows of a plan's runs.
+
+    rows: of all runs but those that were trained on other text than most, in training order.
+    notes: sentences on what cannot be used, compared or read.
+    on_other_text: rows of the runs that were, without what they measured.
+    """
 
     rows: list[Row]
     notes: list[str]
+    on_other_text: list[Row] = field(default_factory=list)
 
 
 def coordinates(spec: RunSpec) -> Row:
@@ -126,60 +136,98 @@ def _follows_scale(name: str, flat: dict[str, dict[str, Any]]) -> bool:
 
 
 def read_results(plan: Plan, store: Store) -> Results:
-    """Reads the state and result of every run of `plan`; what cannot be read is left out and named in a note.
+    """Reads the state and result of every run of `plan`; what cannot be used is left out and named in a note.
 
     Runs trained on other text than most of their plan are left out, since their losses do not compare.
     """
-    rows, varied = [], settings(plan.runs)
-    unreadable: dict[str, str] = {}
+    rows, measured, varied = [], {}, settings(plan.runs)
     for id_, (spec, _) in plan.runs.items():
         state, result = store.run(id_).look()
         row: Row = {"id": id_, "name": run_name(spec), **coordinates(spec), "settings": varied[id_]}
         row |= {"state": str(state.kind), "steps": state.steps, "reason": state.reason or None}
         if result:
             try:
-                row |= _measured(result, row["router"])
-            except (KeyError, TypeError, AttributeError) as error:
+                measured[id_] = _measured(result, row["router"])
+            except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
                 what = f"its result.json is damaged: {type(error).__name__} {error}"
                 row["reason"] = f"{what}; remove the run's folder to train it anew"
-        if row["reason"] and row["reason"].startswith("its result.json"):
-            unreadable[row["name"]] = row["reason"]
         rows.append(row)
-    whys = dict.fromkeys(unreadable.values())
-    notes = [_note(f"Left out, {why}", [name for name, own in unreadable.items() if own == why]) for why in whys]
-    rows, foreign = _on_one_text(rows)
-    return Results(rows, notes + foreign)
+    notes = _notes("Left out", ((r["name"], r["reason"]) for r in rows if (r["reason"] or "").startswith(DAMAGED)))
+    rows, foreign = _on_one_text(rows, measured)
+    notes += _notes("Left out", ((row["name"], row["reason"]) for row in foreign))
+    notes += _notes("In the store, but no run", store.strays(plan.runs).items())
+    return Results(rows, notes + _on_dtypes(plan), foreign)
 
 
-def _on_one_text(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    fingerprints = Counter(row["data_fingerprint"] for row in rows if row.get("data_fingerprint"))
-    if len(fingerprints) < 2:
-        return rows, []
-    kept, _ = fingerprints.most_common(1)[0]
-    foreign = [row["name"] for row in rows if row.get("data_fingerprint") not in (None, kept)]
-    why = f"{len(foreign)} runs were trained on other text (fingerprint not {kept}) and are left out"
-    return [row for row in rows if row.get("data_fingerprint") in (None, kept)], [_note(why, foreign)]
+def _on_one_text(rows: list[Row], measured: dict[str, Row]) -> tuple[list[Row], list[Row]]:
+    """Rows with what was measured, and those of runs on other text than most without it."""
+    fingerprints = Counter(own["data_fingerprint"] for own in measured.values())
+    most = max(fingerprints, key=fingerprints.__getitem__, default="")
+    kept, foreign = [], []
+    for row in rows:
+        own = measured.get(row["id"], {})
+        if own.get("data_fingerprint", most) == most:
+            kept.append(row | own)
+        else:
+            why = f"it was trained on other text than most runs here (whose text's fingerprint is {most})"
+            foreign.append(row | {"reason": why})
+    return kept, foreign
 
 
-def _note(what: str, names: list[str]) -> str:
-    """A sentence on some runs, a few of which it names."""
-    return f"{what}: " + ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _notes(what: str, reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """From names with reasons a sentence for each reason, which names a few."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons:
+        names.setdefault(why, []).append(name)
+    return [
+        f"{what}, {why}: " + ", ".join(own[:5]) + (f" and {len(own) - 5} more" if len(own) > 5 else "")
+        for why, own in names.items()
+    ]
+
+
+def _on_dtypes(plan: Plan) -> list[str]:
+    """A sentence where runs compute in different dtypes, which makes their losses differ too."""
+    scales: dict[str, dict[str, None]] = {}
+    for spec, _ in plan.runs.values():
+        scales.setdefault(spec.compute_dtype, {})[spec.scale] = None
+    told = "; ".join(f"{dtype} at {', '.join(names)}" for dtype, names in scales.items())
+    return [f"Losses of different compute dtypes are not compared: {told}"] if len(scales) > 1 else []
 
 
 def _measured(result: dict[str, Any], router: str | None) -> Row:
+    """What a result has measured, as columns.
+
+    Raises:
+      KeyError, TypeError, AttributeError, ValueError, OverflowError: it lacks something, or that is not what it was.
+    """
     train, evaluation, origin = result["train"], result["evaluation"], result["provenance"]
-    row: Row = {column: train.get(metric) for column, metric in TRAIN.items()}
+    row: Row = {column: _number(train.get(metric)) for column, metric in TRAIN.items()}
     # What has no capacity is evaluated without one.
     free = "without_capacity" if router == "default" else "held_out"
     for name, prefix in (("held_out", ""), (free, "without_capacity_")):
         for domain, score in evaluation.get(name, {}).items():
             suffix = "" if domain == "macro" else f"_{domain}"
-            row[f"{prefix}loss{suffix}"] = score["nats"]
-            row[f"{prefix}bits_per_byte{suffix}"] = score["bits_per_byte"]
-    row["seconds_per_step"] = result["seconds_per_step"]
-    row |= {key: origin[key] for key in ("data_fingerprint", "device", "git_revision", "finished")}
-    # What is not a finite number is no measurement, and nothing that JSON could say.
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+            row[f"{prefix}loss{suffix}"] = _number(score["nats"])
+            row[f"{prefix}bits_per_byte{suffix}"] = _number(score["bits_per_byte"])
+    if result["kind"] == Kind.DONE and row.get("loss") is None:
+        raise ValueError("it has no finite held-out loss")  # such a run has diverged, and says so
+    row["seconds_per_step"] = _number(result["seconds_per_step"])
+    return row | {key: _text(origin[key]) for key in ("data_fingerprint", "device", "git_revision", "finished")}
+
+
+def _number(value: Any) -> float | None:
+    """A measurement; None for what is not a finite number, which is none and nothing that JSON could say."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{type(value).__name__} is no number")
+    return float(value) if math.isfinite(value) else None
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no text")
+    return value
 
 
 def write_tables(results: Results, folder: Path) -> None:

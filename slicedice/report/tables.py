@@ -1,5 +1,8 @@
 """Tables for the terminal."""
 
+from collections import Counter
+from typing import Any
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +13,10 @@ from slicedice.report.claims import Judgement
 from slicedice.report.results import Results, Row
 from slicedice.report.statistics import Cell, cells, dense_beside, difference
 from slicedice.spec import run_name
+from slicedice.store import Kind
+
+MOST_LINES = 200
+"""Of a status: to lay out thousands takes seconds, and no one reads them."""
 
 
 def cell_table(results: Results) -> Table:
@@ -114,6 +121,27 @@ def plan_table(plan: Plan, varied: dict[str, str], costs: dict[str, Cost], missi
     return _table("Plan, by arithmetic", lines, left=("run", "settings", "id", "to train"))
 
 
+def count_table(rows: list[Row]) -> Table:
+    """A line for each scale with how many of its runs are in each state, and one for all if there are several."""
+    counts: dict[str, Counter] = {}
+    for row in rows:
+        counts.setdefault(row["scale"], Counter())[row["state"]] += 1
+    if len(counts) > 1:
+        counts["all"] = sum(counts.values(), Counter())
+    lines = [
+        {"scale": scale, **{kind: str(own[kind] or "") for kind in Kind}, "runs": str(own.total())}
+        for scale, own in counts.items()
+    ]
+    return _table("Runs by state", lines, left=("scale",))
+
+
+def listed(rows: list[Row]) -> list[Row]:
+    """The rows that a status lists: all, or of too many those that run, failed or are left out."""
+    if len(rows) <= MOST_LINES:
+        return rows
+    return [row for row in rows if row["state"] == Kind.RUNNING or row["reason"]][:MOST_LINES]
+
+
 def status_table(rows: list[Row]) -> Table:
     """A line for each run and its state."""
     lines = [
@@ -136,8 +164,13 @@ def lines_table(title: str, lines: list[dict[str, str]]) -> Table:
     return _table(title, lines, left=tuple(lines[0]) if lines else ())
 
 
+def plain_console(**settings: Any) -> Console:
+    """A console that prints texts as they are: what errors and paths have in brackets is no markup."""
+    return Console(markup=False, emoji=False, **settings)
+
+
 def show(table: Table, console: Console) -> None:
     """Prints a table, as wide as it needs to be where the output is no terminal."""
     if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, 180))
+        console = plain_console(file=console.file, width=max(console.width, 180))
     console.print(table)

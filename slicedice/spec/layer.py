@@ -5,6 +5,7 @@ Granularity `g` is an expert's hidden width over the dense FFN's width `d_ff`, a
 FFN's parameters and, with k*g = 1, spends the dense FFN's FLOPs.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -54,17 +55,17 @@ class LayerSpec:
         """Routed experts active for a token; 1 for the dense FFN."""
         return sum(e.k for e in self.experts) or 1
 
-    @property
+    @functools.cached_property
     def granularity(self) -> Fraction:
         """The granularity of the finest set; 1 for the dense FFN."""
         return min((e.g for e in self.experts), default=Fraction(1))
 
-    @property
+    @functools.cached_property
     def sparsity(self) -> Fraction:
         """Total expert width over `d_ff`, the generalist included."""
         return sum((e.n * e.g for e in self.experts), self.generalist or Fraction(0))
 
-    @property
+    @functools.cached_property
     def active_width(self) -> Fraction:
         """Width that a token passes through, over `d_ff`: 1 in the study."""
         return sum((e.k * e.g for e in self.experts), self.generalist or Fraction(0))
@@ -77,6 +78,7 @@ def fraction(field: str, text: str) -> Fraction:
     return Fraction(text)
 
 
+@functools.lru_cache(maxsize=4096)  # thousands of runs have a few hundred layers
 def parse_layer(experts: str, generalist: str = "", wiring: str = "parallel") -> LayerSpec:
     """Reads a layer as config files write it.
 

@@ -10,6 +10,10 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of errors that mean no room: on the disk, or in the user's share of it."""
 
 
+class StoreError(RuntimeError):
+    """A store that cannot be used, and why."""
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replaces `path` by `content`, text as UTF-8, at once, and only after it is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)

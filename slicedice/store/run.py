@@ -3,6 +3,7 @@
 `spec.json` is what is trained, `result.json` appears, whole, when it is done, `failure.json` says how it
 ended otherwise. The folder's lock is held by whoever trains it, and is let go of by the system when that
 process dies, however it dies. So the state needs no heartbeat, and no half-written run counts as done.
+The folder is called as its run's id: what lies beside another run's `spec.json`, or beside none, is not used.
 """
 
 import dataclasses
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from slicedice.spec import SCHEMA, Execution, RunSpec, canonical_json
+from slicedice.spec.identity import id_of_json
 from slicedice.store import metrics
-from slicedice.store.files import read_json, write_json, write_whole
+from slicedice.store.files import StoreError, read_json, write_json, write_whole
 
 
 class Kind(StrEnum):
@@ -61,13 +63,25 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.log = path / "log.txt"
         self.checkpoints = path / "checkpoints"
+        self._spec = path / "spec.json"
         self._result = path / "result.json"
         self._failure = path / "failure.json"
         self._data = path / "data.json"
 
     def create(self, spec: RunSpec, execution: Execution) -> None:
-        """Makes the folder and writes what is to be trained, and how; mends what was damaged there."""
-        write_whole(self.path / "spec.json", canonical_json(spec) + "\n")
+        """Makes the folder and writes what is to be trained, and how; mends what was damaged there.
+
+        What another run's spec lay beside is removed, so that nothing of it is gone on with.
+
+        Raises:
+          StoreError: there is a file instead of the folder, or the folder cannot be read.
+        """
+        try:
+            if self.foreign():
+                self.clear()
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read: {error}. Remove it to train the run.") from error
+        write_whole(self._spec, canonical_json(spec) + "\n")
         write_json(self.path / "execution.json", dataclasses.asdict(execution))
 
     def execution(self) -> Execution:
@@ -76,8 +90,7 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """What the finished run found; None if it is not done, or this version cannot read it."""
-        result = read_json(self._result)
-        return result if result and not _fault(result) else None
+        return self.look()[1]
 
     def finish(self, kind: Kind, content: dict[str, Any]) -> None:
         """Writes the result, which makes the run count as done."""
@@ -112,12 +125,35 @@ class RunFolder:
         return self.look()[0]
 
     def look(self) -> tuple[RunState, dict[str, Any] | None]:
-        """The run's state, and its result if it has one that this version can read."""
-        result = read_json(self._result)
-        fault = _fault(result) if result else "it is damaged" if self._result.exists() else ""
-        if result and not fault:
-            return RunState(Kind(result["kind"]), result["steps"]), result
-        return self._unfinished(f"its result.json cannot be read: {fault}" if fault else ""), None
+        """The run's state, and its result if it has one that this version can read.
+
+        A folder that the system cannot read, as where there is a file instead, is a crash: sweeps go on without it.
+        """
+        try:
+            foreign = self.foreign()
+            if foreign:
+                return RunState(Kind.RUNNING) if self.is_locked() else RunState(Kind.MISSING, reason=foreign), None
+            result = read_json(self._result)
+            fault = _fault(result) if result else "it is damaged" if self._result.exists() else ""
+            if result and not fault:
+                return RunState(Kind(result["kind"]), result["steps"]), result
+            return self._unfinished(f"its result.json cannot be read: {fault}" if fault else ""), None
+        except OSError as error:
+            return RunState(Kind.CRASHED, reason=f"its folder cannot be read: {error}; mend or remove it"), None
+
+    def foreign(self) -> str:
+        """Why what lies in the folder is not this run's; "" if it is, or nothing does."""
+        replaced = "training the run replaces what is there"
+        try:
+            text = self._spec.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            trained = any(p.exists() for p in (self._result, self._failure, self.metrics, self.checkpoints))
+            return f"its spec.json is missing ({replaced})" if trained else ""
+        try:
+            id_ = id_of_json(text)
+        except ValueError:
+            return f"its spec.json is damaged or of another version ({replaced})"
+        return "" if id_ == self.path.name else f"its spec.json is of another run, as in a copied folder ({replaced})"
 
     def _unfinished(self, fault: str) -> RunState:
         """The state of a run without a result; `fault` says why there is none, if there is a file."""

@@ -1,17 +1,20 @@
 """The store: runs by id, the token stores they read, the compilation cache they share, their reports."""
 
+import os
+import re
+from collections.abc import Container
 from pathlib import Path
 
 from slicedice.spec import RunSpec, from_json, run_id
-from slicedice.store.files import read_json, write_json
+from slicedice.spec.identity import id_of_json
+from slicedice.store.files import StoreError, read_json, write_json
 from slicedice.store.run import RunFolder
 
 LAYOUT = 1
 """Of folders and files below the store; a store of another layout is refused, not guessed at."""
 
-
-class StoreError(RuntimeError):
-    """A store that cannot be used, and why."""
+ID = re.compile("[0-9a-f]{12}")
+"""What runs' folders are called."""
 
 
 class Store:
@@ -56,18 +59,44 @@ class Store:
         """The folder of a run, by spec or id; it may not exist yet."""
         return RunFolder(self.root / "runs" / (spec if isinstance(spec, str) else run_id(spec)))
 
+    def ids(self) -> list[str]:
+        """The ids of all runs there are folders of, sorted; folders with other names are none."""
+        return sorted(path.name for path in (self.root / "runs").glob("*") if ID.fullmatch(path.name))
+
     def read_spec(self, run: str) -> RunSpec:
         """Reads the spec of a run back from its folder.
 
         Raises:
-          StoreError: there is no such run, or its spec is damaged or of another schema.
+          StoreError: there is no such run, or its spec is damaged, of another schema, or that of another run.
         """
         path = self.run(run).path / "spec.json"
         try:
-            return from_json(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError) as error:
+            text = path.read_text(encoding="utf-8")
+            spec, id_ = from_json(text), id_of_json(text)
+        except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read: {error}. Remove the run's folder to train it anew.") from error
+        if id_ != run:
+            raise StoreError(f"{path} is of the run {id_}: its folder was copied or renamed. Remove it, or name it so.")
+        return spec
+
+    def strays(self, known: Container[str]) -> dict[str, str]:
+        """What lies among the runs and is none, by name, each with why; `known` and hidden files are passed over."""
+        found = {}
+        for path in sorted((self.root / "runs").glob("[!.]*")):
+            if path.name not in known and (why := _not_a_run(path)):
+                found[os.fsencode(path.name).decode(errors="backslashreplace")] = why  # so that it can be printed
+        return found
 
     def report(self, name: str) -> Path:
         """The folder of a grid's report."""
         return self.root / "reports" / name
+
+
+def _not_a_run(path: Path) -> str:
+    """Why what lies there is no run; "" if it may be one."""
+    if not ID.fullmatch(path.name):
+        return "its name is no run's id, as of a copy made by hand"
+    try:
+        return RunFolder(path).foreign()
+    except OSError:
+        return "it cannot be read"

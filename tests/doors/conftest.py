@@ -88,7 +88,8 @@ class Desk:
         return path
 
     def sweep(self, *arguments: str, grid: str = "mine", scale: str = "smoke", launcher: str = "fake.py") -> Call:
-        fixed = ["--grid", grid, "--scale", scale, "--launcher", launcher]
+        """Calls the sweep; an empty grid or scale is not given."""
+        fixed = [*(["--grid", grid] * bool(grid)), *(["--scale", scale] * bool(scale)), "--launcher", launcher]
         text = [] if any("data.source" in a for a in arguments) else ["--config.data.source=texts"]
         return self._call(sweep.main, [*arguments, *fixed, *text])
 

@@ -209,7 +209,7 @@ def test_status_of_a_sweep_that_has_not_begun(desk):
     }
     call = desk.sweep("status")
     assert (call.status, call.err) == (0, "")
-    assert call.out.count("missing") == 3
+    assert call.out.count("missing") == 1 + 3  # as the head of a column, and of each run
     assert desk.launched == []
 
 
@@ -364,7 +364,14 @@ def test_status_tells_what_is_left_out(desk):
     content = read_json(result.read_text())
     content["provenance"]["data_fingerprint"] = "0" * 12
     result.write_text(json.dumps(content))
-    assert "1 runs were trained on other text" in desk.sweep("status").out
+    name = next(run["name"] for run in read_json(desk.sweep("plan", "--json").out)["runs"] if run["id"] in str(result))
+    (note,) = [line for line in desk.sweep("status").out.splitlines() if line.startswith("Left out, ")]
+    assert "other text" in note
+    assert name in note
+    # The state of every run is told; a report has none of its numbers.
+    left_out = read_json(desk.sweep("status", "--json").out)["runs"][-1]
+    assert (left_out["name"], left_out["state"], left_out.get("loss")) == (name, "done", None)
+    assert len(read_json(desk.sweep("report", "--json").out)["runs"]) == POINTS - 1
 
 
 def test_what_varies_beside_the_layer_is_in_the_plan(desk):

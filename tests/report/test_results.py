@@ -83,8 +83,15 @@ def test_runs_on_other_text_are_left_out_and_named(store: Store, plan_of, finish
     (note,) = results.notes
     names = [run_name(spec) for spec, _ in plan.runs.values()]
     assert [name in note for name in names] == [True, False, False, True, False]
-    assert note.startswith("2 runs")
-    assert "most" in note
+    assert "other text" in note
+    assert "fingerprint is most" in note
+    # They are known, without what they measured.
+    assert [(row["seed"], row["state"], row.get("loss")) for row in results.on_other_text] == [
+        (0, "done", None),
+        (3, "done", None),
+    ]
+    assert all(row["reason"] in note for row in results.on_other_text)
+    assert [row["reason"] for row in results.rows] == [None] * 3
 
 
 def test_coordinates_of_a_dense_and_of_a_mixed_layer(tiny):
@@ -251,6 +258,14 @@ DAMAGE = [
     *({key: None} for key in ("train", "evaluation", "provenance", "seconds_per_step")),
     {"provenance": {"device": "a device"}},
     {"train": [1.0]},
+    {"provenance": {"data_fingerprint": ["f"], "device": "d", "git_revision": None, "finished": "now"}},
+    {"provenance": {"data_fingerprint": "f", "device": 3, "git_revision": None, "finished": "now"}},
+    {"train": {"cross_entropy": "2.5"}},
+    {"train": {"dead_experts": 10**400}},
+    {"seconds_per_step": True},
+    {"evaluation": {}},
+    {"evaluation": {"held_out": {"macro": {"nats": math.nan, "bits_per_byte": 1.0}}}},
+    {"evaluation": {"held_out": {"macro": {"nats": "1.0", "bits_per_byte": 1.0}}}},
     {"evaluation": {"held_out": {"macro": {"nats": 1.0}}}},
     {"evaluation": {"held_out": {"macro": 1.0}}},
     {"evaluation": {"held_out": [SCORES]}},
@@ -270,6 +285,25 @@ def test_a_result_that_lacks_something_is_left_out_and_named(store: Store, plan_
     (note,) = results.notes
     assert bad["reason"] in note
     assert [row["name"] in note for row in results.rows] == [True, False]
+
+
+def test_what_was_not_finite_in_one_place_leaves_the_rest(store: Store, plan_of, finish):
+    plan = plan_of(MOE)
+    id_ = finish(plan, 0, {"a": 1.0, "macro": 1.5})
+    scores = {"a": {"nats": math.inf, "bits_per_byte": 1.0}, "macro": {"nats": 1.5, "bits_per_byte": 2.0}}
+    damage(store, id_, train={"cross_entropy": math.nan, "load_imbalance": 1.25}, evaluation={"held_out": scores})
+    results = read_results(plan, store)
+    (row,) = results.rows
+    assert (row["loss"], row["bits_per_byte"], row["load_imbalance"]) == (1.5, 2.0, 1.25)
+    assert (row["loss_a"], row["train_loss"], row["reason"], results.notes) == (None, None, None, [])
+
+
+def test_runs_of_one_name_are_counted_one_by_one(store: Store, plan_of, finish):
+    plan = plan_of(*({**MOE, "optimizer.learning_rate": rate} for rate in (0.25, 0.5, 0.75)))
+    for i in range(3):
+        damage(store, finish(plan, i, {"macro": 1.0}), schema=SCHEMA + 1)
+    (note,) = read_results(plan, store).notes
+    assert note.count(run_name(next(iter(plan.runs.values()))[0])) == 3
 
 
 @pytest.mark.parametrize("changes", [DAMAGE[0], DAMAGE[-1]], ids=str)

@@ -8,7 +8,7 @@ from rich.table import Table
 from scipy.stats import t
 
 from slicedice.report.results import Results
-from slicedice.report.tables import cell_table, show, status_table
+from slicedice.report.tables import MOST_LINES, cell_table, count_table, listed, plain_console, show, status_table
 
 MOE = {"model.experts": "n=8 k=4 g=1/4"}
 
@@ -95,3 +95,37 @@ def test_the_status_names_every_run_in_full(row_of):
     assert crashed == {"run": rows[0]["name"], **known}
     known = {"id": rows[1]["id"], "state": "done", "steps": "6", "loss": "3.0000", "reason": ""}
     assert done == {"run": rows[1]["name"], **known}
+
+
+def test_runs_are_counted_by_scale_and_state(row_of):
+    one, two = row_of({}), row_of({"scale": "big", "model.d_model": 32})
+    rows = [{**one, "state": state} for state in ("done", "missing", "done", "crashed")]
+    assert lines(count_table(rows)) == [{"scale": "tiny", "missing": "1", "done": "2", "crashed": "1", "runs": "4"}]
+    rows += [{**two, "state": state} for state in ("done", "running")]
+    assert lines(count_table(rows)) == [
+        {"scale": "tiny", "missing": "1", "running": "", "done": "2", "crashed": "1", "runs": "4"},
+        {"scale": "big", "missing": "", "running": "1", "done": "1", "crashed": "", "runs": "2"},
+        {"scale": "all", "missing": "1", "running": "1", "done": "3", "crashed": "1", "runs": "6"},
+    ]
+
+
+def test_a_status_lists_all_runs_or_of_many_those_that_tell_something(row_of):
+    row = row_of({})
+    few = [{**row, "state": "missing", "reason": None}] * MOST_LINES
+    assert listed(few) == few
+    told = [
+        {**row, "state": "running", "reason": None},
+        {**row, "state": "crashed", "reason": "no disk"},
+        {**row, "state": "done", "reason": "its result.json is damaged"},
+    ]
+    assert listed([*few, *told, *({**row, "state": "done", "reason": None},)]) == told
+    assert len(listed([{**row, "state": "crashed", "reason": "no disk"}] * 3 * MOST_LINES)) == MOST_LINES
+
+
+def test_brackets_in_reasons_are_printed_as_they_are(row_of):
+    reason = "[/red] f32[batch] :smile: [bold]x"
+    (line,) = lines(status_table([row_of({}, state="crashed", reason=reason)]))
+    assert line["reason"] == reason
+    file = io.StringIO()
+    plain_console(file=file).print(reason, soft_wrap=True)
+    assert file.getvalue() == reason + "\n"

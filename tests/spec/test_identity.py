@@ -1,13 +1,14 @@
 """What makes two runs the same: ids, names, program keys and their JSON."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from slicedice.spec import canonical_json, from_json, program_key, run_id, run_name, study_config
 from slicedice.spec.config import flat_fields
-from slicedice.spec.identity import SCHEMA
+from slicedice.spec.identity import SCHEMA, id_of_json
 
 # A run in which every setting has an effect,
 BASE = {
@@ -174,14 +175,18 @@ def test_json_there_and_back(overrides: dict[str, Any], tiny):
     assert run_id(back) == run_id(spec)
     assert "\n" not in text
     assert text.isascii()
-    assert from_json(json.dumps(dict(reversed(json.loads(text).items())), indent=1)) == spec
+    shuffled = json.dumps(dict(reversed(json.loads(text).items())), indent=1)
+    assert from_json(shuffled) == spec
+    labelled = canonical_json(tiny({**overrides, "scale": "another"})[0])
+    assert id_of_json(text) == id_of_json(shuffled) == id_of_json(labelled) == run_id(spec)
 
 
 @pytest.mark.parametrize("change", [{"schema": SCHEMA + 1}, {"schema": None}, {"schema": str(SCHEMA)}])
-def test_json_of_another_schema(change: dict[str, Any], tiny):
+@pytest.mark.parametrize("read", [from_json, id_of_json])
+def test_json_of_another_schema(read: Callable, change: dict[str, Any], tiny):
     content = json.loads(canonical_json(tiny(MOE)[0]))
     with pytest.raises(ValueError, match=f"not a run spec of schema {SCHEMA}"):
-        from_json(json.dumps(content | change))
+        read(json.dumps(content | change))
 
 
 @pytest.mark.parametrize("missing", ["schema", "seed", "model", "budget"])
@@ -193,9 +198,10 @@ def test_json_that_lacks_something(missing: str, tiny):
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "", "{"])
-def test_what_is_no_spec_at_all(text: str):
+@pytest.mark.parametrize("read", [from_json, id_of_json])
+def test_what_is_no_spec_at_all(read: Callable, text: str):
     with pytest.raises(ValueError):  # noqa: PT011 - two kinds, one of them the JSON reader's
-        from_json(text)
+        read(text)
 
 
 def test_names(tiny):

@@ -14,7 +14,7 @@ import pytest
 
 import slicedice
 from slicedice.spec import SCHEMA, canonical_json
-from slicedice.store import Kind, RunFolder, RunState, Store
+from slicedice.store import Kind, RunFolder, RunState, Store, StoreError
 
 HOLD = """
 import sys
@@ -250,6 +250,78 @@ def test_a_damaged_failure_is_a_crash_that_waits_to_be_retried(folder: RunFolder
 def test_a_failure_can_claim_no_success(folder: RunFolder, kind: Kind):
     (folder.path / "failure.json").write_text(json.dumps({"kind": kind, "reason": "x"}))
     assert folder.state() == RunState(Kind.CRASHED, 0, "its failure.json is damaged")
+
+
+def make_foreign(folder: RunFolder, tiny, how: str) -> str:
+    """Makes what is in the folder another run's, or no one knows whose; returns what its reason says."""
+    path = folder.path / "spec.json"
+    if how == "missing":
+        path.unlink()
+    else:
+        other = canonical_json(tiny({"seed": 1})[0])
+        schema = other.replace(f'"schema":{SCHEMA}', f'"schema":{SCHEMA + 1}')
+        path.write_bytes({"of another run": other, "schema": schema, "torn": other[:50]}[how].encode())
+    return {"schema": "of another version", "torn": "damaged"}.get(how, how)
+
+
+FOREIGN = ["of another run", "schema", "torn", "missing"]
+
+
+@pytest.mark.parametrize("how", FOREIGN)
+def test_what_may_be_another_runs_is_no_result_and_is_not_gone_on_with(folder: RunFolder, tiny, how: str):
+    spec, execution = tiny()
+    write_steps(folder, 3)
+    (folder.checkpoints / "training" / "3").mkdir(parents=True)
+    folder.fail(Kind.CRASHED, "long ago")
+    assert folder.foreign() == ""
+    for finish in (False, True):
+        if finish:
+            folder.finish(Kind.DONE, {"steps": 5})
+        told = make_foreign(folder, tiny, how)
+        state, result = folder.look()
+        assert (state.kind, state.steps, result, folder.result()) == (Kind.MISSING, 0, None, None)
+        assert "its spec.json" in state.reason
+        assert told in state.reason
+        folder.create(spec, execution)
+        assert folder.state() == RunState(Kind.MISSING)
+        assert not folder.metrics.exists()
+        assert not folder.checkpoints.exists()
+    folder.finish(Kind.DONE, {"steps": 5})
+    folder.create(spec, execution)
+    assert folder.state() == RunState(Kind.DONE, 5)  # to make what is there again changes nothing
+
+
+@pytest.mark.parametrize("how", FOREIGN)
+def test_a_worker_in_a_foreign_folder_makes_it_running(folder: RunFolder, tiny, how: str):
+    folder.finish(Kind.DONE, {"steps": 5})
+    make_foreign(folder, tiny, how)
+    process = hold(folder)
+    try:
+        assert folder.look() == (RunState(Kind.RUNNING), None)
+    finally:
+        end(process)
+    assert folder.state().kind is Kind.MISSING
+
+
+def test_the_scales_label_makes_no_folder_foreign(folder: RunFolder, tiny):
+    folder.finish(Kind.DONE, {"steps": 5})
+    (folder.path / "spec.json").write_text(canonical_json(tiny({"scale": "another"})[0]))
+    assert folder.state() == RunState(Kind.DONE, 5)
+
+
+@pytest.mark.parametrize("what", ["run", "spec.json", "result.json", "metrics.jsonl"])
+def test_what_the_system_cannot_read_is_a_crash_that_names_it(folder: RunFolder, tiny, what: str):
+    write_steps(folder, 3)
+    path = folder.path if what == "run" else folder.path / what
+    shutil.rmtree(path) if what == "run" else path.unlink(missing_ok=True)
+    path.write_text("words") if what == "run" else path.mkdir()
+    state, result = folder.look()
+    assert (state.kind, result) == (Kind.CRASHED, None)
+    assert str(path) in state.reason
+    if what == "run":
+        with pytest.raises(StoreError, match=str(path)):
+            folder.create(*tiny())
+        assert path.read_text() == "words"
 
 
 def test_files_that_a_killed_process_had_half_written_are_ignored(folder: RunFolder):

@@ -1,12 +1,14 @@
 """Which folders are stores, and reading specs back."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from slicedice.spec import SCHEMA, canonical_json, run_id
-from slicedice.store import Store, StoreError
+from slicedice.store import Kind, Store, StoreError
 from slicedice.store.store import LAYOUT
 
 
@@ -94,3 +96,67 @@ def test_a_damaged_spec_is_told_and_left_as_it_is(tmp_path: Path, tiny, damage: 
         store.read_spec(run_id(spec))
     assert str(path) in str(caught.value)
     assert path.read_bytes() == damaged
+
+
+def test_the_spec_of_another_run_is_refused_with_the_id_it_is_of(tmp_path: Path, tiny):
+    (spec, execution), (other, _) = tiny(), tiny({"seed": 1})
+    store = Store(tmp_path).create()
+    store.run(spec).create(spec, execution)
+    shutil.copytree(store.run(spec).path, store.run(other).path)
+    assert store.read_spec(run_id(spec)) == spec
+    with pytest.raises(StoreError, match=run_id(spec)) as caught:
+        store.read_spec(run_id(other))
+    assert str(store.run(other).path) in str(caught.value)
+
+
+def test_a_file_where_a_run_should_be_is_told(tmp_path: Path):
+    store = Store(tmp_path).create()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "0123456789ab").write_text("words")
+    with pytest.raises(StoreError, match="0123456789ab"):
+        store.read_spec("0123456789ab")
+
+
+def test_what_lies_among_the_runs_and_is_none_is_named_with_why(tmp_path: Path, tiny):
+    store = Store(tmp_path).create()
+    assert (store.ids(), store.strays(())) == ([], {})
+    specs = [tiny({"seed": seed}) for seed in range(6)]
+    ids = [run_id(spec) for spec, _ in specs]
+    for spec, execution in specs:
+        store.run(spec).create(spec, execution)
+        store.run(spec).finish(Kind.DONE, {"steps": 6})
+    assert (store.ids(), store.strays(())) == (sorted(ids), {})
+    runs = tmp_path / "runs"
+    for name in (f"{ids[0]} copy", f"{ids[0]}.bak", ids[0].upper() + "0"):
+        shutil.copytree(runs / ids[0], runs / name)
+    (runs / "notes.txt").write_text("words")
+    (runs / ".hidden").mkdir()
+    (runs / "0123456789ab").mkdir()  # begun just now: its spec.json is still to come
+    (runs / ("0" * 12)).write_text("words")
+    shutil.copytree(runs / ids[0], runs / ("f" * 12))
+    spec_file = runs / ids[1] / "spec.json"
+    spec_file.write_text(spec_file.read_text().replace(f'"schema":{SCHEMA}', f'"schema":{SCHEMA + 1}'))
+    (runs / ids[2] / "spec.json").write_text("torn")
+    (runs / ids[3] / "spec.json").unlink()
+    (runs / ids[4] / "spec.json").unlink()
+    found = store.strays({ids[4]})
+    whys = {
+        "no run's id": {f"{ids[0]} copy", f"{ids[0]}.bak", ids[0].upper() + "0", "notes.txt"},
+        "cannot be read": {"0" * 12},
+        "of another run": {"f" * 12},
+        "damaged or of another version": {ids[1], ids[2]},
+        "missing": {ids[3]},
+    }
+    assert {name for names in whys.values() for name in names} == set(found)
+    for why, names in whys.items():
+        assert all(why in found[name] for name in names), why
+
+
+def test_names_that_are_no_text_can_be_printed(tmp_path: Path):
+    store = Store(tmp_path).create()
+    try:
+        os.makedirs(os.path.join(os.fsencode(tmp_path), b"runs", b"copy \xff"))
+    except OSError:
+        pytest.skip("this file system has names that are text alone")
+    (name,) = store.strays(())
+    assert name.encode() == b"copy \\xff"
