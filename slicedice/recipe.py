@@ -12,12 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from slicedice.commandline import door
 from slicedice.report.recipe import TOKENS_PER_PARAMETER, Request, make_recipe
 from slicedice.report.recipe.next_runs import MARK, grid_file
 from slicedice.report.recipe.words import as_dict, asked_for, write
+from slicedice.report.tables import plain_console
 from slicedice.spec.errors import require
 from slicedice.store import Store
 from slicedice.store.files import write_whole
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps({**as_dict(recipe), "next_file": written and str(written)}, indent=1))
     else:
-        write(recipe, written, options.store, Console())
+        write(recipe, written, options.store, plain_console())
     return 0 if recipe.answer.is_settled else 1
 
 

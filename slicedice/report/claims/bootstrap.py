@@ -66,14 +66,15 @@ def best_size(lines: Sequence[Sequence[Cell]], stream: int = 0) -> BestSize | No
     return BestSize(best, np.clip(move, -FARTHEST, FARTHEST), float(inside[1:].mean()))
 
 
-def rank_correlation(values: np.ndarray) -> float:
-    """Spearman's, of two columns; 0 if one of them is constant."""
+def rank_correlations(values: np.ndarray) -> np.ndarray:
+    """Spearman's, of pairs [..., pairs, 2]; 0 where one of the two is constant."""
     from scipy.stats import rankdata
 
-    ranks = rankdata(values, axis=0)
-    if (ranks.std(axis=0) == 0).any():
-        return 0.0
-    return float(np.corrcoef(ranks.T)[0, 1])
+    ranks = rankdata(values, axis=-2)
+    ranks = ranks - ranks.mean(axis=-2, keepdims=True)
+    one, other = ranks[..., 0], ranks[..., 1]
+    norm = np.sqrt((one**2).sum(axis=-1) * (other**2).sum(axis=-1))
+    return np.divide((one * other).sum(axis=-1), norm, out=np.zeros_like(norm), where=norm > 0)
 
 
 def percentiles(draws: np.ndarray) -> tuple[float, float]:

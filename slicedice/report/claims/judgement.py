@@ -91,7 +91,7 @@ def everywhere_at_least(pairs: Sequence[Pair], bound: float, what: str) -> Findi
         if worst
         else f"none of {len(pairs)} pairs is under {bound:+g} beyond chance"
     )
-    sentence = f"{what}: {said(mean)} on average; {beyond}."
+    sentence = f"{what}, on average: {said(mean)}; {beyond}."
     return Finding(verdict, sentence, effect_of(mean), runs_of(pairs))
 
 

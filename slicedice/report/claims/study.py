@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from slicedice.report.claims.bootstrap import HARDLY, RESAMPLES, SURE, percentiles, rank_correlation
+from slicedice.report.claims.bootstrap import HARDLY, RESAMPLES, SURE, percentiles, rank_correlations
 from slicedice.report.claims.bootstrap import best_size as fit_best_size
 from slicedice.report.claims.difference import mean_difference, shared
 from slicedice.report.claims.evidence import Evidence, arm, balanced, generalists, lines, match, parents, routers
@@ -66,7 +66,7 @@ def monotone(scale: Evidence) -> Finding | None:
     upward = f"{len(rises)} of {len(steps)} steps rise beyond chance" if rises else f"none of {len(steps)} steps rises"
     return Finding(
         verdict,
-        f"A step to more expert parameters changes the loss by {said(mean)} on average; {upward} beyond chance"
+        f"A step to more expert parameters changes the loss on average by {said(mean)}; {upward} beyond chance"
         f"{'' if not rises else ', as to ' + name(rises[0][1])}; seen up to s = {top:g}.",
         effect_of(mean),
         runs_of(steps),
@@ -93,8 +93,7 @@ def best_size(scale: Evidence) -> Finding | None:
     effect = Effect(float(best.move[0]), (low, high), "octaves of g per doubling of s", "parametric bootstrap")
     moves = f"moves by {effect.value:+.2f} [{low:+.2f}, {high:+.2f}] octaves when the sparsity doubles"
     if best.inside < SURE:
-        sentence = f"No best granularity stands out of the noise within what was tried; as fitted, it {moves}."
-        return Finding(Verdict.UNRESOLVED, sentence, effect, runs)
+        return Finding(Verdict.UNRESOLVED, "No best granularity stands out of the noise in what was tried.", None, runs)
     verdict = Verdict.UNRESOLVED
     if low > -HARDLY and high < HARDLY:
         verdict = Verdict.SUPPORTED
@@ -162,8 +161,9 @@ def train_follows(scale: Evidence) -> Finding | None:
         return Finding(Verdict.UNRESOLVED, f"{len(cells_)} cells are too few to rank.") if cells_ else None
     values = np.array([(train[cell.row["cell"]].mean, cell.mean) for cell in cells_])
     rng = np.random.default_rng(0)
-    draws = [rank_correlation(values[rng.integers(len(values), size=len(values))]) for _ in range(RESAMPLES)]
-    effect = Effect(rank_correlation(values), percentiles(np.array(draws)), "rank correlation", "paired bootstrap")
+    draws = rank_correlations(values[rng.integers(len(values), size=(RESAMPLES, len(values)))])
+    measured = float(rank_correlations(values))
+    effect = Effect(measured, percentiles(draws), "rank correlation", "paired bootstrap")
     assert effect.interval is not None
     verdict = Verdict.UNRESOLVED
     if effect.value >= FOLLOWS[0] and effect.interval[0] > FOLLOWS[1]:
@@ -217,5 +217,5 @@ def harm_by_wiring(scale: Evidence) -> Finding | None:
     elif interval and interval[0] > -COMPARABLE and interval[1] < COMPARABLE:
         verdict = Verdict.CONTRADICTED
     harm = [f"{w}: {said(mean_difference(p))}" for w in ("parallel", "plain") if (p := generalists(scale, w))]
-    sentence = f"Parallel less plain wiring: {said(mean)} on average over {len(pairs)} pairs."
+    sentence = f"Parallel less plain wiring, on average over {len(pairs)} pairs: {said(mean)}."
     return Finding(verdict, f"{sentence} Harm in each: {'; '.join(harm)}.", effect_of(mean), runs_of(pairs))
