@@ -122,6 +122,16 @@ def test_proposed_runs_are_like_those_of_the_store(folder, rng, capsys):
     assert len(rates) == 2
 
 
+def test_a_measured_budget_has_a_level(folder, rng, capsys):
+    fill(Store("runs").create(), rng, scales=("10m", "20m"))
+    # 381 steps are not quite 400M tokens; what was trained for them is what is asked for.
+    (_, same), (_, other) = (
+        ask(capsys, "--active", "20M", "--max_total", "40M", "--tokens", tokens) for tokens in ("400M", "800M")
+    )
+    one, two = ((low, high) for low, high in (said["recipe"]["interval"] for said in (same, other)))
+    assert one[1] - one[0] < 0.5 * (two[1] - two[0])
+
+
 def test_without_results_there_is_no_answer_but_a_grid(folder, capsys):
     status, said = ask(capsys, "--active", "80M", "--max_total", "800M")
     assert status == 1

@@ -15,7 +15,9 @@ Truth = Callable[[Point], float]
 FIVE = ("10m", "20m", "50m", "80m", "110m")
 
 
-def of_its_form(*, drift: float, gain: float = 0.03, curve: float = 0.004, dense: float = 0.0) -> Truth:
+def of_its_form(
+    *, drift: float, gain: float = 0.03, curve: float = 0.004, dense: float = 0.0, best: float = 3.0
+) -> Truth:
     """A law of the recipe's own form, whose best fineness is 3 octaves at 10M parameters and drifts with their log2."""
 
     def loss(p: Point) -> float:
@@ -23,7 +25,7 @@ def of_its_form(*, drift: float, gain: float = 0.03, curve: float = 0.004, dense
         level = 0.75 - 0.06 * n - 0.07 * d
         if p.dense:
             return 1.8 + float(np.exp(level + dense))
-        return 1.8 + float(np.exp(level - gain * s + curve * (v - 3 + drift * n) ** 2))
+        return 1.8 + float(np.exp(level - gain * s + curve * (v - best + drift * n) ** 2))
 
     return loss
 

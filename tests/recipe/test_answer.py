@@ -150,6 +150,18 @@ def test_reach_is_in_octaves(rng):
     )
 
 
+def test_what_was_not_tried_is_not_recommended_but_leaves_doubt(rng):
+    # The best is finer than anything measured.
+    lab = Laboratory(rng, of_its_form(drift=0.0, best=6.0))
+    observations = [o for o in lab.grid(["10m", "20m", "50m"]) if o.point.g >= 1 / 8]
+    given = asked(observations, 60_000_000, 600_000_000)
+    untried = {o.candidate.granularity for o in given.options if not o.candidate.tried}
+    assert untried == {Fraction(1, 16)}
+    assert given.chosen.candidate.granularity == Fraction(1, 8)
+    assert given.granularities[1] == Fraction(1, 16)
+    assert not given.is_settled
+
+
 def test_granularities_are_exact(rng):
     given = asked(Laboratory(rng, of_its_form(drift=0.0)).grid(FIVE))
     assert all(isinstance(g, Fraction) and g.numerator == 1 for g in given.granularities)

@@ -58,11 +58,12 @@ def answer(law: Law, found: Sequence[Candidate]) -> Answer:
     """Chooses the candidate that is least behind the best one in the worst case, the 95 % quantile of the law's draws.
 
     Where much is known this is the candidate of the least expected loss; where little is, one that cannot be far off.
+    What has not been tried is not chosen, but may be the best.
     """
     losses = law.predict([candidate.point for candidate in found])
     expected = np.median(losses, axis=0)  # where little is known, a mean is of what nobody expects
     regrets = np.quantile(losses - losses.min(axis=1, keepdims=True), 0.95, axis=0)
-    best = min(range(len(found)), key=lambda i: (regrets[i], expected[i]))
+    best = min((i for i, c in enumerate(found) if c.tried), key=lambda i: (regrets[i], expected[i]))
     # Of each granularity the candidate that is best on average; the dense model is of none.
     groups: dict[Fraction | None, list[int]] = {}
     for i, candidate in enumerate(found):

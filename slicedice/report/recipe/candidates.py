@@ -27,10 +27,14 @@ DENSE = LayerSpec((), Fraction(1))
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that the budget and the limit allow."""
+    """A model that the budget and the limit allow.
+
+    tried: whether its granularity is among those measured. Others are what may be better, and are not recommended.
+    """
 
     model: ModelSpec
     point: Point
+    tried: bool = True
 
     @property
     def granularity(self) -> Fraction:
@@ -88,14 +92,15 @@ def candidates(
     most = max((p.s for p in seen), default=64) * 2**BEYOND
     for g in GRANULARITIES:
         k = int(1 / g)
-        if (g * dense.d_ff).denominator > 1 or (seen and not _is_near(float(g), [p.g for p in seen])):
+        if (g * dense.d_ff).denominator > 1 or not _is_within(float(g), seen, BEYOND):
             continue
         largest = _largest(dense, g, max_total)
         allowed = max(allowed, largest * float(g))
         counts = {k * 2**i for i in range(1, 20)} | {largest // 8 * 8}
         for n in sorted(n for n in counts if k < n <= min(largest, most / g)):
             model = with_experts(dense, n, g)
-            found.append(Candidate(model, Point(active, tokens, n * float(g), float(g))))
+            point = Point(active, tokens, n * float(g), float(g))
+            found.append(Candidate(model, point, _is_within(float(g), seen, 0.0)))
     return found, allowed if allowed > most else None
 
 
@@ -109,8 +114,10 @@ def active_parameters(model: ModelSpec) -> int:
     return model.non_embedding_parameters(active=True, routers=False)
 
 
-def _is_near(g: float, seen: Sequence[float]) -> bool:
-    return min(seen) / 2**BEYOND <= g <= max(seen) * 2**BEYOND
+def _is_within(g: float, seen: Sequence[Point], octaves: float) -> bool:
+    """Whether a granularity is at most so far outside of those seen; any is where none was."""
+    gs = [p.g for p in seen]
+    return not gs or min(gs) / 2**octaves <= g <= max(gs) * 2**octaves
 
 
 def _largest(dense: ModelSpec, g: Fraction, max_total: int) -> int:

@@ -22,6 +22,9 @@ from slicedice.store import Store
 TOKENS_PER_PARAMETER = 20
 """The study's budget, of active parameters with embeddings."""
 
+ROUNDED = 0.01
+"""By what share budgets differ that are the same but for being whole steps."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -77,7 +80,8 @@ def make_recipe(store: Store, request: Request, scales: Sequence[str] = ()) -> R
     dense = shape(request.active, template.model.vocab_size, *models)
     noise = known_noise(evidence)
     law = fit(observations, noise, Point(active_parameters(dense), request.tokens))
-    found, allowed = candidates(dense, request.tokens, request.max_total, observations)
+    tokens = _measured_budget(active_parameters(dense), request.tokens, law)
+    found, allowed = candidates(dense, tokens, request.max_total, observations)
     chosen, notes = answer(law, found), list(results.notes)
     proposal, with_ = Proposal([], True), {}
     if not chosen.is_settled:
@@ -106,6 +110,12 @@ def make_recipe(store: Store, request: Request, scales: Sequence[str] = ()) -> R
         settings=with_,
         notes=notes,
     )
+
+
+def _measured_budget(active: int, tokens: int, law: Law) -> int:
+    """The tokens of a measured set-up that are what is asked for but for a share of a step; else what is asked for."""
+    near = (int(d) for n, d in law.setups if n == active and abs(d / tokens - 1) < ROUNDED)
+    return next(near, tokens)
 
 
 def _resolved(scale: str, fields: dict[str, Any]) -> RunSpec:

@@ -168,6 +168,7 @@ def _option(option: Option) -> dict[str, str]:
         else "not told",
         "behind": f"{option.behind:+.4f} {_span(option.behind_interval, 4)}" if option.behind else "",
         "best": f"{option.share:.0%}",
+        "": "" if option.candidate.tried else "not measured",
     }
 
 
@@ -185,6 +186,7 @@ def _option_dict(option: Option) -> dict[str, Any]:
         "behind": option.behind,
         "behind_interval": option.behind_interval,
         "share": option.share,
+        "tried": option.candidate.tried,
     }
 
 
