@@ -1,6 +1,7 @@
-"""Where panels, labels and legends of a drawing lie, by arithmetic: measuring text takes as long as drawing it.
+"""Where panels, labels and legends of a drawing lie, in one pass: measuring all texts takes as long as drawing them.
 
-Panels of all figures have one of two sizes, and a drawing is as large as what stands around them needs.
+Titles and legends are measured, and of the many labels of ticks the characters are counted: they hold little but
+digits. Panels of all figures have one of two sizes, and a drawing is as large as what stands around them needs.
 """
 
 import math
@@ -17,9 +18,9 @@ from matplotlib.legend import Legend
 FONT, SMALL, HEADING = 9.0, 7.5, 10.8
 """Points: of labels and ticks, of legends, of titles."""
 DIGIT = 0.64
-"""Width of a character in its font size, at most: of DejaVu Sans's digits; of its letters on average."""
+"""Width of DejaVu Sans's digits in their font size."""
 MANY = 4
-"""Panels side by side from which on they are narrow, and a single line of them is broken."""
+"""Panels that lie side by side at most: a single line of more is broken, and those of several lines are narrow."""
 WIDE, NARROW, HEIGHT = 3.1, 2.2, 2.6
 """Inches of a panel's frame."""
 GAP, LINE, EDGE = 0.18, 0.17, 0.1
@@ -32,9 +33,9 @@ def broken(panels: list[Any]) -> list[list[Any]]:
     return [panels[i : i + length] for i in range(0, len(panels), length)]
 
 
-def inches(text: str, size: float = FONT) -> float:
-    """The width of the longest line of a text, at most."""
-    return max(map(len, text.split("\n"))) * DIGIT * size / 72
+def inches(label: str) -> float:
+    """The width of a tick's label, at most."""
+    return len(label) * DIGIT * FONT / 72
 
 
 def lay_out(drawing: Drawing, axes: np.ndarray, *, title: str, shared: bool, legends: list[Legend]) -> None:
@@ -56,14 +57,15 @@ def lay_out(drawing: Drawing, axes: np.ndarray, *, title: str, shared: bool, leg
     rooms = [max(_y_room(ax) for ax in column if ax) for column in axes.T]
     lefts = _lefts(axes, width, rooms, shared, [size for size, _ in sizes])
     right = lefts[-1] + width
-    centres = [left + width / 2 for left in lefts] if len(legends) > 1 else [max(right, sizes[0][0]) / 2]
+    centres = [left + width / 2 for left in lefts] if len(legends) > 1 else [max(right / 2, EDGE + sizes[0][0] / 2)]
     total_width = max(right, centres[-1] + sizes[-1][0] / 2) + EDGE
-    title = _fitted(title, total_width - 2 * EDGE, HEADING)
-    frames, ticks, bottom = _lines(axes, width, EDGE + 0.2 * len(title.split("\n")) + 0.08)
+    title = _fitted(drawing, title, total_width - 2 * EDGE, FontProperties(size=HEADING, weight="bold"))
+    frames, ticks, bottom = _lines(drawing, axes, width, EDGE + 0.2 * len(title.split("\n")) + 0.08)
     total = bottom + max(height for _, height in sizes) + EDGE
 
     drawing.set_size_inches(total_width, total)
-    drawing.suptitle(title, x=EDGE / total_width, y=1 - EDGE / total, ha="left", va="top", fontweight="bold")
+    heading: Any = {"fontsize": HEADING, "fontweight": "bold", "ha": "left", "va": "top"}
+    drawing.suptitle(title, x=EDGE / total_width, y=1 - EDGE / total, **heading)
     for (i, j), ax in np.ndenumerate(axes):
         if ax:
             place = (lefts[j], total - frames[i] - HEIGHT, width, HEIGHT)
@@ -87,7 +89,7 @@ def _lefts(axes: np.ndarray, width: float, rooms: list[float], shared: bool, leg
     return lefts
 
 
-def _lines(axes: np.ndarray, width: float, y: float) -> tuple[list[float], list[float], float]:
+def _lines(drawing: Drawing, axes: np.ndarray, width: float, y: float) -> tuple[list[float], list[float], float]:
     """Where the frames of each line begin, in inches from above, how much their ticks take, and where all end.
 
     Titles that are longer than their panel are broken, and ticks turned that would touch.
@@ -95,7 +97,7 @@ def _lines(axes: np.ndarray, width: float, y: float) -> tuple[list[float], list[
     frames, ticks = [], []
     for line in axes:
         here = [ax for ax in line if ax]
-        titles = [_fitted(ax.get_title("left"), width, FONT) for ax in here]
+        titles = [_fitted(drawing, ax.get_title("left"), width, FontProperties(size=FONT)) for ax in here]
         for ax, title in zip(here, titles, strict=True):
             ax.set_title(title, loc="left", y=1.0, pad=5, fontsize=FONT)
         frames.append(y + LINE * max(len(title.splitlines()) for title in titles) + 0.06)
@@ -104,29 +106,35 @@ def _lines(axes: np.ndarray, width: float, y: float) -> tuple[list[float], list[
     return frames, ticks, y + 0.06
 
 
+def legend_columns(drawing: Drawing, labels: list[str], width: float) -> int:
+    """How many columns of a legend fit into `width` inches, with lines as equal as they can be."""
+    em = SMALL / 72
+    entry = max(_width(drawing, label, FontProperties(size=SMALL)) for label in labels) + 3.4 * em  # the line, a gap
+    fitting = max(1, int((width + 1.2 * em) / (entry + 1.2 * em)))
+    return math.ceil(len(labels) / math.ceil(len(labels) / fitting))
+
+
+def _fitted(drawing: Drawing, text: str, width: float, font: FontProperties) -> str:
+    """The text in lines that `width` inches hold; what is equal to what, and what is apart by a dot, stays together."""
+    whole = _width(drawing, text, font)
+    if whole <= width:
+        return text
+    tied = re.sub(r" (=|·)", "\u00a0\\1", text).replace("= ", "=\u00a0")
+    return textwrap.fill(tied, int(0.93 * width / whole * len(text))).replace("\u00a0", " ")  # some lines are wider
+
+
 def _renderer(drawing: Drawing) -> Any:
     return drawing.canvas.get_renderer()  # type: ignore[attr-defined] - Agg's canvas has it
 
 
-def legend_columns(drawing: Drawing, labels: list[str], width: float) -> int:
-    """How many columns of a legend fit into `width` inches, with lines as equal as they can be."""
-    renderer = _renderer(drawing)
-    font, unit = FontProperties(size=SMALL), 72 / drawing.get_dpi()
-    widest = max(renderer.get_text_width_height_descent(label, font, False)[0] * unit for label in labels)
-    entry, gap = widest + 3.4 * SMALL, 1.2 * SMALL  # 2.6 ems of line, and 0.8 to the text
-    fitting = max(1, int((width * 72 + gap) / (entry + gap)))
-    return math.ceil(len(labels) / math.ceil(len(labels) / fitting))
-
-
-def _fitted(text: str, width: float, size: float) -> str:
-    """The text in lines that `width` inches hold; what is equal to what, and what is apart by a dot, stays together."""
-    tied = re.sub(r" (=|·)", "\u00a0\\1", text).replace("= ", "=\u00a0")
-    return textwrap.fill(tied, max(12, int(width / (DIGIT * size / 72)))).replace("\u00a0", " ")
+def _width(drawing: Drawing, text: str, font: FontProperties) -> float:
+    """Inches that a text of one line is long."""
+    return _renderer(drawing).get_text_width_height_descent(text, font, False)[0] / drawing.get_dpi()
 
 
 def _y_room(ax: Axes) -> float:
     """Inches that the ticks of a y axis take with their labels."""
-    labels = ax.yaxis.get_major_formatter().format_ticks(ax.yaxis.get_majorticklocs())
+    labels = ax.yaxis.get_major_formatter().format_ticks(list(ax.yaxis.get_majorticklocs()))
     return 0.1 + max(inches(label) for label in labels)
 
 

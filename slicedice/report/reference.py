@@ -5,6 +5,7 @@ Source: the authors' public result export of January 2026, of the study "Slicing
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from slicedice.grid import Plan
@@ -54,8 +55,7 @@ class Reference:
         if self.router is None:
             return "dense"
         balancing = f"alpha {self.alpha:g}, gamma {self.gamma:g}"
-        granularity = float(self.g.partition("/")[0]) / float(self.g.partition("/")[2] or 1)
-        return f"{self.router} n{self.n} g{self.g} s{self.n * granularity:g}, {balancing}"
+        return f"{self.router} n{self.n} g{self.g} s{self.n * Fraction(self.g)}, {balancing}"
 
 
 DENSE: Any = {"n": 1, "g": "1", "router": None, "alpha": None, "gamma": None}

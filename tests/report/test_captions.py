@@ -1,6 +1,7 @@
 """What figures say in words: labels, values of coordinates, and what a point is."""
 
 import math
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
@@ -39,7 +40,17 @@ def test_counts_are_short_and_near(rng: np.random.Generator):
         assert float(text[:-1]) * size == pytest.approx(value, rel=5.1e-3)
         assert len(text) <= 5
     assert [number("n", n) for n in (1, 4096, 100_352)] == ["1", "4096", "100352"]
-    assert [number("learning_rate", rate) for rate in (1e-4, 4e-3)] == ["0.0001", "0.004"]
+    assert [number("tokens", n) for n in (768, 9_999, 399_360, 999_499)] == ["768", "9999", "399k", "999k"]
+    assert number("n", 16_384) == "16384", "a count of experts is exact"
+
+
+def test_learning_rates_are_as_the_study_writes_them(rng: np.random.Generator):
+    rates = (1e-5, 4e-4, 2.5e-4, 1e-3, 1e-2, 0.09, 0.1, 0.5, 1.0, 0.0)
+    assert [number("learning_rate", rate) for rate in rates] == (
+        ["1e-5", "4e-4", "2.5e-4", "1e-3", "1e-2", "9e-2", "0.1", "0.5", "1", "0"]
+    )
+    for rate in np.exp(rng.uniform(math.log(1e-6), math.log(1), 50)).tolist():
+        assert float(number("learning_rate", rate)) == pytest.approx(rate, rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [999_499_999, 999_500_000, 999_999_999, 1_000_000_000])
@@ -64,7 +75,7 @@ def test_values_are_called_what_they_are():
         ("kind", "heterogeneous"): "heterogeneous",
         ("tokens", 400_000_000): "tokens = 400M",
         ("total_parameters", 1.5e9): "total = 1.5B",
-        ("learning_rate", 0.004): "rate = 0.004",
+        ("learning_rate", 0.004): "rate = 4e-3",
         ("scale", "50m"): "50m",
         ("", None): "",
     }
@@ -104,9 +115,14 @@ def test_a_tip_says_no_more_than_is_known(row_of):
     assert "against dense" not in "".join(lines)
 
 
-def test_titles_are_put_into_their_own_elements_and_escaped():
-    svg = '<svg><g id="tip-1"><use/></g><g id="tip-10"></g><g id="patch_1"></g></svg>'
-    assert with_tips(svg, {"tip-1": "a < b & c", "tip-10": "d"}) == (
-        '<svg><g id="tip-1" class="point"><title>a &lt; b &amp; c</title><use/></g>'
-        '<g id="tip-10" class="point"><title>d</title></g><g id="patch_1"></g></svg>'
-    )
+def test_tips_are_circles_where_points_are_and_escaped():
+    svg = '<svg><g id="patch_1"><text>&lt;/svg></text></g></svg>\n'
+    found = with_tips(svg, [(1.25, 30.0, "a < b & c"), (200.06, 7, "two\nlines")])
+    assert found.startswith('<svg><g id="patch_1"><text>&lt;/svg></text></g>')
+    drawing = ET.fromstring(found)
+    circles = [element for element in drawing.iter() if element.get("class") == "point"]
+    assert [(c.get("cx"), c.get("cy"), c[0].text) for c in circles] == [
+        ("1.2", "30.0", "a < b & c"),
+        ("200.1", "7.0", "two\nlines"),
+    ]
+    assert all(float(c.get("r") or 0) > 4 for c in circles), "larger than the mark, for the pointer"

@@ -43,7 +43,7 @@ def rows_of(rng: np.random.Generator, store, plan_of) -> Callable[..., list[Row]
 
 @pytest.fixture
 def draw_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Draws a figure; returns its panels by row and column, and the drawn titles of points by their ids."""
+    """Draws a figure; returns its panels by line and column, and where points are drawn with what they say."""
     drawings, close = [], plt.close
     monkeypatch.setattr(plt, "close", drawings.append)
 
@@ -59,14 +59,17 @@ def draw_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         close(drawing)
 
 
-def tips_in(svg: Path) -> dict[str, str]:
-    elements = ET.fromstring(svg.read_text(encoding="utf-8")).iter("{http://www.w3.org/2000/svg}g")
-    found = {}
-    for element in elements:
+SVG = "{http://www.w3.org/2000/svg}"
+Tip = tuple[float, float, str]
+
+
+def tips_in(svg: Path) -> list[Tip]:
+    found = []
+    for element in ET.fromstring(svg.read_text(encoding="utf-8")).iter():
         if element.get("class") == "point":
-            title = element.find("{http://www.w3.org/2000/svg}title")
+            title = element.find(f"{SVG}title")
             assert title is not None
-            found[str(element.get("id"))] = str(title.text)
+            found.append((float(element.get("cx") or "nan"), float(element.get("cy") or "nan"), str(title.text)))
     return found
 
 
@@ -184,7 +187,7 @@ def test_lines_are_apart_where_they_have_bars_and_only_there(draw_all, rows_of, 
     points = [{"model.experts": f"n={n} g={g}"} for n in counts for g in ("1/2", "1/4")]
     figure = Figure("f", "F", (Panel("", "g", "n"),))
     for seeds in (1, 2):
-        (((ax,),), _) = draw_all(rows_of(*points, seeds=seeds), figure)
+        (((ax,),), tips) = draw_all(rows_of(*points, seeds=seeds), figure)
         x = np.array([np.asarray(line.get_xydata())[:, 0] for line in lines(ax).values()])
         shifts = np.log2(x) - np.log2([0.25, 0.5])
         if seeds == 1:
@@ -198,8 +201,28 @@ def test_lines_are_apart_where_they_have_bars_and_only_there(draw_all, rows_of, 
         for container, own in zip((c for c in ax.containers if isinstance(c, ErrorbarContainer)), x, strict=True):
             segments = np.asarray(container.lines[2][0].get_segments())
             assert np.array_equal(segments[:, :, 0], np.repeat(own[:, None], 2, axis=1))
-        pointed = {tuple(np.asarray(line.get_xydata())[0]) for line in ax.lines if line.get_gid()}
-        assert pointed == {tuple(xy) for line in lines(ax).values() for xy in np.asarray(line.get_xydata())}
+        marks = np.concatenate([np.asarray(line.get_xydata()) for line in lines(ax).values()])
+        assert sorted(np.round(places(ax, marks), 1).tolist()) == sorted([x, y] for x, y, _ in tips)
+
+
+def places(ax: Axes, points: np.ndarray) -> np.ndarray:
+    """Where points of a panel [N, 2] lie in its drawing as SVG, which counts from above and in 1/72 inch."""
+    drawing = ax.get_figure()
+    assert isinstance(drawing, MatplotlibFigure)
+    height = drawing.get_figheight()
+    return (ax.transData.transform(points) / drawing.get_dpi() * [1, -1] + [0, height]) * 72
+
+
+def test_the_pointer_meets_the_marks_that_are_drawn(tmp_path: Path, rows_of):
+    points = [{**scale, **layer} for scale in ({}, BIG) for layer in LAYERS]
+    _, svg = draw(Figure("f", "F", (OVER_N, Panel("Q", "g", "n"))), rows_of(*points, {}, BIG, seeds=2), tmp_path)
+    drawing = ET.fromstring(svg.read_text(encoding="utf-8"))
+    marks = np.array([[float(mark.get(name) or "nan") for name in "xy"] for mark in drawing.iter(f"{SVG}use")])
+    tips = tips_in(svg)
+    assert len(tips) == 2 * 2 * len(LAYERS)
+    for x, y, _ in tips:
+        assert np.abs(marks - [x, y]).max(axis=1).min() < 0.06
+    assert len({(x, y) for x, y, _ in tips}) == len(tips)
 
 
 def half_band(ax: Axes) -> float:
@@ -242,8 +265,8 @@ def test_noise_is_known_from_everything_there_is(draw_all, rows_of):
 
 def test_two_scales_have_bands_of_their_own(draw_all, rows_of):
     rows = rows_of({}, LAYERS[0], BIG, {**BIG, **LAYERS[0]}, seeds=2)
-    axes, _ = draw_all(rows, Figure("f", "F", (OVER_N,)))
-    for (ax,), scale in zip(axes, ("tiny", "big"), strict=True):
+    ((tiny, big),), _ = draw_all(rows, Figure("f", "F", (OVER_N,)))
+    for ax, scale in ((tiny, "tiny"), (big, "big")):
         y = np.array([[row["loss"] for row in rows if (row["scale"], row["seed"]) == (scale, i)] for i in (0, 1)])
         sigma = abs(np.diff(np.diff(y, axis=0))[0, 0]) / 2
         assert half_band(ax) == pytest.approx(t.ppf(0.975, 1) * sigma, rel=1e-6)
@@ -260,24 +283,21 @@ def test_every_point_says_what_it_is_when_pointed_at(draw_all, rows_of):
     moe = [cell for cell in measured if not cell.row["dense"]]
     assert len(moe) == 4 * 3 - 1
     said = [tip(cell, "loss", dense_beside(cell, measured)) for cell in moe]
-    assert sorted(tips.values()) == sorted(said * 2)
+    assert sorted(text for *_, text in tips) == sorted(said * 2)
     assert all("against dense: " in text for text in said)
-    # It is said where the point is.
-    by_text = dict(zip(said, moe, strict=True))
-    for ax, x in zip(axes, ("n", "g"), strict=True):
-        marks = [line for line in ax.lines if line.get_gid()]
-        assert len(marks) == len(moe)
-        for mark in marks:
-            cell = by_text[tips[mark.get_gid()]]
-            ((at, height),) = np.asarray(mark.get_xydata())
-            assert height == cell.mean
-            assert abs(np.log2(at / cell.row[x])) < 0.25
+    # It is said where the point is: at the height of its mean, beside its tick.
+    for (x, y, text), (ax, axis) in zip(tips, [(axes[0], "n")] * len(moe) + [(axes[1], "g")] * len(moe), strict=True):
+        cell = moe[said.index(text)]
+        ((tick, height),) = places(ax, np.array([[cell.row[axis], cell.mean]]))
+        octave = np.diff(places(ax, np.array([[1, 1], [2, 1]]))[:, 0])[0]
+        assert y == pytest.approx(height, abs=0.06)
+        assert abs(x - tick) < octave / 4
 
 
 def test_tips_are_of_the_figures_own_measure(draw_all, rows_of):
     rows = [{**row, "load_imbalance": 1 + i / 8} for i, row in enumerate(rows_of({}, LAYERS[0]))]
     _, tips = draw_all(rows, Figure("f", "F", (OVER_N,), y="load_imbalance"))
-    (text,) = tips.values()
+    ((*_, text),) = tips
     assert "load imbalance (max / mean): 1.1250, 1 seed" in text
     assert "against dense: +0.1250" in text
 
@@ -286,14 +306,12 @@ def test_a_tip_of_any_text_is_still_xml_that_the_pointer_meets(tmp_path: Path, r
     settings = "source=a<b>&c\"'/ä alpha=0.5"
     rows = [{**row, "settings": settings} for row in rows_of(LAYERS[0])]
     _, svg = draw(Figure("f", "F", (OVER_N,)), rows, tmp_path)
-    ((name, text),) = tips_in(svg).items()
+    ((*_, text),) = tips_in(svg)
     assert text.splitlines()[-1] == settings
-    element = ET.fromstring(svg.read_text(encoding="utf-8")).find(f".//*[@id='{name}']")
-    assert element is not None
-    assert element[0].tag.endswith("title"), "browsers show the first child"
-    shapes = [shape for shape in element.iter() if shape.tag.rpartition("}")[2] in ("use", "path")]
-    assert shapes
-    assert not any("fill: none" in shape.get("style", "") for shape in shapes)
+    (element,) = (e for e in ET.fromstring(svg.read_text(encoding="utf-8")).iter() if e.get("class") == "point")
+    assert element[0].tag == f"{SVG}title", "browsers show the first child"
+    # It is met though it is not seen: what is not filled at all would not be.
+    assert element.get("fill", "black") != "none"
 
 
 def legends(ax: Axes) -> tuple[list[Any], list[Any]]:
@@ -378,3 +396,50 @@ def test_what_is_moved_from_a_single_tick_stays_by_it(draw_all, rows_of):
     x = [np.asarray(line.get_xydata())[0] for line in lines(ax).values()]
     place = ax.transAxes.inverted().transform(ax.transData.transform(np.asarray(x)))[:, 0]
     assert np.abs(place - 0.5).max() < 0.25
+
+
+def test_legends_are_in_the_order_of_their_hues_over_all_panels(draw_all, rows_of, rng):
+    # Of a hue that one panel alone has, and of granularities, whose texts sort otherwise than they do.
+    sets = ["n=8 g=1/2", "n=128 k=16 g=1/16", "n=16 g=1/4", "n=4 k=1 g=1/2 + n=64 k=8 g=1/16", "n=2 k=1 g=1"]
+    points = [{"model.experts": text} for text in sets] + [{**BIG, "model.experts": "n=32 g=1/4"}, {}, BIG]
+    rows = rows_of(*points)
+    figure = Figure("f", "F", (Panel("", "s", "n"), Panel("", "s", "granularity", "kind")))
+    axes, _ = draw_all([rows[i] for i in rng.permutation(len(rows))], figure)
+    _, own = legends(axes[0][0])
+    counts, kinds = (words(legend) for legend in own)
+    assert counts == ["dense", *(f"n = {n}" for n in (2, 8, 16, 32, 68, 128))]
+    assert kinds == [
+        "dense",
+        "g = 1/16 homogeneous",
+        "g = 1/4 homogeneous",
+        "g = 1/2 homogeneous",
+        "g = 1/2+1/16 heterogeneous",
+        "g = 1 homogeneous",
+    ]
+
+
+def test_hues_of_texts_are_in_the_order_of_their_numbers(draw_all, rows_of):
+    alphas = [1e-5, 1e-4, 0.002, 0.5, 10.0]  # written as 1e-05, 0.0001, ..., of which none sorts as it does
+    rows = rows_of(*({"model.experts": "n=8 g=1/2", "router.alpha": alpha} for alpha in reversed(alphas)))
+    axes, _ = draw_all(rows, Figure("f", "F", (Panel("", "s", "balancing"),)))
+    (legend,), _ = legends(axes[0][0])
+    assert words(legend) == [f"alpha {alpha:g}, gamma 0" for alpha in alphas]
+
+
+def test_no_colour_repeats_in_the_studys_figures(draw_all, store, rng):
+    for grid in ("heterogeneous", "granularity_vs_count"):
+        plan = enumerate_runs([(load_grid(grid, "50m"), load_config("50m"))], overrides={})
+        figure = next(iter(plan.figures.values()))
+        rows = [row for row in read_results(plan, store).rows if row["id"] in plan.reads[figure.name]]
+        axes, _ = draw_all([{**row, "state": "done", "loss": float(rng.normal(3, 0.1))} for row in rows], figure)
+        for ax in axes[0]:
+            shown = {label.rpartition(" ")[0] if "geneous" in label else label: x for label, x in lines(ax).items()}
+            assert len(shown) > 6
+            assert len({line.get_color() for line in shown.values()}) == len(shown)
+
+
+def test_a_panel_in_which_nothing_is_done_says_so(draw_all, rows_of):
+    rows = [{**row, "state": "missing", "loss": None} for row in rows_of(*LAYERS)]
+    axes, _ = draw_all(rows, Figure("f", "F", (OVER_N, Panel("", "g", "n"))))
+    _, own = legends(axes[0][0])
+    assert [words(legend) for legend in own] == [["no run is done"]] * 2

@@ -220,6 +220,7 @@ def test_figures_that_hold_odd_names_stay_valid(tmp_path: Path, row_of, plan_of)
         plan=plan_of({}),
         results=Results([row_of({}, loss=1.0)], []),
         figures=[svg],
+        evaluation_sets={},
         claims=[],
     )
     page = Page(path)
