@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -18,13 +18,14 @@ from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import ScalarFormatter
 
 from slicedice.grid import Figure, Panel
 from slicedice.grid.figures import AXES
 from slicedice.report.captions import describe, label, number, tip, with_tips
 from slicedice.report.layout import FONT, MANY, NARROW, SMALL, WIDE, broken, lay_out, legend_columns
 from slicedice.report.results import FIELDS, Row
-from slicedice.report.statistics import Cell, cells, dense_beside, student
+from slicedice.report.statistics import RATIOS, Cell, cells, dense_beside, student
 from slicedice.store.files import write_whole
 
 # Okabe and Ito's palette, told apart by colour-blind readers, and what is as far from it as it needs to be for the 13
@@ -197,6 +198,9 @@ def _arm(panel: Panel, row: Row, facet: Iterable[str]) -> tuple[Any, str]:
 def _draw_part(part: _Part, ax: Axes, measured: list[Cell]) -> _Shown:
     panel, by_cell, shown = part.panel, {cell.row["cell"]: cell for cell in measured}, _Shown()
     ax.set_xscale("log", base=2)
+    if part.figure.y in RATIOS:
+        ax.set_yscale("log", base=2)
+        ax.yaxis.set_major_formatter(ScalarFormatter())
     lines: dict[tuple, dict[str, Row]] = {}
     for row in part.rows:
         if not row["dense"]:
@@ -236,11 +240,10 @@ def _line(part: _Part, ax: Axes, key: tuple, found: list[tuple[float, Cell | Non
     hue, style, settings = key
     color, marker = part.styles[hue]
     words = (describe(part.panel.hue, hue), describe(part.panel.style, style), settings)
-    margins = [cell.margin or 0.0 if cell else 0.0 for _, cell in found]
     line = ax.errorbar(
         [x for x, _ in found],  # shifted, so that bars do not lie over each other
         [cell.mean if cell else np.nan for _, cell in found],
-        yerr=margins if any(margins) else None,
+        yerr=_bars([cell for _, cell in found]),
         color=color,
         marker=marker,
         markersize=5,
@@ -253,13 +256,21 @@ def _line(part: _Part, ax: Axes, key: tuple, found: list[tuple[float, Cell | Non
     return str(line.get_label())
 
 
+def _bars(found: Sequence[Cell | None]) -> np.ndarray | None:
+    """What error bars reach below and above the means, [2, cells]; None if no noise is known."""
+    ends = [cell.interval or (cell.mean, cell.mean) if cell else (0.0, 0.0) for cell in found]
+    means = [cell.mean if cell else 0.0 for cell in found]
+    bars = np.abs(np.array(ends) - np.array(means)[:, None]).T
+    return bars if bars.any() else None
+
+
 def _dense(panel: Panel, ax: Axes, line: list[Cell], measured: list[Cell], label_: str) -> None:
     """Dense cells of one setting: a line across, or where the axis varies for them too, a line over it."""
     style: Any = {"color": "black", "linestyle": "--", "linewidth": 1.2, "label": label_}
     if len(line) > 1:
         line.sort(key=lambda cell: cell.row[panel.x])
-        bars = [cell.margin or 0.0 for cell in line] if line[0].margin is not None else None
-        ax.errorbar([cell.row[panel.x] for cell in line], [cell.mean for cell in line], yerr=bars, capsize=2.5, **style)
+        x, y = [cell.row[panel.x] for cell in line], [cell.mean for cell in line]
+        ax.errorbar(x, y, yerr=_bars(line), capsize=2.5, **style)
         return
     (cell,) = line
     ax.axhline(cell.mean, **style)

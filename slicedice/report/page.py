@@ -9,11 +9,11 @@ import jinja2
 from markupsafe import Markup
 
 from slicedice.grid import Plan
+from slicedice.report.captions import verdict
 from slicedice.report.claims import COMPARABLE, Judgement
 from slicedice.report.reference import BUDGETS, Comparison, caption, compare
 from slicedice.report.results import Results, Row
 from slicedice.report.statistics import cells, dense_beside
-from slicedice.report.tables import verdict
 from slicedice.store.files import write_whole
 
 SHRUNK = 0.75

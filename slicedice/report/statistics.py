@@ -18,6 +18,12 @@ from slicedice.report.results import Row
 CELL, BLOCK = ("cell",), ("batches", "seed")
 """What levels of a loss are of, by the columns that name them: what is compared, and what was read."""
 
+RATIOS = ("load_imbalance", "load_balancing_loss")
+"""Measures whose noise grows with them, so that it is known, and they are compared, in octaves."""
+
+OWN_NOISE = 4
+"""Degrees of freedom from which on a training set-up has noise of its own; else it has its scale's and budget's."""
+
 POOL = ("scale", "tokens", "beside")
 """Columns that name what shares one level of noise: all that runs have but layer, router and seed."""
 
@@ -46,7 +52,7 @@ def student(freedom: float, error: float = 0.05) -> float:
 class Cell:
     """Finished runs of one cell.
 
-    values: by seed.
+    values: by seed; of `RATIOS` their log2.
     ids: of the runs.
     noise: between cells of one seed, pooled; between seeds, which is more, where seeds are too few to tell these
       apart; None if no cell has two.
@@ -56,11 +62,22 @@ class Cell:
     values: dict[int, float]
     noise: Noise | None = None
     ids: tuple[str, ...] = ()
+    is_ratio: bool = False
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
-        return statistics.fmean(self.values.values())
+        """Mean over seeds, of ratios the geometric one; in the unit of the measure."""
+        mean = statistics.fmean(self.values.values())
+        return 2**mean if self.is_ratio else mean
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The mean's 95 % interval, for comparing cells; None if the noise is not known."""
+        if self.margin is None:
+            return None
+        if self.is_ratio:
+            return self.mean / 2**self.margin, self.mean * 2**self.margin
+        return self.mean - self.margin, self.mean + self.margin
 
     @property
     def margin(self) -> float | None:
@@ -104,6 +121,7 @@ def cells(rows: list[Row], column: str, everything: list[Row] | None = None) -> 
             {row["seed"]: row[column] for row in group},
             noise.get(pool(group[0])) or noise.get(pool(group[0])[:2]),
             tuple(row["id"] for row in group),
+            column in RATIOS,
         )
         for group in groups.values()
     ]
@@ -129,12 +147,15 @@ def noises(rows: list[Row], column: str) -> dict[tuple, Noise]:
         # Where blocks leave nothing over, the noise between seeds stands in: it is what a seed does to all cells more.
         noise = residual_noise(members, column, [CELL, BLOCK]) or residual_noise(members, column, [CELL])
         found |= {key: noise} if noise else {}
-    floors = sorted(found.items(), key=lambda item: item[1].freedom)
-    return found | {key[:2]: noise for key, noise in floors}
+    floors = {key[:2]: noise for key, noise in sorted(found.items(), key=lambda item: item[1].freedom)}
+    return {key: noise for key, noise in found.items() if noise.freedom >= OWN_NOISE} | floors
 
 
 def _measured(rows: list[Row], column: str) -> list[Row]:
-    return [row for row in rows if row["state"] == "done" and row.get(column) is not None]
+    done = [row for row in rows if row["state"] == "done" and row.get(column) is not None]
+    if column in RATIOS:
+        return [{**row, column: math.log2(row[column])} for row in done if row[column] > 0]
+    return done
 
 
 def residual_noise(rows: list[Row], column: str, factors: list[tuple[str, ...]]) -> Noise | None:

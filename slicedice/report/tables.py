@@ -9,9 +9,10 @@ from rich.table import Table
 
 from slicedice.cost import Cost
 from slicedice.grid import Plan
+from slicedice.report.captions import verdict
 from slicedice.report.claims import Judgement
 from slicedice.report.results import Results, Row
-from slicedice.report.statistics import Cell, cells, dense_beside, difference
+from slicedice.report.statistics import cells, dense_beside
 from slicedice.spec import run_name
 from slicedice.store import Kind
 
@@ -87,16 +88,6 @@ def _table(title: str, lines: list[dict[str, str]], *, left: tuple[str, ...]) ->
     for line in lines:
         table.add_row(*(line.get(name, "") for name in names))
     return table
-
-
-def verdict(cell: Cell, dense: Cell | None) -> str:
-    """The difference to dense and its 95 % interval, called what it is when seeds alone could make it."""
-    if dense is None or cell is dense:
-        return ""
-    effect, margin = difference(cell, dense)
-    if margin is None:
-        return f"{effect:+.4f}"
-    return f"{effect:+.4f} ± {margin:.4f}" + (" within noise" if abs(effect) <= margin else "")
 
 
 def plan_table(plan: Plan, varied: dict[str, str], costs: dict[str, Cost], missing: set[str]) -> Table:

@@ -299,7 +299,7 @@ def test_tips_are_of_the_figures_own_measure(draw_all, rows_of):
     _, tips = draw_all(rows, Figure("f", "F", (OVER_N,), y="load_imbalance"))
     ((*_, text),) = tips
     assert "load imbalance (max / mean): 1.1250, 1 seed" in text
-    assert "against dense: +0.1250" in text
+    assert "against dense: +0.1699 octaves" in text  # log2 of 1.125
 
 
 def test_a_tip_of_any_text_is_still_xml_that_the_pointer_meets(tmp_path: Path, rows_of):

@@ -222,7 +222,7 @@ def two_by_two(rows: list[dict], column: str = "loss") -> float:
     return abs(a - b - c + d) / 2
 
 
-@pytest.mark.parametrize("apart", [BIG, LONG, FAST], ids=["scale", "budget", "learning rate"])
+@pytest.mark.parametrize("apart", [BIG, LONG], ids=["scale", "budget"])
 def test_what_is_trained_otherwise_has_noise_of_its_own(rng: np.random.Generator, row_of, apart: dict):
     quiet, loud = seeded(row_of, rng, 0.01, {}, MOE), seeded(row_of, rng, 1.0, apart, {**MOE, **apart})
     rows = quiet + loud
@@ -231,6 +231,36 @@ def test_what_is_trained_otherwise_has_noise_of_its_own(rng: np.random.Generator
         assert cell.noise is not None
         assert cell.noise.deviation == pytest.approx(two_by_two(own), rel=1e-6)
         assert cell.noise.freedom == 1
+
+
+def test_a_set_up_has_noise_of_its_own_once_it_is_known_well_enough(rng: np.random.Generator, row_of):
+    fast = {**MOE, **FAST}
+    usual = seeded(row_of, rng, 0.01, {}, MOE, {**MOE, "router.alpha": 0.5}, seeds=4)
+    for seeds, own in ((2, False), (6, True)):  # of two cells: 1 and 5 degrees of freedom
+        rows = usual + seeded(row_of, rng, 1.0, FAST, fast, seeds=seeds)
+        found = [cell for cell in cells(rows, "loss") if cell.row["learning_rate"] == 0.5]
+        assert len(found) == 2
+        for cell in found:
+            assert cell.noise is not None
+            assert (cell.noise.deviation > 0.1) is own
+            assert cell.noise.freedom == (5 if own else 6)
+
+
+def test_ratios_have_noise_in_octaves(rng: np.random.Generator, row_of):
+    rows = [row_of({**point, "seed": seed}, loss=3.0) for seed in range(2) for point in ({}, MOE)]
+    for row in rows:
+        row["load_imbalance"] = float(2 ** rng.normal(2, 0.5))
+    for cell in cells(rows, "load_imbalance"):
+        own = [row["load_imbalance"] for row in rows if row["cell"] == cell.row["cell"]]
+        assert cell.mean == pytest.approx(math.prod(own) ** 0.5)
+        assert cell.noise is not None
+        octaves = [{"load_imbalance": math.log2(row["load_imbalance"])} for row in rows]
+        assert cell.noise.deviation == pytest.approx(two_by_two(octaves, "load_imbalance"), rel=1e-6)
+        assert cell.margin is not None
+        assert cell.interval is not None
+        low, high = cell.interval
+        assert 0 < low < cell.mean < high
+        assert math.log2(high / low) == pytest.approx(2 * cell.margin)
 
 
 @pytest.mark.parametrize("apart", [BIG, LONG], ids=["scale", "budget"])
@@ -267,9 +297,9 @@ def test_noise_is_known_from_everything_where_rows_have_one_seed(rng: np.random.
 def test_noise_is_of_the_column_that_is_asked_for(rng: np.random.Generator, row_of):
     elsewhere = seeded(row_of, rng, 0.1, {}, MOE)
     for row in elsewhere:
-        row["load_imbalance"] = float(rng.normal(2, 5))
-    alone = row_of({**MOE, "router.alpha": 0.5}, loss=1.0, load_imbalance=2.0)
-    for column in ("loss", "load_imbalance"):
+        row["dropped_share"] = float(rng.normal(2, 5))
+    alone = row_of({**MOE, "router.alpha": 0.5}, loss=1.0, dropped_share=2.0)
+    for column in ("loss", "dropped_share"):
         (cell,) = cells([alone], column, [alone, *elsewhere])
         assert cell.noise is not None
         assert cell.noise.deviation == pytest.approx(two_by_two(elsewhere, column), rel=1e-6)

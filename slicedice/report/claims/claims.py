@@ -52,6 +52,7 @@ class Judgement:
             "interval": effect and effect.interval and list(effect.interval),
             "unit": effect and effect.unit,
             "method": effect and effect.method,
+            "of": effect and effect.of,
             "runs": list(self.runs),
             "scales": {name: str(finding.verdict) for name, finding in self.findings.items()},
         }
@@ -94,11 +95,14 @@ def _best_size(scales: Scales) -> dict[str, Finding]:
     findings = _at_each(study.best_size)(scales)
     if findings:
         depends = across.best_size_depends_on_width([budgets[0] for budgets in scales])
-        findings["scales"] = depends or Finding(
+        findings[ACROSS] = depends or Finding(
             Verdict.UNRESOLVED, "Whether it depends on the active size takes two scales."
         )
     return findings
 
+
+ACROSS = "across scales"
+"""What a finding that compares scales is called among those of each."""
 
 CLAIMS = (
     Claim(
@@ -106,7 +110,7 @@ CLAIMS = (
     ),
     Claim(
         "b",
-        "The best expert size hardly depends on the total and depends on the active size.",
+        "The best granularity (expert size over d_ff) hardly depends on the total and depends on the active size.",
         "granularity_vs_count",
         _best_size,
     ),

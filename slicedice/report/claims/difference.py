@@ -22,6 +22,10 @@ class Difference:
     error: float | None
     freedom: float = math.inf
 
+    def over(self, amount: float) -> "Difference":
+        """The difference for each unit of `amount`."""
+        return Difference(self.value / amount, None if self.error is None else self.error / amount, self.freedom)
+
     def interval(self, tests: int = 1) -> tuple[float, float] | None:
         """The 95 % interval (Student's t); of one among `tests`, all of which hold together (Bonferroni)."""
         if self.error is None:

@@ -9,18 +9,18 @@ import numpy as np
 
 from slicedice.report.claims.bootstrap import HARDLY, RESAMPLES, SURE, percentiles, rank_correlations
 from slicedice.report.claims.bootstrap import best_size as fit_best_size
-from slicedice.report.claims.difference import mean_difference, shared
+from slicedice.report.claims.difference import Pair, mean_difference, shared
 from slicedice.report.claims.evidence import Evidence, arm, balanced, generalists, lines, match, parents, routers
 from slicedice.report.claims.judgement import (
     COMPARABLE,
     Effect,
     Finding,
     Verdict,
-    above,
     both,
     comparable,
     effect_of,
     everywhere_at_least,
+    harmful,
     name,
     open_,
     runs_of,
@@ -31,46 +31,58 @@ from slicedice.report.claims.judgement import (
 MANY_EXPERTS = 512
 """From which count on the study finds strong balancing to hurt."""
 
+OCTAVES = "octaves"
+"""Unit of ratios, as of load imbalances."""
+
 FOLLOWS = 0.9, 0.7
 """Rank correlation of train and validation loss above which one follows the other, and under which it does not."""
+
+
+ROUTES = {"more experts": "g", "larger experts": "n"}
+"""Ways to more expert parameters, each with the column that stays as it is."""
 
 
 def monotone(scale: Evidence) -> Finding | None:
     """(a) Loss falls monotonically with total expert parameters, through the size of experts or their count.
 
-    Steps lead from one cell to the next along lines of one granularity or one count.
+    Steps lead from one cell to the next along lines of one granularity or one count. Supported if on each way the steps
+    from each sparsity to the next lower the loss beyond noise; contradicted if some of these, or a single step, raises
+    it beyond chance.
     """
-    steps = [
-        (fine, coarse)
-        for fixed, grows in (("g", "s"), ("n", "s"))
-        for line in lines(scale.main, fixed, grows)
-        for coarse, fine in pairwise(line)
-        if shared((coarse, fine))
-    ]
-    if not steps:
+    steps: dict[tuple[str, float, float], list[Pair]] = {}
+    for way, fixed in ROUTES.items():
+        for line in lines(scale.main, fixed, "s"):
+            for one, two in pairwise(line):
+                if shared((one, two)):
+                    steps.setdefault((way, one.row["s"], two.row["s"]), []).append((two, one))
+    pairs = [pair for found in steps.values() for pair in found]
+    if not pairs:
         return None
-    long = [line for fixed in ("g", "n") for line in lines(scale.main, fixed, "s") if len(line) > 2]
-    if len(long) < 2:
-        return open_("Fewer than two lines have three cells.", steps)
-    mean = mean_difference(steps)
-    interval = mean.interval()
-    if interval is None:
-        return open_("No cell has two seeds, so noise is unknown.", steps)
-    rises = under([(one, two) for two, one in steps], 0.0)
+    if any(sum(key[0] == way for key in steps) < 2 for way in ROUTES):
+        return open_("One of the two ways has fewer than two steps.", pairs)
+    octaves = float(np.mean([np.log2(two.row["s"] / one.row["s"]) for two, one in pairs]))
+    mean, what = mean_difference(pairs).over(octaves), "twice the expert parameters"
+    if mean.interval() is None:
+        return open_("No cell has two seeds, so noise is unknown.", pairs)
+    rises = under([[(b, a) for a, b in found] for found in (*steps.values(), *([pair] for pair in pairs))], 0.0)
+    falling = {key: (mean_difference(found).interval() or (0, 0))[1] < 0 for key, found in steps.items()}
+    reached = []
+    for way in ROUTES:
+        own = sorted((one, two, falls) for (w, one, two), falls in falling.items() if w == way)
+        to = next((one for one, _, falls in own if not falls), own[-1][1])
+        reached.append(f"with {way} {f'up to s = {to:g}' if to > own[0][0] else 'at no step from the first'}")
     verdict = Verdict.UNRESOLVED
-    if rises or interval[0] > 0:
+    if rises:
         verdict = Verdict.CONTRADICTED
-    elif interval[1] < 0:
+    elif all(falling.values()):
         verdict = Verdict.SUPPORTED
     top = max(cell.row["s"] for cell in scale.main)
-    upward = f"{len(rises)} of {len(steps)} steps rise beyond chance" if rises else f"none of {len(steps)} steps rises"
-    return Finding(
-        verdict,
-        f"A step to more expert parameters changes the loss on average by {said(mean)}; {upward} beyond chance"
-        f"{'' if not rises else ', as to ' + name(rises[0][1])}; seen up to s = {top:g}.",
-        effect_of(mean),
-        runs_of(steps),
+    rest = f" It rises beyond chance from {name(rises[0][0][0])} to {name(rises[0][0][1])}." if rises else ""
+    sentence = (
+        f"With {what} the loss changes by {said(mean)} on average. Step by step it falls beyond noise: "
+        f"{', '.join(reached)}; s goes to {top:g}.{rest}"
     )
+    return Finding(verdict, sentence, effect_of(mean, what), runs_of(pairs))
 
 
 def best_size(scale: Evidence) -> Finding | None:
@@ -90,7 +102,8 @@ def best_size(scale: Evidence) -> Finding | None:
     if best is None:
         return Finding(Verdict.UNRESOLVED, "No cell has two seeds, so noise is unknown.", None, runs)
     low, high = percentiles(best.move[1:])
-    effect = Effect(float(best.move[0]), (low, high), "octaves of g per doubling of s", "parametric bootstrap")
+    what = "the best g with twice the sparsity"
+    effect = Effect(float(best.move[0]), (low, high), OCTAVES, "parametric bootstrap", what)
     moves = f"moves by {effect.value:+.2f} [{low:+.2f}, {high:+.2f}] octaves when the sparsity doubles"
     if best.inside < SURE:
         return Finding(Verdict.UNRESOLVED, "No best granularity stands out of the noise in what was tried.", None, runs)
@@ -124,54 +137,71 @@ def dropless_wins(scale: Evidence) -> Finding | None:
 
 
 def balancing(scale: Evidence) -> Finding | None:
-    """(f) Settings are comparable but for strong loss with bias at many experts; the weakest balances least."""
-    weak, strong = (1e-4, 0.0), (1e-2, 1e-3)
-    settings = [(1e-4, 1e-3), weak, strong]
-    findings = []
-    for alpha, gamma in settings:
-        pairs = balanced(scale, "loss", (alpha, gamma), (1e-2, 0.0))
-        few = [pair for pair in pairs if (alpha, gamma) != strong or pair[0].row["n"] < MANY_EXPERTS]
-        if len(few) > 1:
-            findings.append(comparable(few, f"Alpha {alpha:g}, gamma {gamma:g} less alpha 0.01, gamma 0"))
-    many = [p for p in balanced(scale, "loss", strong, (1e-2, 0.0)) if p[0].row["n"] >= MANY_EXPERTS]
-    if many:
-        findings.append(above(many, f"Strong balancing at n >= {MANY_EXPERTS}"))
+    """(f) Settings are comparable but for strong loss with bias at many experts; the weakest balances least.
+
+    All are set against alpha 1e-2 with gamma 0, with fewer than `MANY_EXPERTS` and with more.
+    """
+    weak, strong, main = (1e-4, 0.0), (1e-2, 1e-3), (1e-2, 0.0)
+    findings, tried = [], set()
+    for setting in ((1e-4, 1e-3), weak, strong):
+        pairs = balanced(scale, "loss", setting, main)
+        parts = {False: [p for p in pairs if p[0].row["n"] < MANY_EXPERTS]}
+        parts[True] = [p for p in pairs if p[0].row["n"] >= MANY_EXPERTS]
+        for many, members in parts.items():
+            if members:
+                where = f"n {'>=' if many else '<'} {MANY_EXPERTS}"
+                what = f"alpha {setting[0]:g}, gamma {setting[1]:g} less alpha 0.01, gamma 0 at {where}"
+                judge = harmful if many and setting == strong else comparable
+                findings.append(judge(members, what))
+                tried.add((setting, many))
     for measure, word in (("load_balancing_loss", "load-balancing loss"), ("load_imbalance", "load imbalance")):
-        rivals = [balanced(scale, measure, weak, other) for other in ((1e-4, 1e-3), (1e-2, 0.0), strong)]
-        rivals = [pairs for pairs in rivals if pairs]
-        if rivals:
-            findings.append(above(min(rivals, key=lambda p: mean_difference(p).value), f"Weakest balancing's {word}"))
+        for other in ((1e-4, 1e-3), main, strong):
+            pairs = balanced(scale, measure, weak, other)
+            if pairs:
+                what = f"{word} with alpha 0.0001, gamma 0 less that with alpha {other[0]:g}, gamma {other[1]:g}"
+                findings.append(everywhere_at_least(pairs, 0.0, what, OCTAVES))
+                tried.add((measure, other))
     if not findings:
         return None
     verdict = both(findings)
-    # All three parts of the claim have to have been looked at before it is supported.
-    if verdict is Verdict.SUPPORTED and (len(findings) < 6 or not many):
+    if verdict is Verdict.SUPPORTED and len(tried) < 12:  # every part has to have been looked at
         verdict = Verdict.UNRESOLVED
-        findings.append(open_(f"Not every part was tried (n >= {MANY_EXPERTS}: {len(many)} comparisons)."))
-    effect = next((finding.effect for finding in findings if finding.verdict is verdict), findings[0].effect)
+        findings.append(open_("Not every part of the claim was tried."))
+    deciding = [finding for finding in findings if finding.verdict is verdict]
     runs = tuple(dict.fromkeys(run for finding in findings for run in finding.runs))
-    return Finding(verdict, " ".join(finding.sentence for finding in findings), effect, runs)
+    counts = f"{len(deciding)} of {len(findings)} comparisons are {verdict}"
+    told = " ".join(_capital(finding.sentence) for finding in deciding[:3])
+    return Finding(verdict, f"{counts}. {told}", deciding[0].effect, runs)
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
 
 
 def train_follows(scale: Evidence) -> Finding | None:
-    """(h) Train cross-entropy follows held-out cross-entropy: the rank correlation over cells, bootstrapped."""
+    """(h) Train cross-entropy follows held-out cross-entropy: the rank correlation over cells, bootstrapped.
+
+    Over the dense model and the layers of one routing: what default routing drops, it drops in both.
+    """
     train = {cell.row["cell"]: cell for cell in scale.cells("train_loss")}
-    cells_ = [cell for cell in scale.cells() if cell.row["cell"] in train]
+    dense = scale.dense()
+    cells_ = [cell for cell in (*scale.main, *([dense] if dense else [])) if cell.row["cell"] in train]
     if len(cells_) < 5:
         return Finding(Verdict.UNRESOLVED, f"{len(cells_)} cells are too few to rank.") if cells_ else None
     values = np.array([(train[cell.row["cell"]].mean, cell.mean) for cell in cells_])
     rng = np.random.default_rng(0)
     draws = rank_correlations(values[rng.integers(len(values), size=(RESAMPLES, len(values)))])
-    measured = float(rank_correlations(values))
-    effect = Effect(measured, percentiles(draws), "rank correlation", "paired bootstrap")
+    measured, what = float(rank_correlations(values)), "train and held-out loss"
+    effect = Effect(measured, percentiles(draws), "rank correlation", "paired bootstrap", what)
     assert effect.interval is not None
     verdict = Verdict.UNRESOLVED
     if effect.value >= FOLLOWS[0] and effect.interval[0] > FOLLOWS[1]:
         verdict = Verdict.SUPPORTED
     elif effect.interval[1] < FOLLOWS[1]:
         verdict = Verdict.CONTRADICTED
-    sentence = f"Over {len(cells_)} cells the ranks by train and by held-out loss correlate by {effect.value:.2f}."
-    return Finding(verdict, sentence, effect, runs_of([cells_]))
+    low, high = effect.interval
+    sentence = f"Over {len(cells_)} cells of one routing the ranks by {what} correlate by {effect.value:.2f}"
+    return Finding(verdict, f"{sentence} [{low:.2f}, {high:.2f}].", effect, runs_of([cells_]))
 
 
 def reweighting(scale: Evidence) -> Finding | None:
@@ -199,7 +229,9 @@ def gain_without_capacity(scale: Evidence) -> Finding | None:
         verdict = Verdict.SUPPORTED
     elif intervals[1][1] < gain.value / 2:
         verdict = Verdict.CONTRADICTED
-    return Finding(verdict, sentence, effect_of(left), runs_of(without))
+    return Finding(
+        verdict, sentence, effect_of(left, "default routing without capacity less dropless"), runs_of(without)
+    )
 
 
 def harm_by_wiring(scale: Evidence) -> Finding | None:
@@ -217,5 +249,6 @@ def harm_by_wiring(scale: Evidence) -> Finding | None:
     elif interval and interval[0] > -COMPARABLE and interval[1] < COMPARABLE:
         verdict = Verdict.CONTRADICTED
     harm = [f"{w}: {said(mean_difference(p))}" for w in ("parallel", "plain") if (p := generalists(scale, w))]
-    sentence = f"Parallel less plain wiring, on average over {len(pairs)} pairs: {said(mean)}."
-    return Finding(verdict, f"{sentence} Harm in each: {'; '.join(harm)}.", effect_of(mean), runs_of(pairs))
+    what = "parallel less plain wiring"
+    sentence = f"{_capital(what)}: {said(mean)} on average over {len(pairs)} pairs."
+    return Finding(verdict, f"{sentence} Harm in each: {'; '.join(harm)}.", effect_of(mean, what), runs_of(pairs))

@@ -46,7 +46,7 @@ def arms(scales: Sequence[Evidence], active: int) -> list[Arm]:
             if pairs and name not in ways:
                 ways[name] = (scale.scale, len(pairs), pairs, fields)
     return [
-        Arm(name, effect_of(mean_difference(pairs)), count, scale, fields)
+        Arm(name, effect_of(mean_difference(pairs), name), count, scale, fields)
         for name, (scale, count, pairs, fields) in ways.items()
     ]
 
