@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         written = Path(options.next)
         ours = not written.exists() or MARK in written.read_text(encoding="utf-8", errors="replace")
         require(ours, "--next", options.next, "there is another file of this name: name one that is free")
-        write_whole(written, grid_file(recipe.proposal, recipe.settings, asked_for(request)))
+        write_whole(written, grid_file(recipe.proposal, recipe.settings, recipe.names, asked_for(request)))
     if options.json:
         print(json.dumps({**as_dict(recipe), "next_file": written and str(written)}, indent=1))
     else:

@@ -246,9 +246,7 @@ def _report(plan: Plan, store: Store, options: argparse.Namespace, scales: list[
     else:
         from slicedice.report.report import write_report  # here, since whoever asks for a status need not wait for it
 
-        results, claims, page = write_report(
-            plan, store, **names, about=about, evaluation_sets=options.evaluation_sets
-        )
+        results, claims, page = write_report(plan, store, **names, about=about, evaluation_sets=options.evaluation_sets)
         show(cell_table(results), console)
         if any(judgement.findings for judgement in claims):
             show(claim_table(claims), console)

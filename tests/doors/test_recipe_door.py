@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from slicedice import recipe, sweep
+from slicedice import files, recipe, sweep
 from slicedice.grid import enumerate_runs, load_config, load_grid
 from slicedice.report.recipe.reading import point_of
 from slicedice.store import Kind, Store
@@ -19,10 +20,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def fill(store: Store, rng, grid="granularity_vs_count", scales=("10m", "20m", "50m", "80m"), **fields) -> None:
+def fill(
+    store: Store, rng, grid: str = "granularity_vs_count", scales=("10m", "20m", "50m", "80m"), **fields: Any
+) -> None:
     """Ends every run of a grid with the loss of a known law, and default routing 0.1 nats worse than dropless."""
     truth = of_its_form(drift=0.25)
-    plan = enumerate_runs([(load_grid(grid, s), load_config(s)) for s in scales], overrides=fields)
+    configs = [load_config(scale) for scale in scales]
+    plan = enumerate_runs([(load_grid(grid, config.scale), config) for config in configs], overrides=fields)
     for id_, (spec, execution) in plan.runs.items():
         loss = truth(point_of(spec)) + rng.normal(0, 0.005) + 0.1 * (spec.router.kind == "default")
         loss += 0.03 * (spec.router.gamma or 0) / 1e-3
@@ -62,8 +66,10 @@ def test_a_full_store_answers(folder, rng, capsys):
     assert f"--config.model.experts='n={best['n']} k={best['k']} g={best['g']}'" in text
 
 
-def test_the_recommended_config_resolves_to_the_recommended_run(folder, rng, capsys):
-    fill(Store("runs").create(), rng)
+@pytest.mark.parametrize("vocabulary", [100_352, 256])
+def test_the_recommended_config_resolves_to_the_recommended_run(folder, rng, capsys, vocabulary: int):
+    fields: dict[str, Any] = {"model.vocab_size": vocabulary}
+    fill(Store("runs").create(), rng, **fields)
     _, said = ask(capsys, "--active", "150M", "--max_total", "1B")
     flags = [f"--config.{name}={value}" for name, value in said["recipe"]["config"].items()]
     Path("one.py").write_text("from slicedice.grid import Grid\n\n\ndef get_grid(scale):\n    return Grid([{}])\n")
@@ -132,6 +138,52 @@ def test_a_measured_budget_has_a_level(folder, rng, capsys):
     assert one[1] - one[0] < 0.5 * (two[1] - two[0])
 
 
+def test_scales_may_be_paths(folder, rng, capsys):
+    source = files.find("experiments", "20m").read_text().replace('"20m"', '"other"')
+    Path("other_file.py").write_text(source)
+    store = Store("runs").create()
+    fill(store, rng, "granularity_vs_count", ("10m",))
+    arguments = ("--active", "80M", "--max_total", "800M", "--scale", "./other_file.py")
+    _, said = ask(capsys, *arguments)
+    assert {cell["scale"] for cell in said["next"]} == {"other"}
+    assert sweep.main(["plan", "--grid", "./next_runs.py", "--scale", "./other_file.py", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["count"] == len(said["next"])
+    assert "DEFAULT_SCALES = ('./other_file.py',)" in Path("next_runs.py").read_text()
+    # Its own results are found again: what is there is not proposed.
+    fill(store, rng, "./next_runs.py", ("./other_file.py",))
+    _, again = ask(capsys, *arguments)
+    known = {(cell["s"], cell["g"]) for cell in said["next"]}
+    assert not known & {(cell["s"], cell["g"]) for cell in again["next"]}
+
+
+def test_losses_of_another_dtype_are_left_out_and_named(folder, rng, capsys):
+    store = Store("runs").create()
+    fill(store, rng, scales=("10m", "20m"))
+    fill(store, rng, scales=("nano",))  # float32
+    _, said = ask(capsys, "--active", "20M", "--max_total", "40M")
+    (note,) = [note for note in said["notes"] if "Left out" in note]
+    assert note.endswith("nano")
+    assert "bfloat16" in note
+
+
+def test_a_limit_that_only_the_dense_model_keeps_is_said(folder, rng, capsys):
+    fill(Store("runs").create(), rng, scales=("10m",))
+    status, said = ask(capsys, "--active", "9.75M", "--max_total", "9.75M")
+    assert status == 0
+    assert said["recipe"]["dense"]
+    assert said["recipe"]["total_parameters"] <= 9_750_000
+    assert any("dense model alone" in note for note in said["notes"])
+
+
+def test_nothing_is_recommended_where_no_loss_can_be_told(folder, rng, capsys):
+    fill(Store("runs").create(), rng, scales=("nano",))
+    assert recipe.main(["--active", "300M", "--max_total", "3B"]) == 1
+    text = capsys.readouterr().out
+    assert "too far" in text
+    assert text.index("Not settled") < text.index("The best of each")
+    assert "--config.model.experts" not in text
+
+
 def test_without_results_there_is_no_answer_but_a_grid(folder, capsys):
     status, said = ask(capsys, "--active", "80M", "--max_total", "800M")
     assert status == 1
@@ -161,6 +213,7 @@ def test_a_file_of_the_users_is_not_overwritten(folder, capsys):
         (["--active", "3B", "--max_total", "300M"], "it cannot be less than --active"),
         (["--active", "300M", "--max_total", "3B", "--tokens", "-1"], "write a count"),
         (["--active", "300M", "--max_total", "3B", "--scale", "40m"], "40m"),
+        (["--active", "1K", "--max_total", "1M"], "the smallest model has"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_by_name(folder, capsys, arguments, words):

@@ -29,7 +29,7 @@ def test_a_grid_file_trains_the_cells_as_they_were_meant(rng, tmp_path):
     cells = [c for scale in ("nano", "20m") for c in rng.permutation(possible(scale, dense_spec(scale), fit([])))[:3]]
     path = tmp_path / "next.py"
     settings = {"nano": {"optimizer.learning_rate": 2e-3}, "20m": {}}
-    path.write_text(grid_file(Proposal(cells, True), settings, "a test"))
+    path.write_text(grid_file(Proposal(cells, True), settings, {}, "a test"))
     scales = [(load_grid(str(path), scale), load_config(scale)) for scale in ("nano", "20m")]
     plan = enumerate_runs(scales, overrides={})
     specs = [spec for spec, _ in plan.runs.values()]

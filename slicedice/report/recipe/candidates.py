@@ -1,6 +1,7 @@
 """What may be recommended: a model shape for an active-parameter budget, and the layers that fit a memory limit."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,6 +10,7 @@ import numpy as np
 
 from slicedice.report.recipe.law import Observation, Point
 from slicedice.spec import ExpertSet, LayerSpec, ModelSpec
+from slicedice.spec.errors import require
 
 GRANULARITIES = tuple(Fraction(1, 2**i) for i in range(7))
 """The study's: 1 to 1/64."""
@@ -42,8 +44,10 @@ class Candidate:
         return self.model.layer.granularity
 
 
-def shape(active: int, vocab_size: int, study: Sequence[ModelSpec], own: Sequence[ModelSpec] = ()) -> ModelSpec:
-    """The dense model whose parameters, both embeddings included, are nearest to `active`.
+def shape(
+    active: int, vocab_size: int, study: Sequence[ModelSpec], own: Sequence[ModelSpec] = (), most: float = math.inf
+) -> ModelSpec:
+    """The dense model whose parameters, both embeddings included, are nearest to `active` and at most `most`.
 
     One of the results or of the study if it is within `NAMED_WITHIN`; else of the study's proportions: layers are
     interpolated over log2 of the width, and past the ends follow the nearest two widths. Heads are at most 64 wide.
@@ -53,9 +57,14 @@ def shape(active: int, vocab_size: int, study: Sequence[ModelSpec], own: Sequenc
       vocab_size: of the tokenizer, padded as the models are.
       study: models of the study's scales, at least two.
       own: models of the results.
+      most: parameters that memory holds.
+
+    Raises:
+      SpecError: no model is near, since even the smallest is larger.
     """
     dense = [dataclasses.replace(model, layer=DENSE) for model in (*own, *study) if model.vocab_size == vocab_size]
-    near = min(dense, key=lambda model: abs(model.parameters() - active), default=None)
+    fitting = [model for model in dense if model.parameters() <= most]
+    near = min(fitting, key=lambda model: abs(model.parameters() - active), default=None)
     if near and abs(near.parameters() - active) <= NAMED_WITHIN * active:
         return near
     family = sorted({(model.d_model, model.layers) for model in study})
@@ -65,7 +74,11 @@ def shape(active: int, vocab_size: int, study: Sequence[ModelSpec], own: Sequenc
         heads = next(h for h in range(1, width) if width % h == 0 and (width // h) % 2 == 0 and width // h <= 64)
         models.append(ModelSpec(width, layers, heads, 4 * width, vocab_size, DENSE))
         width += STEP
-    return min(models, key=lambda model: abs(model.parameters() - active))
+    least = models[0].parameters()
+    require(least <= min(most, 2 * active), "--active", active, f"the smallest model has {least:,} parameters")
+    return min(
+        (model for model in models if model.parameters() <= most), key=lambda model: abs(model.parameters() - active)
+    )
 
 
 def _interpolate(x: float, family: Sequence[tuple[int, int]]) -> float:

@@ -155,11 +155,12 @@ class _Design:
         return sorted(chosen)
 
 
-def grid_file(proposal: Proposal, settings: dict[str, dict[str, Any]], asked: str) -> str:
+def grid_file(proposal: Proposal, settings: dict[str, dict[str, Any]], names: dict[str, str], asked: str) -> str:
     """The source of a grid file that trains the cells.
 
     Args:
       proposal: the cells.
+      names: what each scale is loaded by.
       settings: for each scale, fields of its config that the results were trained with.
       asked: what the answer is for, in words.
     """
@@ -189,7 +190,7 @@ def grid_file(proposal: Proposal, settings: dict[str, dict[str, Any]], asked: st
             "SETTINGS = {",
             *fields,
             "}",
-            "DEFAULT_SCALES = tuple(CELLS)",
+            f"DEFAULT_SCALES = {tuple(names.get(scale, scale) for scale in scales)!r}",
             "",
             "",
             "def get_grid(scale: str) -> Grid:",

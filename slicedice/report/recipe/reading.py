@@ -63,26 +63,26 @@ def settings(scale: str, evidence: Iterable[Evidence], specs: dict[str, RunSpec]
     """Fields of the scale's config that make its runs like those of the store.
 
     Args:
-      scale: name of an experiment.
+      scale: name or path of an experiment.
       evidence: of the store. specs: by id.
       template: whose text a scale without runs is to be trained on.
 
     Raises:
       FileError: there is no experiment of this name.
     """
-    here = [specs[e.main[0].ids[0]] for e in evidence if e.scale == scale and e.main]
+    here = [specs[e.main[0].ids[0]] for e in evidence if e.scale == load_config(scale).scale and e.main]
     if here:
-        return _departures(here[0])
+        return _departures(here[0], scale)
     try:
-        text = _departures(template)
+        text = _departures(template, template.scale)
     except FileError:  # the template is of an experiment that is not here
         text = {f"data.{name}": getattr(template.data, name) for name in ("source", "tokenizer")}
     return {name: value for name, value in text.items() if name.startswith("data.") or name == "model.vocab_size"}
 
 
-def _departures(spec: RunSpec) -> dict[str, Any]:
-    """The fields that a run sets differently than its scale's config, beside its layer and seed."""
-    config = load_config(spec.scale)
+def _departures(spec: RunSpec, scale: str) -> dict[str, Any]:
+    """The fields that a run sets otherwise than its scale's config (by name or path), beside its layer and seed."""
+    config = load_config(scale)
     experts = " + ".join(map(str, spec.model.layer.experts)) or "dense"
     usual, _ = resolve(override(config, {"model.experts": experts}, where="the store"))
     fields = {name: one for name, (one, _) in differences(spec, usual).items()}

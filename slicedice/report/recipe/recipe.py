@@ -1,5 +1,6 @@
 """From a store and a budget to an answer: reads the results, fits the law, chooses, and says what to run next."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from slicedice.files import FileError
 from slicedice.grid import load_config
 from slicedice.grid.study import SCALES, seeds
-from slicedice.report.claims.evidence import by_scale
+from slicedice.report.claims.evidence import Evidence, by_scale
 from slicedice.report.recipe.answer import Answer, Reach, answer, reach
 from slicedice.report.recipe.candidates import active_parameters, candidates, shape
 from slicedice.report.recipe.law import Law, Point, fit
@@ -41,7 +42,8 @@ class Recipe:
 
     allowed: the sparsity that memory would allow, where results reach less far; else None.
     routing: the router's fields to use. arms: other ways to route, as measured.
-    settings: for each scale of `proposal`, the fields of its config that the results were trained with.
+    settings: for each scale of `proposal`, the fields of its config that the results were trained with. names: what it
+      is loaded by.
     """
 
     request: Request
@@ -54,6 +56,7 @@ class Recipe:
     validation: Validation | None
     proposal: Proposal
     settings: dict[str, dict[str, Any]]
+    names: dict[str, str]
     notes: list[str]
 
 
@@ -68,28 +71,33 @@ def make_recipe(store: Store, request: Request, scales: Sequence[str] = ()) -> R
 
     Raises:
       FileError: one of `scales` is no experiment.
-      GridError: no model fits the memory limit.
+      SpecError: no model fits the memory limit.
     """
     specs, results = read_store(store)
-    evidence = [e for budgets in by_scale(results.rows) for e in budgets]
+    evidence, others = _of_one_dtype([e for budgets in by_scale(results.rows) for e in budgets])
     observations = [o for e in evidence for o in observe(e, specs)]
     study = [_resolved(name, {}) for name in SCALES]
     own = [specs[e.rows[0]["id"]] for e in evidence]
     template = max(own, key=lambda spec: spec.model.parameters(active=True), default=study[-1])
     models = [spec.model for spec in study], [spec.model for spec in own]
-    dense = shape(request.active, template.model.vocab_size, *models)
+    dense = shape(request.active, template.model.vocab_size, *models, most=request.max_total)
     noise = known_noise(evidence)
     law = fit(observations, noise, Point(active_parameters(dense), request.tokens))
     tokens = _measured_budget(active_parameters(dense), request.tokens, law)
     found, allowed = candidates(dense, tokens, request.max_total, observations)
-    chosen, notes = answer(law, found), list(results.notes)
+    chosen, notes = answer(law, found), [*results.notes, *others]
+    if len(found) == 1:
+        notes.append(f"{request.max_total:,} parameters hold the dense model alone: there is nothing to choose.")
     proposal, with_ = Proposal([], True), {}
+    names: dict[str, str] = {}
     if not chosen.is_settled:
         cells = []
         for name in scales or dict.fromkeys(["nano", *SCALES, *(e.scale for e in evidence)]):
             try:
-                with_[name] = settings(name, evidence, specs, template)
-                cells += possible(name, _resolved(name, with_[name]), law)
+                scale = load_config(name).scale
+                names[scale] = name
+                with_[scale] = settings(name, evidence, specs, template)
+                cells += possible(scale, _resolved(name, with_[scale]), law)
             except FileError:
                 if name in scales:
                     raise
@@ -108,8 +116,20 @@ def make_recipe(store: Store, request: Request, scales: Sequence[str] = ()) -> R
         validation=cross_validate(observations, noise),
         proposal=proposal,
         settings=with_,
+        names=names,
         notes=notes,
     )
+
+
+def _of_one_dtype(found: list[Evidence]) -> tuple[list[Evidence], list[str]]:
+    """The evidence of the compute dtype that most cells have, and a note on what is left out."""
+    dtypes: Counter[str] = Counter()
+    for evidence in found:
+        dtypes[evidence.rows[0]["compute_dtype"]] += len(evidence.cells())
+    most = max(dtypes, key=dtypes.__getitem__, default="")
+    kept = [evidence for evidence in found if evidence.rows[0]["compute_dtype"] == most]
+    left = ", ".join(dict.fromkeys(e.scale for e in found if e not in kept))
+    return kept, [f"Left out, since losses of another compute dtype than {most} do not compare: {left}"] if left else []
 
 
 def _measured_budget(active: int, tokens: int, law: Law) -> int:

@@ -44,6 +44,11 @@ def write(recipe: Recipe, written: Path | None, store: str, console: Console) ->
         say(f"There are no results of layers with experts in {store}, so nothing to answer from.")
     else:
         say(f"For {asked_for(recipe.request)}:")
+        if not recipe.answer.is_settled:
+            say(
+                f"  Not settled: another layer may be better by up to {recipe.answer.regret:.3f} nats, and "
+                f"{COMPARABLE:g} is what is called comparable."
+            )
         for line in _answer(recipe):
             say(f"  {line}")
         show(lines_table("The best of each granularity", [_option(o) for o in recipe.answer.options]), console)
@@ -51,15 +56,9 @@ def write(recipe: Recipe, written: Path | None, store: str, console: Console) ->
             show(lines_table("Other ways, as measured", [_arm(arm) for arm in recipe.arms]), console)
         for line in [*_trust(recipe), *(_reach(r) for r in recipe.reach if abs(r.outside) > 0.05)]:
             say(line)
-    if recipe.answer.is_settled:
-        return
-    if recipe.law.has_experts:
-        say(
-            f"Not settled: another layer may be better by up to {recipe.answer.regret:.3f} nats, and {COMPARABLE:g} is "
-            "what is called comparable."
-        )
-    for line in _next(recipe, written, store):
-        say(line)
+    if not recipe.answer.is_settled:
+        for line in _next(recipe, written, store):
+            say(line)
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
@@ -120,24 +119,33 @@ def law_dict(law: Law) -> dict[str, Any]:
 def config(recipe: Recipe) -> dict[str, Any]:
     """The fields of a config that make the recommended run, beside the text's."""
     model = recipe.answer.chosen.candidate.model
-    fields: dict[str, Any] = {f"model.{name}": getattr(model, name) for name in ("d_model", "layers", "heads")}
+    names = ("d_model", "layers", "heads", "d_ff", "vocab_size")
+    fields: dict[str, Any] = {f"model.{name}": getattr(model, name) for name in names}
     fields |= {"model.experts": " + ".join(map(str, model.layer.experts)) or "dense"}
     fields |= {} if model.layer.is_dense else recipe.routing
     return fields | {"budget.tokens": recipe.request.tokens}
 
 
+def _is_told(option: Option) -> bool:
+    """Whether its loss is known at all."""
+    return option.interval[1] <= TOLD_WITHIN * option.interval[0]
+
+
 def _answer(recipe: Recipe) -> list[str]:
     chosen, (coarse, fine) = recipe.answer.chosen, recipe.answer.granularities
     model = chosen.candidate.model
-    lines = [_layer(chosen), f"expected loss {chosen.loss:.3f} nats, {_span(chosen.interval)}"]
-    dense = next((o for o in recipe.answer.options if o.candidate.point.dense and o is not chosen), None)
-    if chosen.interval[1] > TOLD_WITHIN * chosen.interval[0]:
-        lines[1] = "its loss cannot be told: no results are near"
-    elif dense:
-        lines[1] += f"; less than the dense model's by {dense.behind:.3f}, {_span(dense.behind_interval)}"
+    if not _is_told(chosen):
+        return ["The results are too far from that for any layer to be recommended."]
+    lines = [_layer(chosen)]
     if not model.layer.is_dense:
         kind, alpha, gamma = (recipe.routing[f"router.{name}"] for name in ("kind", "alpha", "gamma"))
-        lines[1:1] = [f"{kind} routing, alpha {alpha:g}, gamma {gamma:g}"]
+        lines.append(f"{kind} routing, alpha {alpha:g}, gamma {gamma:g}")
+    loss = f"expected loss {chosen.loss:.3f} nats, {_span(chosen.interval)}"
+    dense = next((o for o in recipe.answer.options if o.candidate.point.dense and o is not chosen), None)
+    if dense:
+        loss += f"; less than the dense model's by {dense.behind:.3f}, {_span(dense.behind_interval)}"
+    lines.append(loss)
+    if len(recipe.answer.options) > 1:
         lines.append(f"the best granularity lies between {coarse} and {fine} with 95 % probability")
     lines.append(" ".join(f"--config.{name}={_quoted(value)}" for name, value in config(recipe).items()))
     return lines
@@ -145,7 +153,7 @@ def _answer(recipe: Recipe) -> list[str]:
 
 def _layer(option: Option) -> str:
     model = option.candidate.model
-    shape = f"width {model.d_model}, {model.layers} layers of {model.heads} heads"
+    shape = f"width {model.d_model}, {model.layers} layers of {model.heads} heads, vocabulary {model.vocab_size:,}"
     total = f"{number('', model.parameters())} parameters in all"
     if model.layer.is_dense:
         return f"a dense model: {shape}; {total}"
@@ -163,9 +171,7 @@ def _option(option: Option) -> dict[str, str]:
         "k": str(experts.k) if experts else "",
         "s": f"{point.s:g}" if experts else "",
         "total": number("", model.parameters()),
-        "expected loss": f"{option.loss:.3f} {_span(option.interval)}"
-        if option.interval[1] <= TOLD_WITHIN * option.interval[0]
-        else "not told",
+        "expected loss": f"{option.loss:.3f} {_span(option.interval)}" if _is_told(option) else "not told",
         "behind": f"{option.behind:+.4f} {_span(option.behind_interval, 4)}" if option.behind else "",
         "best": f"{option.share:.0%}",
         "": "" if option.candidate.tried else "not measured",
