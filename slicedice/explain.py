@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from slicedice.grid import GridError, Plan
+from slicedice.files import FileError
+from slicedice.grid import GridError, Plan, departures
 from slicedice.report.results import Results, settings
 from slicedice.spec import RunSpec, run_id, run_name
 from slicedice.spec.identity import SCHEMA, differences
@@ -14,6 +15,8 @@ Plans = dict[str, Plan]
 
 def find(wanted: str, plans: Plans, store: Store) -> RunSpec:
     """The spec of a run by id, the beginning of one, or name: of a plan, or else of the store.
+
+    Of several runs of a name it is the one that sets least otherwise than its scale's config.
 
     Raises:
       GridError: no run or several are called so.
@@ -27,13 +30,29 @@ def find(wanted: str, plans: Plans, store: Store) -> RunSpec:
             return store.read_spec(stored[0])
         if stored:
             raise GridError(f"{wanted!r} may be any of {len(stored)} runs in the store: {', '.join(stored[:6])}.")
-        where = f"of the grid {next(iter(plans))}" if len(plans) == 1 else "of any grid at this scale"
-        raise GridError(f"{wanted!r} is no run {where}, nor in the store. Names and ids are what `plan` lists.")
+        where = f"of the grid {next(iter(plans))}" if len(plans) == 1 else "of any grid"
+        scales = ", ".join(dict.fromkeys(spec.scale for spec in known.values()))
+        raise GridError(
+            f"{wanted!r} is no run {where} at {scales}, nor in the store. Names and ids are what `plan` lists; other "
+            "scales are looked through with --scale."
+        )
+    named = [(_departs(spec), spec) for spec in found.values() if run_name(spec) == wanted]
+    usual = [spec for count, spec in named if count == min(count for count, _ in named)]
+    if len(usual) == 1:
+        return usual[0]
     if len(found) > 1:
         apart = settings({id_: (spec, None) for id_, spec in found.items()})
         names = ", ".join(f"{id_} ({apart[id_] or run_name(spec)})" for id_, spec in list(found.items())[:6])
         raise GridError(f"{wanted!r} may be any of {len(found)} runs: {names}. Give the id.")
     return next(iter(found.values()))
+
+
+def _departs(spec: RunSpec) -> int:
+    """How many fields, beside what its name tells, a run sets otherwise than its scale's config."""
+    try:
+        return sum(not name.startswith("router.") for name in departures(spec, spec.scale))
+    except FileError:
+        return 0
 
 
 def why(spec: RunSpec, plans: Plans) -> list[dict[str, str]]:
@@ -52,7 +71,11 @@ def diff(one: RunSpec, other: RunSpec) -> list[dict[str, str]]:
     changed = differences(one, other)
     if set(changed) == {"scale"}:
         changed = {}  # a label, which makes no id
-    return [{"field": name, "one": str(a), "other": str(b)} for name, (a, b) in changed.items()]
+    return [{"field": name, "one": _word(a), "other": _word(b)} for name, (a, b) in changed.items()]
+
+
+def _word(value: object) -> str:
+    return "none" if value in (None, "") else str(value)
 
 
 def said_of(changed: Iterable[dict[str, str]]) -> str:

@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = {"why": 1, "diff": 2}.get(options.verb, 0)
     if not options.grid and not wanted:
         parser().error("the following arguments are required: --grid")
-    require(len(options.runs) == wanted, options.verb, options.runs, f"name {wanted} runs, as in --help")
+    named = len(options.runs) == wanted and all(options.runs)
+    require(named, options.verb, options.runs, f"name {wanted} run{'s' * (wanted != 1)}, as in --help")
     require(not options.missing or options.verb == "report", "--missing", True, "it goes with report")
     require(not options.dry_run or options.verb == "run", "--dry_run", True, f"{options.verb} trains nothing anyway")
     draws = options.verb in ("run", "report") and not (options.json or options.missing or options.dry_run)
@@ -208,7 +209,9 @@ def _explain(options: argparse.Namespace, given: list[str], store: Store, consol
     if options.grid:
         plans[files.label("sweeps", options.grid)] = _enumerate(options.grid, _scales(options), options, given)
     else:
-        options.scale = options.scale or ("10m" if machine.has_accelerator() else "nano")
+        own = dict.fromkeys(run.partition("-")[0] for run in options.runs)  # names begin with their scale
+        own = [scale for scale in own if scale in files.names("experiments")]
+        options.scale = options.scale or ",".join(own) or ("10m" if machine.has_accelerator() else "nano")
         for name in files.names("sweeps"):
             with contextlib.suppress(files.FileError, GridError):  # not every grid is for every scale
                 # Unions of other grids name their scales, and would name every figure twice.
@@ -228,7 +231,8 @@ def _explain(options: argparse.Namespace, given: list[str], store: Store, consol
     console.print(title, highlight=False, soft_wrap=True)
     if lines:
         show(lines_table("", lines), console)
-    console.print(last, highlight=False, soft_wrap=True)
+    if last:
+        console.print(last, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -3,8 +3,8 @@
 Hypothesis: at 20 tokens a parameter MoEs of 10m and 20m active parameters are worse than dense in all configurations;
 trained longer (10m on 4B tokens, 20m on 2B) they win.
 
-Figures: 16 at 10m, 17 at 20m. Runs: 98 a scale; at `nano`, where the small budget is a quarter, 32, 9 minutes on two
-cores.
+Figures: 16 at 10m, 17 at 20m.
+Runs: 98 a scale, 1.5e19 FLOPs over both; at `nano`, where the small budget is a quarter, 32, 9 minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, axis, each, product

@@ -4,7 +4,8 @@ Hypothesis: dropless routing is comparable to default routing, which drops what 
 with loss-free balancing (gamma 1e-3) and without. How much of that is dropping at evaluation, the losses of
 default-routed models evaluated without a capacity tell.
 
-Figures: 6 and 23, and each evaluated without capacity. Runs: 166 a scale; at `nano` 52, 20 minutes on two cores.
+Figures: 6 and 23, and each evaluated without capacity.
+Runs: 166 a scale, 1.6e21 FLOPs at 300m; at `nano` 52, 20 minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, axis, each, product

@@ -4,7 +4,8 @@ Hypothesis: at equal active and total parameters a layer with a generalist is co
 The authors' code feeds its routed experts from before attention ("parallel"); whether that is what hurts, the "plain"
 wiring tells.
 
-Figures: 5 (14 at the small scales) and 21. Runs: 81 a scale; at `nano` 42, 16 minutes on two cores.
+Figures: 5 (14 at the small scales) and 21.
+Runs: 81 a scale, 7.5e20 FLOPs at 300m; at `nano` 42, 16 minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, axis, chain, each, product, where

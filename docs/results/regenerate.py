@@ -54,20 +54,21 @@ def origins(store: Store, rows: list[dict[str, Any]]) -> dict[str, str]:
         for name, value in facts.items():
             found.setdefault(name, {})[str(value)] = None
     days = sorted(row["finished"][:10] for row in rows)
-    return {name: ", ".join(values) for name, values in found.items()} | {"trained": f"{days[0]} to {days[-1]}"}
+    return {name: ", ".join(values) for name, values in found.items()} | {
+        "trained": " to ".join(dict.fromkeys((days[0], days[-1])))
+    }
 
 
 def page(rows: list[dict[str, Any]], claims: list[dict], figures: list[str], facts: dict[str, str]) -> str:
     """The page of this folder."""
     states = Counter(row["state"] for row in rows)
-    hours = sum(row["seconds_per_step"] * row["steps"] for row in rows if row["seconds_per_step"]) / 3600
     return "\n".join(
         [
             "# What the whole study found at `nano`",
             "",
-            f"All grids at the smallest scale: {', '.join(f'{n} runs {state}' for state, n in states.items())}, in "
-            f"{hours:.1f} hours of one core each. `results.parquet` has a row for each run with every column of the "
-            "report, `claims.json` the claims with the runs behind each.",
+            f"All grids at the smallest scale: {', '.join(f'{n} runs {state}' for state, n in states.items())}. "
+            "`results.parquet` has a row for each run with every column of the report, `claims.json` the claims with "
+            "the runs behind each. On two idle cores the runs take about an hour.",
             "",
             "```bash",
             "python docs/results/regenerate.py   # trains what the store lacks, and writes this folder",
@@ -82,7 +83,7 @@ def page(rows: list[dict[str, Any]], claims: list[dict], figures: list[str], fac
             "",
             "## Claims",
             "",
-            *claims_table(claims, sentences=True),
+            *claims_table(claims, short=False),
             "",
             "## Figures",
             "",
@@ -91,19 +92,19 @@ def page(rows: list[dict[str, Any]], claims: list[dict], figures: list[str], fac
     )
 
 
-def claims_table(claims: Iterable[dict], *, sentences: bool) -> list[str]:
-    """Lines of a Markdown table of claims."""
-    last = ("what the runs say", "---") if sentences else ("", "")
-    lines = [f"| claim | verdict | effect, 95 % interval | runs |{last[0] and f' {last[0]} |'}"]
-    lines.append(f"|---|---|---|---|{last[1] and last[1] + '|'}")
+def claims_table(claims: Iterable[dict], *, short: bool) -> list[str]:
+    """Lines of a Markdown table of claims; if `short`, without effects and counts of runs."""
+    names = ["claim", "verdict", *([] if short else ["effect, 95 % interval", "runs"]), "what the runs say"]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for claim in claims:
         effect = ""
         if claim["effect"] is not None:
-            effect = f"{claim['effect']:+.3f}"
+            effect = f"{claim['of']}: {claim['effect']:+.3f}"
             effect += " [{:+.3f}, {:+.3f}]".format(*claim["interval"]) if claim["interval"] else ""
             effect += f" {claim['unit']}"
-        cells = [f"({claim['claim']}) {claim['text']}", f"**{claim['verdict']}**", effect, str(len(claim["runs"]))]
-        lines.append("| " + " | ".join([*cells, *([claim["sentence"]] if sentences else [])]) + " |")
+        middle = [] if short else [effect, str(len(claim["runs"]))]
+        cells = [f"({claim['claim']}) {claim['text']}", f"**{claim['verdict']}**", *middle, claim["sentence"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -113,7 +114,7 @@ def in_readme(text: str, claims: list[dict]) -> str:
         BEGIN,
         f"![Held-out loss over count and granularity at nano](docs/results/{SHOWN}.png)",
         "",
-        *claims_table(claims, sentences=False),
+        *claims_table(claims, short=True),
         END,
     ]
     found = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: "\n".join(new), text, flags=re.DOTALL)

@@ -5,27 +5,19 @@ import dataclasses
 import hashlib
 import json
 import re
-import signal
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from slicedice import machine
-from slicedice.grid import Figure, Plan
+from slicedice.grid import Plan
 from slicedice.report.claims import Judgement, judge
-from slicedice.report.figures import draw
+from slicedice.report.drawing import Task, draw_all
 from slicedice.report.page import domains, write_page
-from slicedice.report.results import Results, Row, read_results, settings, write_tables
+from slicedice.report.results import Results, read_results, settings, write_tables
 from slicedice.store import Store
 from slicedice.store.files import write_json
 
 EVALUATION_SETS = "evaluation_sets"
 """Folder in a report's own, of the figures of each evaluation set."""
-
-FIGURES_A_PROCESS = 4
-"""A process of its own draws at least so many, since it takes a second to begin."""
 
 
 def write_report(
@@ -49,7 +41,7 @@ def write_report(
     tasks = _tasks(plan, results, folder, domains(results.rows) if evaluation_sets else [])
     results = dataclasses.replace(results, notes=results.notes + _not_drawn(tasks))
     tasks = [task for task in tasks if task.has_values]
-    _draw_all(tasks, results.rows)
+    draw_all(tasks, results.rows)
     _remove_stale(folder, plan, tasks)
     page, claims = folder / "index.html", judge(results.rows)
     write_json(folder / "claims.json", [judgement.as_dict() for judgement in claims])
@@ -69,41 +61,21 @@ def write_report(
     return results, claims, page
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A figure to draw into `folder` from the rows that it reads; `evaluation_set` is "" for their mean."""
-
-    figure: Figure
-    rows: list[Row]
-    folder: Path
-    evaluation_set: str = ""
-
-    @property
-    def has_values(self) -> bool:
-        """Whether some run has what it shows."""
-        return any(row["state"] == "done" and row.get(self.figure.y) is not None for row in self.rows)
-
-    @property
-    def files(self) -> tuple[Path, Path]:
-        """As PNG and as SVG."""
-        return self.folder / f"{self.figure.name}.png", self.folder / f"{self.figure.name}.svg"
-
-
-def _tasks(plan: Plan, results: Results, folder: Path, evaluation_sets: list[str]) -> list[_Task]:
+def _tasks(plan: Plan, results: Results, folder: Path, evaluation_sets: list[str]) -> list[Task]:
     """What is to be drawn: each figure, and those of the held-out loss for each evaluation set too."""
     tasks = []
     for figure in (dataclasses.replace(figure, points=[]) for figure in plan.figures.values()):
         # Labels name the settings that vary among the runs that the figure reads.
         varied = settings({id_: plan.runs[id_] for id_ in plan.reads[figure.name]})
         rows = [{**row, "settings": varied[row["id"]]} for row in results.rows if row["id"] in varied]
-        tasks.append(_Task(figure, rows, folder))
+        tasks.append(Task(figure, rows, folder))
         for name in evaluation_sets if figure.y == "loss" else []:
             own = dataclasses.replace(figure, y=f"loss_{name}", name=f"{figure.name}_{_file_name(name)}")
-            tasks.append(_Task(own, rows, folder / EVALUATION_SETS, name))
+            tasks.append(Task(own, rows, folder / EVALUATION_SETS, name))
     return tasks
 
 
-def _not_drawn(tasks: list[_Task]) -> list[str]:
+def _not_drawn(tasks: list[Task]) -> list[str]:
     """A sentence for each column that no run has which a figure reads."""
     names: dict[str, list[str]] = {}
     for task in tasks:
@@ -115,34 +87,9 @@ def _not_drawn(tasks: list[_Task]) -> list[str]:
     ]
 
 
-def _draw_all(tasks: list[_Task], everything: list[Row]) -> None:
-    """Draws, in several processes where there are figures and cores enough; the files are the same."""
-    count = min(len(machine.cores()), len(tasks) // FIGURES_A_PROCESS)
-    if count < 2:
-        for task in tasks:
-            draw(task.figure, task.rows, task.folder, everything)
-        return
-    # Begun anew rather than forked, since whoever calls may have threads; `everything` is sent to each once.
-    with ProcessPoolExecutor(count, get_context("spawn"), _begin, (everything,)) as pool:
-        list(pool.map(_draw_one, tasks))
-
-
-_everything: list[Row] = []
-"""In a drawing process, the rows that noise is known from."""
-
-
-def _begin(everything: list[Row]) -> None:
-    _everything[:] = everything
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its parent, which tells
-
-
-def _draw_one(task: _Task) -> None:
-    draw(task.figure, task.rows, task.folder, _everything)
-
-
-def _remove_stale(folder: Path, plan: Plan, drawn: list[_Task]) -> None:
+def _remove_stale(folder: Path, plan: Plan, drawn: list[Task]) -> None:
     """Removes what earlier reports drew and this one did not, so that no figure is of other results than its page."""
-    own = {file for figure in plan.figures.values() for file in _Task(figure, [], folder).files}
+    own = {file for figure in plan.figures.values() for file in Task(figure, [], folder).files}
     own |= {*(folder / EVALUATION_SETS).glob("*.png"), *(folder / EVALUATION_SETS).glob("*.svg")}
     for file in own - {file for task in drawn for file in task.files}:
         file.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def claim_table(claims: list[Judgement]) -> Table:
         {
             "claim": f"({judgement.claim.key}) {judgement.claim.text}",
             "verdict": str(judgement.verdict),
-            "effect, 95 % interval": str(judgement.effect or ""),
+            "effect, 95 % interval": f"{judgement.effect} {judgement.effect.of}" if judgement.effect else "",
             "runs": str(len(judgement.runs)),
         }
         for judgement in claims

@@ -92,8 +92,8 @@ def test_diff_names_the_fields_and_what_they_mean(desk, figures):
     told = said(desk, "diff", DENSE, figures[COARSE], grid="figures")
     assert told["runs"] == [figures[DENSE], figures[COARSE]]
     values = {line["field"]: (line["one"], line["other"]) for line in told["diff"]}
-    assert values["model.layer.experts"] == ("", "n=4 k=2 g=1/2")
-    assert values["router.kind"] == ("None", "dropless")
+    assert values["model.layer.experts"] == ("none", "n=4 k=2 g=1/2")
+    assert values["router.kind"] == ("none", "dropless")
     assert "seed" not in values
     assert "compared with each other" in told["says"]
     assert said(desk, "diff", COARSE, prefix(figures, COARSE), grid="figures")["diff"] == []
@@ -133,18 +133,25 @@ def test_the_beginning_of_several_ids_is_refused_with_some_of_them(desk):
     assert sum(id_ in line for id_ in ids.values() if id_[0] == first) == min(count, 6)
 
 
-@pytest.mark.parametrize("name", ["smoke-dense-seed7", "0123456789ab", "dense", "../texts", ""])
+@pytest.mark.parametrize("name", ["smoke-dense-seed7", "0123456789ab", "dense", "../texts"])
 def test_what_is_no_run_is_refused(desk, name: str):
     line = refused(desk, "why", name)
     assert repr(name) in line
-    assert ("any of 3 runs" if name == "" else "no run of the grid mine") in line
+    assert "no run of the grid mine" in line
     assert repr(name) in refused(desk, "diff", DENSE, name)
-    if name:
-        assert "of any grid at this scale" in refused(desk, "why", name, grid="")
+    assert "of any grid at smoke" in refused(desk, "why", name, grid="")
+
+
+def test_of_several_runs_of_a_name_the_usual_one_is_meant(desk):
+    desk.write("sweeps/rates.py", RATES.replace("0.25", "4e-3"))
+    plan = json.loads(desk.sweep("plan", "--json", grid="rates").out)["runs"]
+    usual = next(run for run in plan if "0.004" in run["settings"])
+    assert {run["name"] for run in plan} == {DENSE}
+    assert said(desk, "why", DENSE, grid="rates")["runs"] == [usual["id"]]
 
 
 def test_runs_are_counted(desk):
-    for arguments in (["why"], ["why", DENSE, DENSE], ["diff", DENSE], ["plan", DENSE]):
+    for arguments in (["why"], ["why", ""], ["why", DENSE, DENSE], ["diff", DENSE], ["plan", DENSE]):
         assert arguments[0] in refused(desk, *arguments)
 
 

@@ -270,6 +270,10 @@ def test_docstrings_say_how_many_runs_there_are(name: str):
     by_scale = re.search(rf"Runs: (\d[\d,]*) {words}", about)
     assert by_scale, about
     assert int(by_scale[1].replace(",", "")) == len(there.runs)
+    cost = re.search(r"(\d\.\de\d\d) FLOPs", about)
+    assert cost, about
+    of = {"paper": STEPS, "compute_threshold": SMALL}.get(name, ("300m",))
+    assert cost[1] == f"{sum(spec.flops for spec, _ in plan(name, *of).runs.values()):.1e}".replace("+", "")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,15 +1,13 @@
 """The report as a whole: which figures it draws, into which files, and what it says of those that it does not."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slicedice import machine
 from slicedice.grid import Figure, Panel
 from slicedice.report import report as module
-from slicedice.report.report import EVALUATION_SETS, FIGURES_A_PROCESS, write_report
+from slicedice.report.report import EVALUATION_SETS, write_report
 from slicedice.store import Kind
 from tests.report.test_page import Page
 
@@ -155,37 +153,3 @@ def test_evaluation_sets_of_any_name_have_files_of_their_own(store, ended):
     assert [tag for tag, _ in shown.tags].count("details") == len(NAMES)
     assert all(f"The same figures for {name}" in shown.words for name in NAMES)
     assert "b" not in {tag for tag, _ in shown.tags}
-
-
-def test_processes_draw_the_same_files_as_one_does(store, plan_of, finish, rng, monkeypatch: pytest.MonkeyPatch):
-    figures = [Figure(f"figure_{i}", f"Figure {i}", PANELS) for i in range(2 * FIGURES_A_PROCESS)]
-    plan = plan_of(*({**point, "seed": seed} for seed in (0, 1) for point in POINTS), figures=figures)
-    for i, id_ in enumerate(plan.runs):
-        finish(plan, i, {"a": 2.0, "macro": float(rng.normal(3, 0.1))})
-        if i >= len(POINTS):  # noise is known from what no figure reads
-            for read in plan.reads.values():
-                read.discard(id_)
-
-    def digests() -> dict[str, str]:
-        *_, page = write(plan, store)
-        found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in page.parent.glob("figure_*")}
-        assert "within noise of dense" in (page.parent / "figure_1.svg").read_text()
-        for name in found:
-            (page.parent / name).unlink()
-        return found
-
-    monkeypatch.setattr(machine, "cores", lambda: [0])
-    alone, here = digests(), []
-    monkeypatch.setattr(machine, "cores", lambda: [0, 1])
-    monkeypatch.setattr(module, "draw", lambda *task: here.append(task))
-    assert digests() == alone
-    assert len(alone) == 2 * len(figures)
-    assert here == [], "the processes draw, which have a function of their own, and not this one"
-
-
-def test_few_figures_are_drawn_without_processes(store, ended, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(machine, "cores", lambda: list(range(64)))
-    monkeypatch.setattr(module, "ProcessPoolExecutor", None)
-    plan = ended(*(Figure(f"figure_{i}", "F", PANELS) for i in range(2 * FIGURES_A_PROCESS - 1)))
-    *_, page = write(plan, store)
-    assert len(drawn(page.parent)) == 2 * (2 * FIGURES_A_PROCESS - 1)

@@ -37,7 +37,7 @@ def test_the_readme_shows_the_committed_claims(claims, regenerate):
 
 def test_the_page_shows_the_committed_claims_and_figures(claims, regenerate):
     page = (RESULTS / "README.md").read_text()
-    assert "\n".join(regenerate.claims_table(claims, sentences=True)) in page
+    assert "\n".join(regenerate.claims_table(claims, short=False)) in page
     figures = {path.stem for path in RESULTS.glob("*.png")}
     assert figures == {figure.name for figure in load_grid("paper", "nano").figures}
     assert {name for name in figures if f"![{name}]({name}.png)" in page} == figures

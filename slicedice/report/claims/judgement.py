@@ -96,11 +96,11 @@ def everywhere_at_least(pairs: Sequence[Pair], bound: float, what: str, unit: st
         verdict = Verdict.CONTRADICTED
         found = min(below, key=lambda members: mean_difference(members).value)
         at = _named(found, kinds)
-        rest = "beyond chance" if at == "all" else f"{said(mean_difference(found), unit)} at {at}, beyond chance"
+        rest = "beyond chance" if at == "all" else f"at {at}, beyond chance, {said(mean_difference(found), unit)}"
     else:
         verdict = Verdict.SUPPORTED if _interval(worst)[0] > bound else Verdict.UNRESOLVED
-        rest = f"at the least, {said(worst, unit)} at {least}" if len(kinds) > 1 else f"{len(pairs)} comparisons"
-    sentence = f"{what}: {said(mean, unit)} on average; {rest}."
+        rest = f"at the least {said(worst, unit)}, at {least}" if len(kinds) > 1 else f"{len(pairs)} comparisons"
+    sentence = f"{what}: {said(mean, unit)} on average, {rest}."
     return Finding(verdict, sentence, effect_of(mean, what, unit), runs_of(pairs))
 
 

@@ -4,14 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from slicedice.files import FileError
-from slicedice.grid import Plan, load_config
+from slicedice.grid import Plan, departures, load_config
 from slicedice.report.claims.evidence import Evidence, arm
 from slicedice.report.recipe.candidates import active_parameters
 from slicedice.report.recipe.law import NOISE, Observation, Point
 from slicedice.report.results import Results, read_results
-from slicedice.spec import Execution, RunSpec, resolve
-from slicedice.spec.config import override
-from slicedice.spec.identity import differences
+from slicedice.spec import Execution, RunSpec
 from slicedice.store import Store, StoreError
 
 UNKNOWN = Execution(micro_batch=1, remat=False, unroll=1, implementation="", checkpoint_seconds=0.0)
@@ -72,25 +70,12 @@ def settings(scale: str, evidence: Iterable[Evidence], specs: dict[str, RunSpec]
     """
     here = [specs[e.main[0].ids[0]] for e in evidence if e.scale == load_config(scale).scale and e.main]
     if here:
-        return _departures(here[0], scale)
+        return departures(here[0], scale)
     try:
-        text = _departures(template, template.scale)
+        text = departures(template, template.scale)
     except FileError:  # the template is of an experiment that is not here
         text = {f"data.{name}": getattr(template.data, name) for name in ("source", "tokenizer")}
     return {name: value for name, value in text.items() if name.startswith("data.") or name == "model.vocab_size"}
-
-
-def _departures(spec: RunSpec, scale: str) -> dict[str, Any]:
-    """The fields that a run sets otherwise than its scale's config (by name or path), beside its layer and seed."""
-    config = load_config(scale)
-    experts = " + ".join(map(str, spec.model.layer.experts)) or "dense"
-    usual, _ = resolve(override(config, {"model.experts": experts}, where="the store"))
-    fields = {name: one for name, (one, _) in differences(spec, usual).items()}
-    if fields.pop("budget.steps", None):
-        fields["budget.tokens"] = spec.tokens
-    kept = ("data.", "optimizer.", "budget.", "evaluation.", "router.", "compute_dtype")
-    shape = ("model.d_model", "model.layers", "model.heads", "model.d_ff", "model.vocab_size")
-    return {name: value for name, value in fields.items() if name.startswith(kept) or name in shape}
 
 
 def law_routing(evidence: Iterable[Evidence]) -> dict[str, Any]:
