@@ -43,7 +43,7 @@ def dense() -> Points:
 
 
 def anchors(scale: str) -> Points:
-    """Cells to measure a scale's noise at: the dense model, a MoE layer of middling and, past `nano`, of high sparsity."""
+    """Where a scale's noise is measured: dense, a MoE layer of middling and, past `nano`, one of high sparsity."""
     moe = {"smoke": [{"s": 4, "g": "1/2"}], "nano": [{"s": 8, "g": "1/4"}]}
     return dense() + each(moe.get(scale, [{"s": 8, "g": "1/4"}, {"s": 32, "g": "1/8"}]), moe_layer)
 

@@ -182,7 +182,7 @@ def _has_layer(row: Row, reference: Reference) -> bool:
 def _has_budget(row: Row, reference: Reference) -> bool:
     return (
         _is_close(row["tokens"], reference.tokens)
-        and _is_close(row["tokens"] / row["steps"], BATCH)
+        and _is_close(BATCH * row["steps"], row["tokens"])
         and math.isclose(row["learning_rate"], LEARNING_RATE)
     )
 
@@ -196,4 +196,6 @@ def _is_close(value: float, other: float) -> bool:
 
 
 def _budget(tokens: float, steps: float, rate: float) -> str:
-    return f"{number('tokens', tokens)} tokens, {steps:,.0f} steps, rate {number('learning_rate', rate)}"
+    """In words; steps are told where they are of another batch."""
+    batch = "" if _is_close(BATCH * steps, tokens) else f" in {steps:,} steps"
+    return f"{number('tokens', tokens)} tokens{batch} at {number('learning_rate', rate)}"

@@ -244,10 +244,10 @@ def harm_by_wiring(scale: Evidence) -> Finding | None:
     mean = mean_difference(pairs)
     interval = mean.interval()
     verdict = Verdict.UNRESOLVED
-    if interval and (interval[0] > 0 or interval[1] < 0):
-        verdict = Verdict.SUPPORTED
-    elif interval and interval[0] > -COMPARABLE and interval[1] < COMPARABLE:
+    if interval and interval[0] > -COMPARABLE and interval[1] < COMPARABLE:
         verdict = Verdict.CONTRADICTED
+    elif interval and (interval[0] > 0 or interval[1] < 0):
+        verdict = Verdict.SUPPORTED
     harm = [f"{w}: {said(mean_difference(p))}" for w in ("parallel", "plain") if (p := generalists(scale, w))]
     what = "parallel less plain wiring"
     sentence = f"{_capital(what)}: {said(mean)} on average over {len(pairs)} pairs."
