@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FormatStrFormatter
 
 from slicedice.grid import Figure, Panel
 from slicedice.grid.figures import AXES
@@ -200,7 +200,7 @@ def _draw_part(part: _Part, ax: Axes, measured: list[Cell]) -> _Shown:
     ax.set_xscale("log", base=2)
     if part.figure.y in RATIOS:
         ax.set_yscale("log", base=2)
-        ax.yaxis.set_major_formatter(ScalarFormatter())
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     lines: dict[tuple, dict[str, Row]] = {}
     for row in part.rows:
         if not row["dense"]:
