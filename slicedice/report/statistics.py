@@ -135,7 +135,8 @@ def pool(row: Row) -> tuple:
 def noises(rows: list[Row], column: str) -> dict[tuple, Noise]:
     """The noise of `column` in each pool, where it has cells with several seeds.
 
-    And for each scale and budget alone that of the pool which knows it best: a floor for what has none of its own.
+    And for each scale and budget alone that of the pool which knows it best: what stands in where there is none of
+    its own, or one known with less than `OWN_NOISE`.
     """
     seeds = Counter(row["cell"] for row in _measured(rows, column))
     pools: dict[tuple, list[Row]] = {}

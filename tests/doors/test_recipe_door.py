@@ -166,6 +166,17 @@ def test_losses_of_another_dtype_are_left_out_and_named(folder, rng, capsys):
     assert "bfloat16" in note
 
 
+def test_a_damaged_folder_is_named_once_and_the_rest_answers(folder, rng, capsys):
+    store = Store("runs").create()
+    fill(store, rng, scales=("10m", "20m"))
+    _, whole = ask(capsys, "--active", "20M", "--max_total", "40M")
+    victim = str(rng.choice(store.ids()))
+    (store.run(victim).path / "spec.json").write_text("{")
+    _, said = ask(capsys, "--active", "20M", "--max_total", "40M")
+    assert sum(victim in note for note in said["notes"]) == 1
+    assert whole["cells"] - 1 <= said["cells"] <= whole["cells"]
+
+
 def test_a_limit_that_only_the_dense_model_keeps_is_said(folder, rng, capsys):
     fill(Store("runs").create(), rng, scales=("10m",))
     status, said = ask(capsys, "--active", "9.75M", "--max_total", "9.75M")

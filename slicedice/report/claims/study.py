@@ -101,12 +101,12 @@ def best_size(scale: Evidence) -> Finding | None:
     best = fit_best_size(at_s)
     if best is None:
         return Finding(Verdict.UNRESOLVED, "No cell has two seeds, so noise is unknown.", None, runs)
+    if best.inside < SURE:
+        return Finding(Verdict.UNRESOLVED, "No best granularity stands out of the noise in what was tried.", None, runs)
     low, high = percentiles(best.move[1:])
     what = "the best g with twice the sparsity"
     effect = Effect(float(best.move[0]), (low, high), OCTAVES, "parametric bootstrap", what)
     moves = f"moves by {effect.value:+.2f} [{low:+.2f}, {high:+.2f}] octaves when the sparsity doubles"
-    if best.inside < SURE:
-        return Finding(Verdict.UNRESOLVED, "No best granularity stands out of the noise in what was tried.", None, runs)
     verdict = Verdict.UNRESOLVED
     if low > -HARDLY and high < HARDLY:
         verdict = Verdict.SUPPORTED

@@ -22,6 +22,9 @@ from slicedice.report.recipe.reading import point_of
 from slicedice.spec import RunSpec, SpecError, moe_layer
 from slicedice.spec.layer import parse_layer
 
+MARK = "What slicedice.recipe would run next, for"
+"""How the grid files that it writes begin."""
+
 MOST = 24
 """Cells to propose at once: what comes out of them says better than the law what is worth running after."""
 
@@ -200,7 +203,3 @@ def grid_file(proposal: Proposal, settings: dict[str, dict[str, Any]], names: di
             "",
         ]
     )
-
-
-MARK = "What slicedice.recipe would run next, for"
-"""How the grid files that it writes begin."""

@@ -1,5 +1,6 @@
 """What a recipe takes from a store: all its runs, cells as the law sees them, and what they were trained with."""
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,18 +18,12 @@ UNKNOWN = Execution(micro_batch=1, remat=False, unroll=1, implementation="", che
 
 
 def read_store(store: Store) -> tuple[dict[str, RunSpec], Results]:
-    """The specs of all runs by id, and their results; folders that cannot be read are named in the notes."""
-    specs, unread = {}, []
+    """The specs of all runs by id, and their results, whose notes name the folders that cannot be read."""
+    specs = {}
     for id_ in store.ids():
-        try:
+        with contextlib.suppress(StoreError):  # what is no run is a stray, which the results name
             specs[id_] = store.read_spec(id_)
-        except StoreError:
-            unread.append(id_)
-    results = read_results(Plan({id_: (spec, UNKNOWN) for id_, spec in specs.items()}), store)
-    if unread:
-        few = ", ".join(unread[:5]) + (f" and {len(unread) - 5} more" if len(unread) > 5 else "")
-        results.notes.append(f"Left out, since their spec.json cannot be read: {few}")
-    return specs, results
+    return specs, read_results(Plan({id_: (spec, UNKNOWN) for id_, spec in specs.items()}), store)
 
 
 def observe(evidence: Evidence, specs: dict[str, RunSpec]) -> list[Observation]:

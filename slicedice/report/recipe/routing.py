@@ -19,8 +19,8 @@ class Arm:
     """Another way to route, or another kind of layer, measured beside the one that the law is about.
 
     name: in words. effect: mean loss less that of the recommended homogeneous layers with the law's routing, over
-    `pairs`. scale: where this was measured, of those that have such runs the nearest to what was asked. fields: of a
-    config, that choose it.
+    `pairs`. scale: where this was measured, of those that have such runs the nearest to what was asked. fields: of the
+    router, that choose it; another kind of layer has none.
     """
 
     name: str
@@ -71,6 +71,6 @@ def _ways(scale: Evidence) -> list[tuple[str, list[Pair], dict[str, Any]]]:
             pairs = balanced(scale, "loss", (alpha, gamma), (row["alpha"], row["gamma"]))
             ways.append((f"alpha {alpha:g}, gamma {gamma:g}", pairs, {"router.alpha": alpha, "router.gamma": gamma}))
     for wiring in ("plain", "parallel"):
-        ways.append((f"a generalist, {wiring} wiring", generalists(scale, wiring), {"model.wiring": wiring}))
+        ways.append((f"a generalist, {wiring} wiring", generalists(scale, wiring), {}))
     ways.append(("experts of two sizes", parents(scale), {}))
     return ways
