@@ -76,11 +76,15 @@ def test_values_are_those_of_the_study():
             active, tokens = float(head[1]) * 1e6, float(head[2]) * 1e9
         values = [value for pair in zip(reference.train, reference.evaluation, strict=True) for value in pair]
         assert (reference.active, reference.tokens, [f"{value:.3f}" for value in values]) == (active, tokens, numbers)
-        router, n, g, s = re.search(r"(\w+) n(\d+) g(\S+) s(\d+)", text).groups() if "dense" not in text else [""] * 4  # type: ignore[union-attr]
-        assert (reference.router or "", str(reference.n) if n else "", reference.g if g else "") == (router, n, g)
-        assert f"s{s}," in reference.configuration + "s,", "sparsity follows from the others"
+        if "dense" in text:
+            assert (reference.router, reference.n, reference.g) == (None, 1, "1")
+            assert (reference.alpha, reference.gamma) == (None, None)
+            continue
+        ((router, n, g, s),) = re.findall(r"(\w+) n(\d+) g(\S+) s(\d+)", text)
+        assert (reference.router, str(reference.n), reference.g) == (router, n, g)
+        assert f" s{s}," in reference.configuration, "sparsity follows from the others"
         balancing = (1e-4 if "alpha 1e-4" in text else 1e-2, 1e-3 if "gamma 1e-3" in text else 0.0)
-        assert (reference.alpha, reference.gamma) == (balancing if s else (None, None))
+        assert (reference.alpha, reference.gamma) == balancing
 
 
 def test_seeds_at_the_same_setting_stand_beside_both_values_of_the_repeat(run, rng: np.random.Generator):
@@ -102,7 +106,7 @@ def spec_of(reference: Reference) -> dict[str, Any]:
     """A run's fields, from the words of a reference run."""
     if reference.router is None:
         return {}
-    n, g, s = re.search(r"n(\d+) g(\S+) s(\d+)", reference.configuration).groups()  # type: ignore[union-attr]
+    ((n, g, s),) = re.findall(r"n(\d+) g(\S+) s(\d+)", reference.configuration)
     router = {"router.kind": reference.router, "router.alpha": reference.alpha, "router.gamma": reference.gamma}
     fields = {**moe_layer(s=int(s), g=g), **router}
     assert f"n={n} " in fields["model.experts"]
