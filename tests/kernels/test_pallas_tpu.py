@@ -162,8 +162,8 @@ def rounded_twice(rows, gate, up, down, sizes, grad) -> reference.FFNGradients:
 
     Errors are independent, so that their squares add up: of a result, and of the terms that it sums. Roundings spread
     over +-1, times a value's distance to the next power of two, which makes 0.42 in the mean. Every further rounding of
-    a sum, as if it were kept in bfloat16 from one tile to the next, adds as much again. Where few are rounded chance
-    adds to it.
+    a sum, as if it were kept in bfloat16 from one tile to the next, adds as much again. Where few are rounded, or few
+    are so large that the others do not count, chance adds to it.
     """
     x, wg, wu, wd, dy = (np.asarray(array, np.float64) for array in (rows, gate, up, down, grad))
     left = reference.FFNGradients(*(value**2 for value in reference.expert_ffn(rows, gate, up, down, sizes, grad)))
@@ -177,8 +177,10 @@ def rounded_twice(rows, gate, up, down, sizes, grad) -> reference.FFNGradients:
         left.dup[e] += (x[part] ** 2).T @ db**2
         left.ddown[e] += (hidden**2).T @ dy[part] ** 2
         for values, at in zip(left, (part, part, e, e, e), strict=True):
-            rounded = max(1, min(values[at].size, len(x[part]) * min(wg.shape[1:])))
-            values[at] = (0.48 + 2 * rounded**-0.5) ** 2 * values[at]
+            if values[at].any():
+                count = values[at].sum() ** 2 / (values[at] ** 2).sum()  # as many of one size vary as much together
+                rounded = min(count, len(x[part]) * min(wg.shape[1:]))
+                values[at] = (0.48 + 2 * rounded**-0.5) ** 2 * values[at]
     return reference.FFNGradients(*map(np.sqrt, left))
 
 

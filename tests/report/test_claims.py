@@ -1,7 +1,8 @@
 """Claims: each verdict is reached from results that call for it, and none for lack of data."""
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,11 @@ def of(judgements: list[Judgement], key: str) -> Judgement:
 def value(judgement: Judgement) -> float:
     assert judgement.effect is not None
     return judgement.effect.value
+
+
+def usually(draw: Callable[[], Hashable]) -> Hashable:
+    """What most of nine draws give: where nothing differs, one interval in twenty is beyond chance by chance."""
+    return Counter(draw() for _ in range(9)).most_common(1)[0][0]
 
 
 def falling(row: Row) -> float:
@@ -106,9 +112,10 @@ def test_a_is_not_supported_where_size_does_nothing(rows_of):
     def by_count(row: Row) -> float:
         return 3 - 0.05 * np.log2(row["n"]) if not row["dense"] else 3.0
 
-    judgement = of(judge(rows_of(GRID, by_count)), "a")
-    assert judgement.verdict is not Verdict.SUPPORTED
-    assert "with larger experts at no step" in judgement.sentence
+    judgements = [of(judge(rows_of(GRID, by_count)), "a") for _ in range(9)]
+    assert all(judgement.verdict is not Verdict.SUPPORTED for judgement in judgements)
+    # One interval in twenty is beyond chance by chance.
+    assert sum("with larger experts at no step" in judgement.sentence for judgement in judgements) > 4
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.015])
@@ -183,12 +190,16 @@ def test_dropping_in_training_and_at_evaluation(rows_of, capped: float, free: fl
         return falling(row) + capped * (row["router"] == "default")
 
     points = [*GRID, *({**point, "router.kind": "default"} for point in GRID[1:])]
-    rows = rows_of(
-        points, law, without_capacity_loss=lambda r: r["loss"] + (free - capped) * (r["router"] == "default")
-    )
-    judgements = judge(rows)
-    assert (of(judgements, "e").verdict, of(judgements, "j").verdict) == (e, j)
-    assert value(of(judgements, "j")) == pytest.approx(free, abs=5 * NOISE)
+
+    def without_capacity(row: Row) -> float:
+        return row["loss"] + (free - capped) * (row["router"] == "default")
+
+    def verdicts() -> tuple[Verdict, Verdict]:
+        judgements = judge(rows_of(points, law, without_capacity_loss=without_capacity))
+        assert value(of(judgements, "j")) == pytest.approx(free, abs=5 * NOISE)
+        return of(judgements, "e").verdict, of(judgements, "j").verdict
+
+    assert usually(verdicts) == (e, j)
 
 
 @pytest.mark.parametrize(("wired", "verdict"), [(0.05, Verdict.SUPPORTED), (0.0, Verdict.CONTRADICTED)])
@@ -244,14 +255,17 @@ def test_the_best_size_and_the_total(rows_of, move: float, curve: float, verdict
         best = -2 + move * (np.log2(row["s"]) - 2)
         return falling(row) + curve * (np.log2(row["g"]) - best) ** 2 * (not row["dense"])
 
-    judgement = of(judge(rows_of(GRID, law)), "b")
-    finding = next(found for scale, found in judgement.findings.items() if scale != ACROSS)
-    assert finding.verdict is verdict
-    if curve > 0:
-        assert finding.effect is not None
-        assert finding.effect.value == pytest.approx(move, abs=0.15)
+    def verdicts() -> tuple[Verdict, Verdict]:
+        judgement = of(judge(rows_of(GRID, law)), "b")
+        finding = next(found for scale, found in judgement.findings.items() if scale != ACROSS)
+        if curve > 0:
+            assert finding.effect is not None
+            assert finding.effect.value == pytest.approx(move, abs=0.15)
+        return finding.verdict, judgement.verdict
+
     # One scale says nothing of the other half.
-    assert judgement.verdict is (Verdict.CONTRADICTED if verdict is Verdict.CONTRADICTED else Verdict.UNRESOLVED)
+    whole = Verdict.CONTRADICTED if verdict is Verdict.CONTRADICTED else Verdict.UNRESOLVED
+    assert usually(verdicts) == (verdict, whole)
 
 
 @pytest.mark.parametrize(("move", "verdict"), [(1.0, Verdict.SUPPORTED), (0.0, Verdict.CONTRADICTED)])
