@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py [--store FOLDER] [--json]
 
-Without a store the sweep is trained from nothing in a temporary one, in about the ten minutes it may take. With
+Without a store the sweep is trained from nothing in a temporary one, in about the twelve minutes that takes. With
 one, that has to hold the finished sweep, only the second part runs. Doors run three times; the median counts.
 """
 

@@ -4,7 +4,7 @@ Hypothesis: at 20 tokens a parameter MoEs of 10m and 20m active parameters are w
 trained longer (10m on 4B tokens, 20m on 2B) they win.
 
 Figures: 16 at 10m, 17 at 20m.
-Runs: 98 a scale, 1.5e19 FLOPs over both; at `nano`, where the small budget is a quarter, 32, 9 minutes on two cores.
+Runs: 98 a scale, 1.5e19 FLOPs over both; at `nano`, where the small budget is a quarter, 32, ten minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, axis, each, product

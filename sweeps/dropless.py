@@ -5,7 +5,7 @@ with loss-free balancing (gamma 1e-3) and without. How much of that is dropping 
 default-routed models evaluated without a capacity tell.
 
 Figures: 6 and 23, and each evaluated without capacity.
-Runs: 166 a scale, 1.6e21 FLOPs at 300m; at `nano` 52, 20 minutes on two cores.
+Runs: 166 a scale, 1.6e21 FLOPs at 300m; at `nano` 52, 24 minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, axis, each, product

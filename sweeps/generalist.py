@@ -5,7 +5,7 @@ The authors' code feeds its routed experts from before attention ("parallel"); w
 wiring tells.
 
 Figures: 5 (14 at the small scales) and 21.
-Runs: 81 a scale, 7.5e20 FLOPs at 300m; at `nano` 42, 16 minutes on two cores.
+Runs: 81 a scale, 7.5e20 FLOPs at 300m; at `nano` 42, 18 minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, axis, chain, each, product, where

@@ -4,7 +4,7 @@ Hypothesis: loss falls with total expert parameters, whether they grow through t
 count) or their number (fixed granularity), and at equal totals depends little on which.
 
 Figures: 2 (12 at the small scales), and 25, which waits for an evaluation on HellaSwag.
-Runs: 49 a scale, 4.6e20 FLOPs at 300m; at `nano` 26, ten minutes on two cores.
+Runs: 49 a scale, 4.6e20 FLOPs at 300m; at `nano` 26, 12 minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, each

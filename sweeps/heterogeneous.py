@@ -4,7 +4,7 @@ Hypothesis: a layer of two expert sets of different granularity lies between its
 sparsity, or is no better than them.
 
 Figures: 4 (13 at the small scales).
-Runs: 43 a scale, 4.0e20 FLOPs at 300m; at `nano` 24, ten minutes on two cores.
+Runs: 43 a scale, 4.0e20 FLOPs at 300m; at `nano` 24, 12 minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, axis, chain, each, product, where

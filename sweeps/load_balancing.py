@@ -4,7 +4,7 @@ Hypothesis: they are comparable, except that alpha 1e-2 with gamma 1e-3 hurts fr
 leaves the highest load-balancing loss and imbalance.
 
 Figures: 7 (15 at the small scales), 9, 10 and 11.
-Runs: 163 a scale, 1.5e21 FLOPs at 300m; at `nano` 60, 24 minutes on two cores.
+Runs: 163 a scale, 1.5e21 FLOPs at 300m; at `nano` 60, 30 minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, axis, each, product, where

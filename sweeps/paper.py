@@ -2,8 +2,8 @@
 
 Hypotheses: those of the grids. Figures: all of them.
 
-Runs: 2394 over the seven scales (the paper trained "over 2,000"), 5.0e21 FLOPs; at `nano` 168, 65 minutes on two
-cores.
+Runs: 2394 over the seven scales (the paper trained "over 2,000"), 5.0e21 FLOPs; at `nano` 168, 65 to 80 minutes
+on two cores.
 """
 
 from slicedice.grid import Grid, load_grid, union
