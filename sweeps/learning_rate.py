@@ -3,7 +3,7 @@
 Hypothesis: the best rate lies above 4e-4 at these step counts, and the order of the layers does not depend on it.
 
 Figures: learning_rate.
-Runs: 21 a scale, 2.0e20 FLOPs at 300m; at `nano` 22, 8 minutes on two cores.
+Runs: 21 a scale, 2.0e20 FLOPs at 300m; at `nano` 22, ten minutes on two cores.
 """
 
 from slicedice.grid import Figure, Grid, Panel, axis, product
