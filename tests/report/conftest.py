@@ -4,12 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
-from slicedice.grid import Plan
+from slicedice.grid import Figure, Plan
+from slicedice.report.figures import draw
 from slicedice.report.results import Row, read_results
 from slicedice.spec import run_id
 from slicedice.store import Kind, Store
+from tests.report.drawn import tips_in
 
 
 @pytest.fixture
@@ -76,3 +81,33 @@ def row_of(store: Store, plan_of) -> Callable[..., Row]:
         return {**row, **more}
 
     return make
+
+
+@pytest.fixture
+def done_rows(rng: np.random.Generator, store, plan_of) -> Callable[..., list[Row]]:
+    """Rows of one plan, whose settings are those that vary over it, done and with random losses."""
+
+    def make(*points: dict[str, Any], seeds: int = 1) -> list[Row]:
+        plan = plan_of(*({**point, "seed": seed} for seed in range(seeds) for point in points))
+        rows = read_results(plan, store).rows
+        return [{**row, "state": "done", "steps": 6, "loss": float(rng.normal(3, 0.1))} for row in rows]
+
+    return make
+
+
+@pytest.fixture
+def draw_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Draws a figure; returns its panels by line and column, and where points are drawn with what they say."""
+    drawings, close = [], plt.close
+    monkeypatch.setattr(plt, "close", drawings.append)
+
+    def make(rows: list[Row], figure: Figure, everything: list[Row] | None = None):
+        _, svg = draw(figure, rows, tmp_path / "figures", everything)
+        axes: dict[int, list[Axes]] = {}
+        for ax in drawings[-1].axes:
+            axes.setdefault(ax.get_subplotspec().rowspan.start, []).append(ax)
+        return list(axes.values()), tips_in(svg)
+
+    yield make
+    for drawing in drawings:
+        close(drawing)
