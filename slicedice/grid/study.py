@@ -19,7 +19,7 @@ STUDY = {
     128: "1/2 1/4",
     256: "1/2 1/4 1/16",
 }
-# What two CPU cores can tell apart in ten minutes, with lines of three points in every panel. Coarse
+# What two CPU cores can tell apart in about ten minutes, with lines of three points in every panel. Coarse
 # experts (g = 1, so k = 1) are left to the larger scales; docs/nano.md says why.
 NANO = {1: "1", 2: "1/2 1/4 1/8", 8: "1/2 1/4 1/8", 32: "1/2 1/4 1/8", 4: "1/4", 16: "1/4"}
 # What a test needs.
