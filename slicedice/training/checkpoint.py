@@ -5,6 +5,7 @@ without the optimizer's state, under `model/`. Leaves are saved by their path in
 can be read without this code.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from slicedice.training.program import TrainState
 
-T = TypeVar("T")
+T, P, B = TypeVar("T"), TypeVar("P"), TypeVar("B")
 
 
 class CheckpointError(RuntimeError):
@@ -27,8 +28,12 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        # It makes its folder, which who only reads the model should not.
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.folder / "training", options=options)
+        return ocp.CheckpointManager(self.folder / "training", options=options)
 
     def save(self, state: TrainState) -> None:
         """Saves the state after its last step."""
@@ -58,6 +63,38 @@ class Checkpoints:
         with ocp.StandardCheckpointer() as saver:
             saver.save(self.folder / "model", _by_path((state.params, state.bias)), force=True)
 
+    def restore_model(self, like: tuple[P, B]) -> tuple[P, B]:
+        """Returns the finished model that `save_model` saved; makes and changes nothing.
+
+        Args:
+          like: parameters and router biases of the model, arrays or `jax.ShapeDtypeStruct`s.
+
+        Returns:
+          Parameters and biases with the saved values, on this process's first device.
+
+        Raises:
+          CheckpointError: there is no finished model, or it cannot be read: it is damaged, or of another model.
+        """
+        path = self.folder / "model"
+        if not path.is_dir():
+            raise CheckpointError(
+                f"the run {self.folder.parent} has no finished model: {path} is missing. It is written when the run is "
+                "done; remove the run's folder to train it anew."
+            )
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # where it was saved may be another device
+        wanted = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in _by_path(like).items()
+        }
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                leaves = reader.restore(path, wanted)
+        except Exception as error:
+            raise CheckpointError(
+                f"the finished model of the run {self.folder.parent} cannot be read ({type(error).__name__}): {path} is "
+                "damaged or of another model. Remove the run's folder to train it anew."
+            ) from error
+        return _into(like, leaves)
+
     def drop_training_state(self) -> None:
         """Removes what only going on with training needs; for when the result is written."""
         for step in list(self._manager.all_steps()):
@@ -65,7 +102,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()
 
 
 def _by_path(tree: Any) -> dict[str, jax.Array]:
