@@ -16,7 +16,9 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from slicedice.training.program import TrainState
 
-T, P, B = TypeVar("T"), TypeVar("P"), TypeVar("B")
+T = TypeVar("T")
+P = TypeVar("P")
+B = TypeVar("B")
 
 
 class CheckpointError(RuntimeError):
@@ -90,8 +92,8 @@ class Checkpoints:
                 leaves = reader.restore(path, wanted)
         except Exception as error:
             raise CheckpointError(
-                f"the finished model of the run {self.folder.parent} cannot be read ({type(error).__name__}): {path} is "
-                "damaged or of another model. Remove the run's folder to train it anew."
+                f"the finished model of the run {self.folder.parent} cannot be read ({type(error).__name__}): {path} "
+                "is damaged or of another model. Remove the run's folder to train it anew."
             ) from error
         return _into(like, leaves)
 
