@@ -22,13 +22,13 @@ class EvaluationBatch(NamedTuple):
       mask: bool [B, S], true where the target counts. It is the mask of the inputs as well: the input
         in front of a target that counts is text. The one input of text that it hides is the last of
         the stream, whose target is padding; no counted position can see that far.
-      target_bytes: bytes of UTF-8 text the counted targets stand for. Nats summed over them, divided
-        by `target_bytes * log(2)`, are bits per byte, for any tokenizer.
+      target_bytes: bytes of UTF-8 text the counted targets stand for, see `TokenStore.heldout_bytes`. Nats summed over
+        them, divided by `target_bytes * log(2)`, are bits per byte, for any tokenizer.
     """
 
     tokens: np.ndarray
     mask: np.ndarray
-    target_bytes: int
+    target_bytes: float
 
 
 def train_batch(store: TokenStore, seed: int, step: int, batch_size: int, sequence_length: int) -> np.ndarray:
@@ -101,12 +101,13 @@ def evaluation_batches(
         raise DataError(f"There is no domain {domain!r} in this text. Valid: {', '.join(store.domains)}.")
     if max_tokens < 1:
         raise DataError(f"max_tokens is {max_tokens}. Valid is a whole number from 1.")
-    return _evaluation_batches(store, store.heldout[domain], batch_size, sequence_length, max_tokens)
+    return _evaluation_batches(store, domain, batch_size, sequence_length, max_tokens)
 
 
 def _evaluation_batches(
-    store: TokenStore, stream: np.ndarray, batch_size: int, sequence_length: int, max_tokens: int
+    store: TokenStore, domain: str, batch_size: int, sequence_length: int, max_tokens: int
 ) -> Iterator[EvaluationBatch]:
+    stream = store.heldout[domain]
     targets = min(max_tokens, stream.size - 1)
     size = batch_size * sequence_length
     windows = np.arange(batch_size)[:, None] * sequence_length + np.arange(sequence_length + 1)
@@ -115,5 +116,4 @@ def _evaluation_batches(
         flat = np.full(size + 1, store.end_of_document, np.int32)
         flat[: count + 1] = stream[start : start + count + 1]
         mask = (np.arange(size) < count).reshape(batch_size, sequence_length)
-        target_bytes = int(store.tokenizer.byte_lengths[flat[1 : count + 1]].sum())
-        yield EvaluationBatch(flat[windows], mask, target_bytes)
+        yield EvaluationBatch(flat[windows], mask, store.heldout_bytes(domain, flat[1 : count + 1]))

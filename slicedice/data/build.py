@@ -1,33 +1,60 @@
 """Finds the token store of a text, or builds it so that nobody ever sees half of one.
 
-It must never lock: two processes that build at once both finish, the first to rename wins and the
-other throws its copy away. What a killed process leaves is a hidden folder that is never opened.
+A store is written in a hidden folder and renamed when it is whole. What a killed process leaves there is gone on
+with by the next; meanwhile others that want the same store wait. A small file for each request, `NAME.json`, says
+which store answers it, so that workers open it without the text and on machines that do not have it.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
+import logging
+import os
 import shutil
-import uuid
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from slicedice.data.embedded import Embedded
-from slicedice.data.errors import DataError
+from slicedice.data.errors import DataError, Interrupted
 from slicedice.data.sources import Source
 from slicedice.data.store import FORMAT, TokenStore
-from slicedice.data.tokenizer import Tokenizer, find_tokenizer
+from slicedice.data.tokenizer import find_tokenizer
 from slicedice.data.user_text import UserText
-from slicedice.data.writer import write_store
+from slicedice.data.writer import Watch, Writer
+
+log = logging.getLogger(__name__)
+
+SEQIO = "seqio:"
+"""What sources that SeqIO reads begin with, as in `seqio:c4`."""
 
 
-def prepare(source: str, tokenizer: str, root: Path, heldout_fraction: float = 0.05) -> TokenStore:
-    """Opens the token store of a text, and builds it first if it is not there.
+def prepare(
+    source: str,
+    tokenizer: str,
+    root: Path,
+    heldout_fraction: float = 0.05,
+    tokens: int = 0,
+    *,
+    text: Source | None = None,
+    skip_bad: bool = False,
+    processes: int = 1,
+    watch: Watch = lambda progress: None,
+) -> TokenStore:
+    """Opens the token store of a text, and builds it first if it is not there or the text has changed.
 
     Args:
-      source: "embedded", or the path of a file or folder of text.
-      tokenizer: a name in `tokenizer.TOKENIZERS`.
+      source: "embedded", the path of a file or folder of text, or "seqio:" and the name of a task or mixture.
+      tokenizer: "bytes", or the path of a tokenizer's file.
       root: the folder that holds stores; it may be shared by many processes and machines.
       heldout_fraction: share of each domain's tokens to hold out, at least, in whole documents.
+      tokens: about how many to take in all, in the shares that domains have of the source; 0 for all there are.
+      text: the source itself, where one that SeqIO reads is to be built; otherwise such a store has to be there.
+      skip_bad: pass over what cannot be used, and count it, instead of refusing the text.
+      processes: that encode, where there is enough text for several to pay.
+      watch: called with the progress of building.
 
     Returns:
       The opened store.
@@ -37,41 +64,111 @@ def prepare(source: str, tokenizer: str, root: Path, heldout_fraction: float = 0
     """
     if not 0 < heldout_fraction <= 0.5:
         raise DataError(f"heldout_fraction is {heldout_fraction!r}. Valid is a number above 0, up to 0.5.")
+    if tokens < 0:
+        raise DataError(f"tokens is {tokens!r}. Valid is a number from 1, or 0 for all there are.")
+    request = _request(Path(root), source, tokenizer, heldout_fraction, tokens)
     coder = find_tokenizer(tokenizer)
-    text: Source = Embedded() if source == "embedded" else UserText(source)
-    facts = json.dumps([text.identity(), tokenizer, heldout_fraction, FORMAT])
+    if text is None:
+        if source.startswith(SEQIO):
+            return _open(request, source)
+        text = Embedded() if source == "embedded" else UserText(source)
+    facts = json.dumps([text.identity(), coder.identity, heldout_fraction, tokens, FORMAT])
     path = Path(root) / hashlib.sha256(facts.encode()).hexdigest()[:12]
-    if not path.exists():
-        try:
-            _build(path, text, coder, heldout_fraction)
-        except OSError as error:
-            raise DataError(_refusal(path.parent, source, error)) from error
-    return TokenStore(path)
-
-
-def _build(path: Path, source: Source, tokenizer: Tokenizer, heldout_fraction: float) -> None:
-    """Writes a store beside `path` and renames it there, which either happens whole or not at all."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        write_store(temporary, source, tokenizer, heldout_fraction)
+        if not path.exists():
+            build = {"heldout_fraction": heldout_fraction, "tokens": tokens, "skip_bad": skip_bad}
+            with _building(path) as folder:
+                if folder:
+                    Writer(folder, text, coder, **build, processes=processes, watch=watch).write()
+        store = TokenStore(path)
+        _note(request, path.name)
+    except (OSError, sqlite3.Error) as error:
+        raise DataError(_refusal(path.parent, source, error)) from error
+    return store
+
+
+def open_store(source: str, tokenizer: str, root: Path, heldout_fraction: float = 0.05, tokens: int = 0) -> TokenStore:
+    """Opens the store that `prepare` last made of these, without looking at the text.
+
+    Raises:
+      DataError: there is none, or it is damaged.
+    """
+    return _open(_request(Path(root), source, tokenizer, heldout_fraction, tokens), source)
+
+
+def named(source: str) -> str:
+    """A source or tokenizer as it is called from everywhere: paths are absolute, names and buckets stay."""
+    if source in ("embedded", "bytes") or ":" in source:
+        return source
+    return os.path.abspath(os.path.expanduser(source))
+
+
+def _request(root: Path, source: str, tokenizer: str, heldout_fraction: float, tokens: int) -> Path:
+    facts = json.dumps([named(source), named(tokenizer), heldout_fraction, tokens])
+    return root / f"{hashlib.sha256(facts.encode()).hexdigest()[:12]}.json"
+
+
+def _open(request: Path, source: str) -> TokenStore:
+    try:
+        return TokenStore(request.parent / json.loads(request.read_bytes())["store"])
+    except FileNotFoundError:
+        tell = f" with `python -m slicedice.data prepare --source {source} ...`"
+        raise DataError(
+            f"The tokens of {source} are not in {request.parent} with these settings. Prepare them first"
+            f"{tell if source.startswith(SEQIO) else ''}."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{request} is damaged ({error}). Remove it: it is made again from the text.") from error
+
+
+def _note(request: Path, name: str) -> None:
+    """Says which store answers a request, unless that is said already."""
+    content = json.dumps({"store": name}).encode()
+    try:
+        if request.read_bytes() == content:
+            return
+    except OSError:
+        pass
+    temporary = request.with_name(f".{request.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(request)
+
+
+@contextmanager
+def _building(path: Path) -> Iterator[Path | None]:
+    """Gives the folder to write the store `path` in, which is renamed afterwards; None if another process was first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.with_name(f".{path.name}.building")
+    with path.with_name(f".{path.name}.lock").open("a") as lock:
         try:
-            temporary.rename(path)
-        except OSError:
-            # Another process was first. Its store has the same content, so this one is not needed.
-            if not path.exists():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("another process prepares this text; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go of by the system when its holder dies, however it dies
+        if path.exists():
+            yield None
+            return
+        folder.mkdir(exist_ok=True)
+        try:
+            yield folder
+        except Interrupted:
+            raise
+        except DataError:
+            shutil.rmtree(folder, ignore_errors=True)  # text that has to be mended is read anew
+            raise
+        folder.rename(path)
 
 
-def _refusal(root: Path, source: str, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def _refusal(root: Path, source: str, error: OSError | sqlite3.Error) -> str:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
         return (
-            f"The disk is full: the token store of {source} could not be written to {root}, and what was "
-            "begun is removed. Free about twice the size of the text there, or choose another data folder."
+            f"The disk is full: the token store of {source} could not be written to {root}. Free about three times the "
+            "size of its tokens there, and the same command goes on where it was; or choose another data folder."
         )
     return (
-        f"The token store of {source} could not be written to {root}: {error.strerror or error}. Choose a "
-        "folder for data in which you may create files."
+        f"The token store of {source} could not be written to {root}: {getattr(error, 'strerror', None) or error}. "
+        "Choose a folder for data in which you may create files."
     )

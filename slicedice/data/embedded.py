@@ -22,7 +22,8 @@ from pathlib import Path
 
 from slicedice.data.docstrings import split_docstrings
 from slicedice.data.errors import DataError, reading
-from slicedice.data.sources import Document, listing
+from slicedice.data.account import Account
+from slicedice.data.sources import Document, Part, listing
 
 _EXTRACTION = 1  # Raise when the same files would give other documents.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -44,14 +45,26 @@ class Embedded:
                 "files (a zipped or compiled-only Python?). Use a full installation of Python, or give the "
                 "path of your own text instead of 'embedded'."
             )
+        self._listing = listing(self._root, self._files)
 
     def identity(self) -> str:
         """See `Source.identity`."""
         version = [sys.implementation.name, *sys.version_info[:3]]
-        return json.dumps(["embedded", _EXTRACTION, version, listing(self._root, self._files)])
+        return json.dumps(["embedded", _EXTRACTION, version, self._listing])
 
-    def documents(self) -> Iterator[Document]:
-        """See `Source.documents`. A module's code and docstrings share their key."""
+    def parts(self) -> list[Part]:
+        """See `Source.parts`."""
+        return [Part("the standard library", "", sum(size for _, size, _ in self._listing), self._documents)]
+
+    def shares(self) -> dict[str, float]:
+        """See `Source.shares`: it is too small to be divided."""
+        return {}
+
+    def _documents(self, account: Account) -> Iterator[Document]:
+        """Yields each module's code and docstrings, which are of one group, and then the reference.
+
+        What this interpreter cannot parse is no part of the text, and so no problem.
+        """
         for path in self._files:
             key = path.relative_to(self._root).as_posix()
             if key.startswith((*_GENERATED, _TOPICS)):
@@ -64,11 +77,11 @@ class Embedded:
             if parts is None:
                 continue
             if parts.code.strip():
-                yield Document("code", key, parts.code)
+                yield Document("code", key, parts.code, group=key)
             if text := "\n\n".join(filter(None, parts.docstrings)):
-                yield Document("docstrings", key, text)
+                yield Document("docstrings", key, text, group=key)
         for topic, text in sorted(_distinct(_topics()).items()):
-            yield Document("reference", topic, text)
+            yield Document("reference", topic, text, group=topic)
 
 
 def _modules(root: Path) -> Iterator[Path]:

@@ -2,19 +2,21 @@
 
 A store must never change once it has its name: all runs of a sweep read one at the same time. It is
 written elsewhere, whole, by `writer`, and given its name by `build`. The folder holds `meta.json`,
-`train.bin` and a `heldout-<i>.bin` for each domain, in the order of the domains.
+`train.bin`, a `heldout-<i>.bin` for each domain, in the order of the domains, `byte_lengths.bin`, and the
+tokenizer's file if it has one.
 """
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slicedice.data.errors import DataError
-from slicedice.data.tokenizer import Tokenizer, find_tokenizer, token_dtype
+from slicedice.data.tokenizer import Tokenizer, load_tokenizer, token_dtype
 
-FORMAT = 1  # Raise when the files of a store mean something else than before.
+FORMAT = 2  # Raise when the files of a store mean something else than before.
 
 
 class TokenStore:
@@ -22,8 +24,12 @@ class TokenStore:
 
     Attributes:
       path: its folder.
+      manifest: what `meta.json` says: source, tokenizer, domains with their documents, tokens and bytes, and what of
+        the text could not be used.
       fingerprint: 12 hex digits of the content: tokenizer, domains and every token.
-      tokenizer: the tokenizer its ids belong to.
+      vocab_size: number of ids, V.
+      end_of_document: the id behind each document.
+      byte_lengths: int [V], bytes of text that each id stands for.
       domains: names of the domains, sorted.
       train: unsigned integers [N], the training documents of all domains in a fixed random order,
         each followed by end of document.
@@ -34,14 +40,18 @@ class TokenStore:
     """
 
     path: Path
+    manifest: dict[str, Any]
     fingerprint: str
-    tokenizer: Tokenizer
+    vocab_size: int
+    end_of_document: int
+    byte_lengths: np.ndarray
     domains: tuple[str, ...]
     train: np.ndarray
     heldout: dict[str, np.ndarray]
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self._implied: dict[str, int] = {}
         try:
             meta = json.loads((self.path / "meta.json").read_bytes())
             if meta["format"] != FORMAT:
@@ -59,8 +69,13 @@ class TokenStore:
             ) from error
 
     def _open(self, meta: dict[str, Any]) -> None:
+        self.manifest = meta
         self.fingerprint = meta["fingerprint"]
-        self.tokenizer = find_tokenizer(meta["tokenizer"])
+        self.vocab_size = int(meta["tokenizer"]["vocab_size"])
+        self.end_of_document = int(meta["tokenizer"]["end_of_document"])
+        self.byte_lengths = np.fromfile(self.path / "byte_lengths.bin", "<i4")
+        if self.byte_lengths.size != self.vocab_size:
+            raise ValueError(f"byte_lengths.bin holds {self.byte_lengths.size} numbers instead of {self.vocab_size}")
         self._counts = meta["domains"]
         self.domains = tuple(domain["name"] for domain in self._counts)
         self.train = self._tokens("train.bin", sum(domain["train_tokens"] for domain in self._counts))
@@ -76,15 +91,37 @@ class TokenStore:
         # The map's buffer without its class, which makes every slice of it slow.
         return tokens.view(np.ndarray)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, V."""
-        return self.tokenizer.vocab_size
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that its ids belong to, which training does not need.
 
-    @property
-    def end_of_document(self) -> int:
-        """The id behind each document."""
-        return self.tokenizer.end_of_document
+        Raises:
+          DataError: its file is missing or damaged.
+        """
+        kind = self.manifest["tokenizer"]["kind"]
+        path = self.path / kind
+        try:
+            content = b"" if kind == "bytes" else path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}. Prepare the text again.") from error
+        return load_tokenizer(kind, content, str(path))
+
+    def heldout_bytes(self, domain: str, targets: np.ndarray) -> float:
+        """Bytes of UTF-8 text that held-out tokens of a domain stand for.
+
+        A tokenizer that normalises text has ids for what the text does not say (a space at its beginning, a letter for
+        its variants). The bytes of its ids are then scaled to the bytes that the domain's held-out text had.
+        """
+        counts = self._counts[self.domains.index(domain)]
+        implied = self._implied_bytes(domain)
+        scale = counts["heldout_bytes"] / implied if implied else 1.0
+        return float(self.byte_lengths[targets].sum()) * scale
+
+    def _implied_bytes(self, domain: str) -> int:
+        if domain not in self._implied:
+            counts = np.bincount(self.heldout[domain], minlength=self.vocab_size)
+            self._implied[domain] = int(counts @ self.byte_lengths)
+        return self._implied[domain]
 
     def summary(self) -> str:
         """Returns a line for each domain: documents and tokens to train on, and held out."""

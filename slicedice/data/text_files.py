@@ -7,47 +7,49 @@ order mark, and pieces that are blank). Files are streamed, so their size is not
 from collections.abc import Iterator
 from pathlib import Path
 
-from slicedice.data.errors import DataError, reading
+from slicedice.data.account import Account
+from slicedice.data.streams import opened
 
 PIECE_BYTES = 64 * 1024
 
 
-def read_text_file(path: Path) -> Iterator[tuple[int, str]]:
+def read_text_file(path: Path, account: Account) -> Iterator[tuple[int, str]]:
     """Yields (number from 1, text) of each document in a UTF-8 text file.
 
     A file of up to 64 KiB is one document. A larger one is cut into pieces of at most that, after a
     blank line, else after a line, else between two characters, so that part of it can be held out.
 
     Raises:
-      DataError: the file cannot be read or is not UTF-8 (named with its line).
+      DataError: the file cannot be read; where problems are refused, also a piece that is not UTF-8.
     """
-    number, line = 1, 1
-    with reading(path), path.open("rb") as file:
+    line = 1
+    for number, raw in enumerate(_pieces(path, account), start=1):
+        try:
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            account.add("not UTF-8", not_utf8(error, path, line))
+        line += raw.count(b"\n")
+
+
+def _pieces(path: Path, account: Account) -> Iterator[bytes]:
+    with opened(path, account) as file:
         buffer = b""
         while block := file.read(PIECE_BYTES):
             buffer += block
             while len(buffer) > PIECE_BYTES:
                 end = _pause(buffer)
-                yield number, decode(buffer[:end], path, line, first=number == 1)
-                number, line = number + 1, line + buffer.count(b"\n", 0, end)
+                yield buffer[:end]
                 buffer = buffer[end:]
-    yield number, decode(buffer, path, line, first=number == 1)
+    yield buffer
 
 
-def decode(raw: bytes, path: Path, line: int, first: bool) -> str:
-    """Decodes UTF-8 bytes that begin at `line` of a file; the first ones may have a byte order mark.
-
-    Raises:
-      DataError: not UTF-8, named with the line of the first wrong byte.
-    """
-    try:
-        return raw.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as error:
-        wrong = line + error.object.count(b"\n", 0, error.start)
-        raise DataError(
-            f"{path}:{wrong} is not UTF-8 (byte 0x{error.object[error.start]:02x}). Text must be UTF-8; "
-            "convert the file, for instance with `iconv -f latin1 -t utf-8`."
-        ) from error
+def not_utf8(error: UnicodeDecodeError, path: Path, line: int) -> str:
+    """What to say of bytes that begin at `line` of a file and are not UTF-8; names the line of the first wrong byte."""
+    wrong = line + error.object.count(b"\n", 0, error.start)
+    return (
+        f"{path}:{wrong} is not UTF-8 (byte 0x{error.object[error.start]:02x}). Text must be UTF-8; "
+        "convert the file, for instance with `iconv -f latin1 -t utf-8`."
+    )
 
 
 def _pause(buffer: bytes) -> int:

@@ -1,0 +1,160 @@
+"""Documents become tokens, batch by batch, on as many processes as pay.
+
+What comes out must never depend on how many processes there are: batches are cut by the documents alone, and come
+back in the order they went in.
+"""
+
+import hashlib
+import os
+import signal
+from collections import deque
+from collections.abc import Container, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slicedice.data.account import Account
+from slicedice.data.errors import Interrupted
+from slicedice.data.index import Entry
+from slicedice.data.sources import Document, Source
+from slicedice.data.tokenizer import Tokenizer, load_tokenizer, token_dtype
+
+BATCH_BYTES = 1024 * 1024
+BATCH_DOCUMENTS = 4096
+ALONE_BYTES = 8 * 1024 * 1024
+"""Of text: so much is encoded before other processes are started, which takes about a second."""
+
+
+class Batch(NamedTuple):
+    """Documents to encode together, and where the source stands behind the last of them.
+
+    part: number of the part to go on with. done: documents of it that were read.
+    position: bytes of the source that were read. account: the state of the account.
+    """
+
+    documents: list[Document]
+    part: int
+    done: int
+    position: int
+    account: dict[str, Any]
+
+
+def batches(source: Source, account: Account, full: Container[str], *, part: int = 0, done: int = 0) -> Iterator[Batch]:
+    """Reads a source in batches of about a mebibyte of text; the last of each part says that the next one begins.
+
+    Args:
+      source: the source.
+      account: keeps what could not be used.
+      full: domains that need no more documents; it may grow meanwhile.
+      part: the part to go on with.
+      done: documents of it to pass over, which were accounted for before.
+    """
+    parts = source.parts()
+    before = sum(earlier.size for earlier in parts[:part])
+    for number, current in enumerate(parts[part:], start=part):
+        documents = iter(()) if current.domain in full else current.read(account)
+        if done:
+            known = account.state()
+            for _ in islice(documents, done):
+                pass
+            account.restore(known)
+        taken, size = [], 0
+        for document in documents:
+            taken.append(document)
+            size, done = size + len(document.text), done + 1
+            if size >= BATCH_BYTES or len(taken) >= BATCH_DOCUMENTS:
+                yield Batch(taken, number, done, before + account.tell(), account.state())
+                taken, size = [], 0
+                if current.domain in full:
+                    break
+        before, done = before + current.size, 0
+        yield Batch(taken, number + 1, 0, before, account.state())
+
+
+class Encoded(NamedTuple):
+    """The tokens of a batch, one document after another, and what is known of each."""
+
+    entries: list[Entry]
+    tokens: bytes
+
+
+def encode(documents: list[Document], tokenizer: Tokenizer) -> Encoded:
+    """Encodes documents, each with end of document behind it."""
+    dtype, end = token_dtype(tokenizer.vocab_size), [tokenizer.end_of_document]
+    entries: list[Entry] = []
+    chunks: list[bytes] = []
+    for document, ids in zip(documents, tokenizer.encode([d.text for d in documents]), strict=True):
+        utf8 = document.text.encode()
+        digest = hashlib.sha256(utf8).digest()
+        rank, place = _number(digest), _number(digest[8:])
+        if document.group:
+            rank, place = hash64(document.group), hash64(f"{document.domain}\0{document.group}")
+        entries.append(Entry(document.domain, ids.size + 1, len(utf8), rank, place, digest[:16]))
+        chunks.append(np.append(ids, end).astype(dtype).tobytes())
+    return Encoded(entries, b"".join(chunks))
+
+
+def hash64(text: str) -> int:
+    """Returns a 64-bit hash of a text, the same on every machine."""
+    # File names that are not UTF-8 reach Python with surrogates in their place.
+    return _number(hashlib.sha256(text.encode(errors="surrogateescape")).digest())
+
+
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")
+
+
+def encoded(source: Iterator[Batch], tokenizer: Tokenizer, processes: int) -> Iterator[tuple[Batch, Encoded]]:
+    """Encodes batches in their order, the first few here and the rest on `processes` others, if more than one.
+
+    Raises:
+      Interrupted: one of the processes was killed.
+    """
+    size = 0
+    for batch in source:
+        yield batch, encode(batch.documents, tokenizer)
+        size += sum(len(document.text) for document in batch.documents)
+        if processes > 1 and size >= ALONE_BYTES:
+            break
+    else:
+        return
+    pool = ProcessPoolExecutor(
+        processes, get_context("spawn"), _begin, (tokenizer.kind, tokenizer.content, os.getpid())
+    )
+    waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
+    try:
+        for batch in source:
+            waiting.append((batch, pool.submit(_encode, batch.documents)))
+            # As many ahead as keep all busy, and no more: memory stays as it is however long the text.
+            while len(waiting) > 2 * processes:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        while waiting:
+            first, result = waiting.popleft()
+            yield first, result.result()
+    except BrokenProcessPool as error:
+        raise Interrupted(
+            "A process that encodes text was killed, perhaps because memory ran out. Nothing that was written is lost; "
+            "the same command goes on. Fewer --processes take less memory."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_tokenizer: Tokenizer
+
+
+def _begin(kind: str, content: bytes, parent: int) -> None:
+    """Prepares a process: it has a tokenizer, one thread, and leaves Ctrl-C to its parent."""
+    global _tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _tokenizer = load_tokenizer(kind, content, kind)
+
+
+def _encode(documents: list[Document]) -> Encoded:
+    return encode(documents, _tokenizer)
