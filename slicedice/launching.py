@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from slicedice import files
+from slicedice import files, machine
 from slicedice.cost import memory
 from slicedice.data import TokenStore, prepare
+from slicedice.data.tokenizer import padded_vocab_size
 from slicedice.grid import Plan
 from slicedice.report.progress import Progress
 from slicedice.spec import DataSpec, SpecError
@@ -64,7 +65,8 @@ def train_missing(
     texts = {data: _prepare(data, store) for data in {spec.data for spec, _ in plan.runs.values()}}
     for spec, _ in plan.runs.values():
         if spec.model.vocab_size < texts[spec.data].vocab_size:
-            valid = f"the tokenizer {spec.data.tokenizer!r} has {texts[spec.data].vocab_size} ids: use that or more"
+            has = texts[spec.data].vocab_size
+            valid = f"the tokenizer {spec.data.tokenizer!r} has {has} ids: use {padded_vocab_size(has)} or more"
             raise SpecError("model.vocab_size", spec.model.vocab_size, valid)
     stale = [id_ for id_, (spec, _) in plan.runs.items() if _is_stale(store, id_, texts[spec.data].fingerprint)]
     if stale:
@@ -88,7 +90,8 @@ def train_missing(
 
 
 def _prepare(data: DataSpec, store: Store) -> TokenStore:
-    return prepare(data.source, data.tokenizer, store.data, data.heldout_fraction)
+    text = (data.source, data.tokenizer, store.data, data.heldout_fraction, data.tokens or 0)
+    return prepare(*text, processes=len(machine.cores()))
 
 
 def _largest(plan: Plan) -> int:

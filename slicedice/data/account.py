@@ -5,6 +5,7 @@ Nothing may ever be passed over in silence: a text missing from training is foun
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from slicedice.data.errors import DataError
 
@@ -51,11 +52,11 @@ class Account:
         if len(named) < NAMED:
             named.append(message)
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         """The account as JSON types."""
         return {"counts": dict(self.counts), "named": {kind: list(told) for kind, told in self.named.items()}}
 
-    def restore(self, state: dict[str, dict]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Goes on from what `state` returned."""
         self.counts = Counter(state["counts"])
         self.named = {kind: list(told) for kind, told in state["named"].items()}

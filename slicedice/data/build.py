@@ -71,7 +71,7 @@ def prepare(
     if text is None:
         if source.startswith(SEQIO):
             return _open(request, source)
-        text = Embedded() if source == "embedded" else UserText(source)
+        text = find_source(source)
     facts = json.dumps([text.identity(), coder.identity, heldout_fraction, tokens, FORMAT])
     path = Path(root) / hashlib.sha256(facts.encode()).hexdigest()[:12]
     try:
@@ -94,6 +94,20 @@ def open_store(source: str, tokenizer: str, root: Path, heldout_fraction: float 
       DataError: there is none, or it is damaged.
     """
     return _open(_request(Path(root), source, tokenizer, heldout_fraction, tokens), source)
+
+
+def find_source(source: str, data_dir: str = "", module: str = "") -> Source:
+    """The source of a name or path; the other arguments are for `SeqioText`.
+
+    Raises:
+      DataError: there is none.
+    """
+    if source.startswith(SEQIO):
+        # TensorFlow comes with it.
+        from slicedice.data.seqio_text import SeqioText
+
+        return SeqioText(source.removeprefix(SEQIO), data_dir, module)
+    return Embedded() if source == "embedded" else UserText(source)
 
 
 def named(source: str) -> str:

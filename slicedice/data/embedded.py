@@ -20,9 +20,9 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+from slicedice.data.account import Account
 from slicedice.data.docstrings import split_docstrings
 from slicedice.data.errors import DataError, reading
-from slicedice.data.account import Account
 from slicedice.data.sources import Document, Part, listing
 
 _EXTRACTION = 1  # Raise when the same files would give other documents.

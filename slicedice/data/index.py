@@ -44,7 +44,7 @@ class Entry(NamedTuple):
     Attributes:
       domain: name of its domain.
       tokens: how many, end of document included.
-      bytes: of its text as UTF-8.
+      size: bytes of its text as UTF-8.
       rank: 64-bit hash; decides who is held out, and is the same for all documents of a group.
       place: 64-bit hash; sorting by it shuffles documents, and so mixes domains.
       content: digest of the text.
@@ -52,7 +52,7 @@ class Entry(NamedTuple):
 
     domain: str
     tokens: int
-    bytes: int
+    size: int
     rank: int
     place: int
     content: bytes
@@ -92,9 +92,9 @@ class Index:
 
     def add(self, entry: Entry, start: int) -> bool:
         """Adds a document whose tokens begin at `start`; False, and nothing is added, if its text is there already."""
-        domain, tokens, bytes_, rank, place, content = entry
+        domain, tokens, size, rank, place, content = entry
         # SQLite's numbers are signed; the order stays.
-        row = (domain, start, tokens, bytes_, rank - 2**63, place - 2**63, content)
+        row = (domain, start, tokens, size, rank - 2**63, place - 2**63, content)
         columns = "(domain, start, tokens, bytes, rank, place, content)"
         made = self._database.execute(f"INSERT OR IGNORE INTO documents {columns} VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return made.rowcount == 1

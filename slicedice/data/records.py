@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from slicedice.data.errors import reading
 from slicedice.data.account import Account
+from slicedice.data.errors import reading
 from slicedice.data.streams import opened
 from slicedice.data.text_files import not_utf8
 
@@ -29,8 +29,8 @@ def read_jsonl(path: Path, account: Account) -> Iterator[tuple[int, str]]:
         if not isinstance(text := record.get("text"), str):
             account.add("no text", f'{path}:{number} has no string field "text". {_WANTED}')
         elif not _is_utf8(text):
-            half = f"{path}:{number} holds half of a surrogate pair, which UTF-8 cannot express. Write the character whole."
-            account.add("not UTF-8", half)
+            half = f"{path}:{number} holds half of a surrogate pair, which UTF-8 cannot express."
+            account.add("not UTF-8", f"{half} Write the character whole.")
         else:
             yield number, text
 
@@ -46,8 +46,8 @@ def read_objects(path: Path, account: Account) -> Iterator[tuple[int, dict]]:
             if raw is None:
                 account.add(
                     "line too long",
-                    f"{path}:{number} is longer than {MAX_LINE:,} bytes. Put each document into a line of its own, or name "
-                    "the file .txt.",
+                    f"{path}:{number} is longer than {MAX_LINE:,} bytes. Put each document into a line of its own, or "
+                    "name the file .txt.",
                 )
                 continue
             try:

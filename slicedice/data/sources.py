@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from slicedice.data.errors import reading
 from slicedice.data.account import Account
+from slicedice.data.errors import reading
 
 
 class Document(NamedTuple):

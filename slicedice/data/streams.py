@@ -45,7 +45,7 @@ def _decompressed(suffix: str, file: Any) -> BinaryIO:
 
 
 class _Frames(io.RawIOBase):
-    """Decompresses Zstandard frame by frame: the package's own reader takes a file that was cut short for a whole one."""
+    """Decompresses Zstandard frame by frame: the package's own reader takes a truncated file for a whole one."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._frame, self._ready, self._rest = file, None, b"", b""

@@ -50,8 +50,8 @@ class HuggingFaceTokenizer:
         end = next((special[text] for text in ENDS if text in special), None)
         if end is None:
             raise DataError(
-                f"{name} has no special token that could end a document. One of {', '.join(ENDS)} is needed; its special "
-                f"tokens are: {', '.join(special) or 'none'}."
+                f"{name} has no special token that could end a document. One of {', '.join(ENDS)} is needed; its "
+                f"special tokens are: {', '.join(special) or 'none'}."
             )
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.content = content

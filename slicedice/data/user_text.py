@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slicedice.data.errors import DataError, reading
 from slicedice.data.account import Account
+from slicedice.data.errors import DataError, reading
 from slicedice.data.records import read_jsonl, read_parquet
 from slicedice.data.sources import Document, Part, listing
 from slicedice.data.streams import Damaged

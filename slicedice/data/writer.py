@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from slicedice.data.account import Account
 from slicedice.data.encoding import Batch, Encoded, batches, encoded
 from slicedice.data.errors import DataError

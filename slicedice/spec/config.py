@@ -30,6 +30,9 @@ Config = Any
 EMBEDDED = "embedded"
 """The source that needs no files: the running Python's standard library."""
 
+BYTES = "bytes"
+"""The tokenizer that needs no file."""
+
 IMPLEMENTATIONS = ("", "pallas_tpu", "pallas_gpu", "native", "blocks", "ragged_dot")
 """Of the grouped matmul; "" chooses by platform."""
 
@@ -72,8 +75,9 @@ def study_config() -> Config:
 
     data: Config = ConfigDict()
     config.data = data
-    data.source = "embedded"  # or a file or folder of text
-    data.tokenizer = "bytes"
+    data.source = "embedded"  # or a file or folder of text, or a corpus that was prepared, as in "seqio:c4"
+    data.tokenizer = "bytes"  # or the path of a tokenizer.json or SentencePiece .model
+    data.tokens = 0  # about how many to take of the source; 0: all
     data.sequence_length = 2048  # tokens
     data.heldout_fraction = 0.05  # of each domain's text, in whole documents
 
@@ -197,9 +201,21 @@ def _data(c: Config) -> DataSpec:
     require(bool(d.source.strip()), "data.source", d.source, f'use "{EMBEDDED}" or the path of a file or folder')
     require(d.sequence_length > 0, "data.sequence_length", d.sequence_length, "use a number above 0")
     require(0 < d.heldout_fraction <= 0.5, "data.heldout_fraction", d.heldout_fraction, "use a share up to 0.5")
-    # The same text is the same run from wherever it is named.
-    source = d.source if d.source == EMBEDDED else os.path.abspath(os.path.expanduser(d.source))
-    return DataSpec(**{**d.to_dict(), "source": source})
+    require(bool(d.tokenizer.strip()), "data.tokenizer", d.tokenizer, f'use "{BYTES}" or the path of a tokenizer')
+    require(
+        d.tokens >= 0 and not (d.tokens and d.source == EMBEDDED),
+        "data.tokens",
+        d.tokens,
+        f'use a number from 1, or 0 for all; "{EMBEDDED}" is taken as a whole',
+    )
+    return DataSpec(
+        **{**d.to_dict(), "source": _named(d.source), "tokenizer": _named(d.tokenizer), "tokens": d.tokens or None}
+    )
+
+
+def _named(text: str) -> str:
+    """The same text is the same run from wherever it is named: paths are absolute; names and buckets stay."""
+    return text if text in (EMBEDDED, BYTES) or ":" in text else os.path.abspath(os.path.expanduser(text))
 
 
 def _optimizer(c: Config) -> OptimizerSpec:

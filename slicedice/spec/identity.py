@@ -28,7 +28,9 @@ def to_dict(spec: Any) -> Any:
     if spec is None or isinstance(spec, (str, int, float)):  # first, since most of a spec is that
         return spec
     if dataclasses.is_dataclass(spec):
-        return {name: to_dict(getattr(spec, name)) for name in _names(type(spec))}
+        later = _later(type(spec))
+        values = ((name, getattr(spec, name)) for name in _names(type(spec)))
+        return {name: to_dict(value) for name, value in values if value is not None or name not in later}
     if isinstance(spec, Fraction):
         return str(spec)
     return [to_dict(item) for item in spec]
@@ -50,6 +52,12 @@ def flat(spec: Any, prefix: str = "") -> dict[str, Any]:
 def _names(kind: type) -> tuple[str, ...]:
     """The fields of a dataclass, which are asked for thousands of times."""
     return tuple(field.name for field in dataclasses.fields(kind))
+
+
+@functools.cache
+def _later(kind: type) -> frozenset[str]:
+    """The fields of a dataclass that specs did not always have."""
+    return frozenset(field.name for field in dataclasses.fields(kind) if field.metadata.get("later"))
 
 
 def differences(one: RunSpec, other: RunSpec) -> dict[str, tuple[Any, Any]]:
@@ -86,7 +94,8 @@ def _read(text: str) -> dict[str, Any]:
 def _build(kind: Any, content: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return kind(**{name: _build(hint, content[name]) for name, hint in hints.items()})  # type: ignore[operator]
+        given = {name: hint for name, hint in hints.items() if name in content or name not in _later(kind)}
+        return kind(**{name: _build(hint, content[name]) for name, hint in given.items()})  # type: ignore[operator]
     if isinstance(kind, types.UnionType):
         return None if content is None else _build(typing.get_args(kind)[0], content)
     if typing.get_origin(kind) is tuple:

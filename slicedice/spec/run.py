@@ -4,9 +4,12 @@ Only the first makes a run's id, so nothing about machines may enter it, and not
 may enter the second.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from slicedice.spec.model import ModelSpec
+
+LATER = {"later": True}
+"""Marks a field that specs did not always have. It is no part of the id while it is None, so that older ids stay."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,17 @@ class RouterSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Where text comes from and how it is cut. `source` is "embedded" or a path."""
+    """Where text comes from and how it is cut.
+
+    source: "embedded", a path, or "seqio:" and a name. tokenizer: "bytes" or a path.
+    tokens: about how many are taken of the source, in the shares of its domains; None for all there are.
+    """
 
     source: str
     tokenizer: str
     sequence_length: int
     heldout_fraction: float
+    tokens: int | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
