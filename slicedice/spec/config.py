@@ -36,6 +36,24 @@ BYTES = "bytes"
 IMPLEMENTATIONS = ("", "pallas_tpu", "pallas_gpu", "native", "blocks", "ragged_dot")
 """Of the grouped matmul; "" chooses by platform."""
 
+EVALUATION_SETS = (
+    "c4_en",
+    "dolma_books",
+    "dolma_common-crawl",
+    "dolma_pes2o",
+    "dolma_reddit",
+    "dolma_stack",
+    "dolma_wiki",
+    "ice",
+    "m2d2_s2orc",
+    "pile",
+    "wikitext_103",
+)
+"""The study's evaluation sets; "paloma" names them all."""
+
+EVALUATION_TASKS = ("boolq", "hellaswag", "mmlu")
+"""The study's questions of multiple choice."""
+
 ROUTERS = ("dropless", "default")
 DTYPES = ("bfloat16", "float32")
 ACTIVE_WIDTH = "active_width"
@@ -109,6 +127,11 @@ def study_config() -> Config:
     execution.unroll = 1  # layers in one turn of the scan over layers
     execution.implementation = ""  # of the grouped matmul; "": by platform
     execution.checkpoint_seconds = 300.0
+    # What a run is evaluated on beside its held-out text. It changes no weight, and `evaluate` does it any time later.
+    execution.evaluation_sets = ""  # "paloma", some of its sets, files or folders of text, joined by commas
+    execution.evaluation_tasks = ""  # some of boolq, hellaswag, mmlu, joined by commas
+    execution.evaluation_data = ""  # folder of sets and tasks that are named
+    execution.evaluate_every = 0  # steps, while training; 0: when it is over
     return config.lock()
 
 
@@ -253,7 +276,38 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
     )
     require(e.unroll > 0, "execution.unroll", e.unroll, "use a number above 0")
     require(e.checkpoint_seconds > 0, "execution.checkpoint_seconds", e.checkpoint_seconds, "use seconds above 0")
-    return Execution(**{**e.to_dict(), "micro_batch": micro_batch})
+    require(e.evaluate_every >= 0, "execution.evaluate_every", e.evaluate_every, "use a number of steps, or 0")
+    sets = [name if name in ("paloma", *EVALUATION_SETS) else _named(name) for name in listed(e, "evaluation_sets")]
+    named = [name for name in sets if name in ("paloma", *EVALUATION_SETS)]
+    require(
+        not named or bool(e.evaluation_data.strip()),
+        "execution.evaluation_data",
+        e.evaluation_data,
+        f"name the folder that {', '.join(named)} can be found in",
+    )
+    for name in (tasks := listed(e, "evaluation_tasks")):
+        known = f"choose some of {', '.join(EVALUATION_TASKS)}, joined by commas"
+        require(name in EVALUATION_TASKS, "execution.evaluation_tasks", e.evaluation_tasks, known)
+    given = {
+        "micro_batch": micro_batch,
+        "evaluation_sets": ",".join(sets),
+        "evaluation_tasks": ",".join(tasks),
+        "evaluation_data": _named(e.evaluation_data) if e.evaluation_data.strip() else "",
+    }
+    return Execution(**{**e.to_dict(), **given})
+
+
+def listed(e: Config | Execution, field: str) -> list[str]:
+    """The names that a field of the execution joins by commas.
+
+    Raises:
+      SpecError: one is empty, or there twice.
+    """
+    text: str = getattr(e, field)
+    names = [name.strip() for name in text.split(",")] if text.strip() else []
+    once = all(names) and len(set(names)) == len(names)
+    require(once, f"execution.{field}", text, "join names by commas, each once and none empty")
+    return names
 
 
 class Fields(dict):

@@ -22,6 +22,9 @@ SCHEMA = 1
 TRACED = ("seed", "optimizer.learning_rate", "optimizer.weight_decay", "router.alpha", "router.gamma")
 """Numbers that reach a compiled program as arguments, so that runs differing only in them share it."""
 
+UNCOMPILED = ("evaluation_sets", "evaluation_tasks", "evaluation_data", "evaluate_every")
+"""Fields of an execution that no training program knows of."""
+
 
 def to_dict(spec: Any) -> Any:
     """A spec as JSON types: fractions as "1/4", tuples as lists."""
@@ -153,6 +156,8 @@ def program_key(spec: RunSpec, execution: Execution) -> str:
     """What XLA compiles, as 12 hex digits: equal for runs that differ only in `TRACED` numbers."""
     content = {"spec": to_dict(spec), "execution": to_dict(execution)}
     del content["spec"]["scale"]
+    for field in UNCOMPILED:
+        del content["execution"][field]
     for field in TRACED:
         *parents, leaf = field.split(".")
         node = content["spec"]

@@ -111,6 +111,9 @@ class Execution:
     unroll: layers in one turn of the scan over layers.
     implementation: grouped-matmul implementation by name; "" chooses by platform.
     checkpoint_seconds: time between checkpoints.
+    evaluation_sets, evaluation_tasks: what the run is evaluated on beside its held-out text, joined by commas.
+    evaluation_data: folder of sets and tasks that are named; "" if there is none.
+    evaluate_every: steps between evaluations while it trains; 0 for when it is over alone.
     """
 
     micro_batch: int
@@ -118,3 +121,7 @@ class Execution:
     unroll: int
     implementation: str
     checkpoint_seconds: float
+    evaluation_sets: str = ""
+    evaluation_tasks: str = ""
+    evaluation_data: str = ""
+    evaluate_every: int = 0
