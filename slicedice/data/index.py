@@ -136,4 +136,5 @@ class Index:
 
     def close(self) -> None:
         """Closes the file; what was not committed is forgotten."""
+        self._database.rollback()  # ends what a reader has left open, which would keep the file locked
         self._database.close()

@@ -53,7 +53,7 @@ def train_tokenizer(source: Source, path: Path, vocab_size: int, megabytes: int,
 def _texts(source: Source, size: int, account: Account) -> Iterator[str]:
     """Yields documents until each domain has given its share of `size` bytes."""
     shares = source.shares()
-    whole = sum(shares.values())
+    whole = sum(shares.values()) or 1.0
     left = {domain: size * share / whole for domain, share in shares.items()}
     for part in source.parts():
         if left.get(part.domain, size) <= 0:

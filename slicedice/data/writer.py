@@ -107,7 +107,8 @@ class Writer:
         at = {"part": state.get("part", 0), "done": state.get("done", 0)}
         with path.open("ab") as spool:
             committed = state.get("spool", 0)
-            spool.truncate(committed)  # what was written later is not in the index
+            if spool.tell() > committed:
+                spool.truncate(committed)  # what was written later is not in the index
             begin, batch = committed, None
             for batch, result in encoded(
                 batches(self._source, self._account, self._full, **at), self._tokenizer, self._processes
@@ -209,7 +210,7 @@ def _quotas(source: Source, tokens: int) -> dict[str, float]:
     shares = source.shares()
     if tokens and not shares:
         raise DataError(f"tokens is {tokens}, and {source.name} is taken as a whole. Valid is 0.")
-    total = sum(shares.values())
+    total = sum(shares.values()) or 1.0
     return {domain: tokens * share / total for domain, share in shares.items()}
 
 

@@ -9,11 +9,12 @@ import pytest
 from slicedice.data import TokenStore, prepare
 from slicedice.data.embedded import Embedded
 from slicedice.data.sources import Document
+from tests.data.reading import documents
 
 
 @pytest.fixture(scope="session")
 def embedded_documents() -> list[Document]:
-    return list(Embedded().documents())
+    return documents(Embedded())
 
 
 @pytest.fixture(scope="session")

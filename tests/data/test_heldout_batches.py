@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from slicedice.data import DataError, TokenStore, evaluation_batches, prepare
-from slicedice.data.tokenizer import TOKENIZERS
 
 
 @pytest.mark.parametrize("domain", ["a", "b"])
@@ -37,19 +36,23 @@ def test_padding_is_behind_the_text_and_masked(store: TokenStore):
 
 def test_bytes_are_those_of_the_text_whatever_the_tokenizer(tmp_path: Path, monkeypatch):
     class Words:
-        """Pairs of letters a-z, or single ones."""
+        """Pairs of letters a-z, or single ones; the letter q is written as kw."""
 
-        name = "words"
+        kind = identity = "words"
+        content = b""
         vocab_size = 26 * 27 + 1
         end_of_document = 26 * 27
         byte_lengths = np.array([2] * 26 * 26 + [1] * 26 + [0])
 
-        def encode(self, text: str) -> np.ndarray:
+        def encode(self, texts: list[str]) -> list[np.ndarray]:
+            return [self._encode(text.replace("q", "kw")) for text in texts]
+
+        def _encode(self, text: str) -> np.ndarray:
             codes = [ord(letter) - ord("a") for letter in text]
             pairs = [codes[i] * 26 + codes[i + 1] for i in range(0, len(codes) - 1, 2)]
             return np.array(pairs + [26 * 26 + code for code in codes[len(codes) // 2 * 2 :]])
 
-    monkeypatch.setitem(TOKENIZERS, "words", Words)
+    monkeypatch.setattr("slicedice.data.build.find_tokenizer", lambda name: Words())
     (tmp_path / "t.jsonl").write_text('{"text": "abcdxyz"}\n{"text": "zyxdcba"}\n')
     store = prepare(str(tmp_path / "t.jsonl"), "words", tmp_path / "stores")
     assert store.train.dtype == np.dtype("<u2")
@@ -57,6 +60,12 @@ def test_bytes_are_those_of_the_text_whatever_the_tokenizer(tmp_path: Path, monk
     (batch,) = evaluation_batches(store, "t", 1, 16, 100)
     assert batch.mask.sum() == 4
     assert batch.target_bytes == 5  # Seven letters, of which the first token, two letters, is no target.
+
+    # What the tokenizer rewrites counts as the bytes it was: here 8 stand for 7.
+    (tmp_path / "u.jsonl").write_text('{"text": "aqaaaaa"}\n{"text": "bqbbbbb"}\n')
+    store = prepare(str(tmp_path / "u.jsonl"), "words", tmp_path / "stores")
+    (batch,) = evaluation_batches(store, "u", 1, 16, 100)
+    assert batch.target_bytes == pytest.approx(6 * 7 / 8)
 
 
 def test_requests_that_cannot_be_met(store: TokenStore):

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 
 import slicedice.data
 from slicedice.data import DataError, TokenStore, prepare
-from slicedice.data.holdout import Entry, held_out
+from slicedice.data.index import Entry, Index
 from slicedice.data.user_text import UserText
+from tests.data.reading import documents
 
 
 def test_text_survives(text: Path, store: TokenStore):
-    want = {d: {t for domain, _, t in UserText(str(text)).documents() if domain == d} for d in "ab"}
+    want = {d: {t for domain, _, t, _ in documents(UserText(str(text))) if domain == d} for d in "ab"}
     assert store.domains == ("a", "b")
     train = set(store.train.tobytes().decode("utf-8", "surrogateescape").split("\udcff"))
     for domain in store.domains:
@@ -34,16 +36,20 @@ def test_tokens_are_bytes(store: TokenStore):
     assert (store.path / "train.bin").stat().st_size == store.train.size
 
 
-def test_repeats_are_left_out_within_a_domain(tmp_path: Path):
+def test_repeats_are_left_out_wherever_they_are(tmp_path: Path):
+    """Also in another domain: a text held out in one would be trained on in the other."""
     for domain in "xy":
         (tmp_path / "t" / domain).mkdir(parents=True)
-        lines = [json.dumps({"text": text}) for text in ("same", domain)]
+        lines = [json.dumps({"text": text}) for text in ("same", domain, domain * 2)]
         (tmp_path / "t" / domain / "a.jsonl").write_text("\n".join(lines))
         (tmp_path / "t" / domain / "b.jsonl").write_text('{"text": "same"}\n')
     store = prepare(str(tmp_path / "t"), "bytes", tmp_path / "stores")
     everything = store.train.tobytes() + b"".join(store.heldout[d].tobytes() for d in "xy")
-    assert sorted(everything.split(b"\xff")) == [b"", b"same", b"same", b"x", b"y"]
-    assert all("1 repeated" in line for line in store.summary().splitlines())
+    assert sorted(everything.split(b"\xff")) == [b"", b"same", b"x", b"xx", b"y", b"yy"]
+    repeated = {domain["name"]: domain["repeated_documents"] for domain in store.manifest["domains"]}
+    assert repeated == {"x": 1, "y": 2}
+    assert "y: " in store.summary().splitlines()[1]
+    assert "2 repeated" in store.summary().splitlines()[1]
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.5])
@@ -53,10 +59,13 @@ def test_two_documents_are_one_on_each_side(tmp_path: Path, fraction: float):
     assert store.train.size == store.heldout["t"].size == 4
 
 
-def test_one_document_stays_however_little_is_held_out_by_then():
-    small = Entry("t", 0, 1, rank=1, order=0)
-    large = Entry("t", 1, 1001, rank=2, order=0)
-    assert held_out([large, small], "t", 0.5) == {1}
+def test_one_document_stays_however_little_is_held_out_by_then(tmp_path: Path):
+    index = Index(tmp_path / "index.sqlite")
+    index.add(Entry("t", 1000, 9, rank=2**63 + 2, place=0, content=b"large"), 1)
+    index.add(Entry("t", 1, 9, rank=1, place=0, content=b"small"), 0)
+    index.hold_out(0.5, "t")
+    assert list(index.spans("t")) == [(0, 1)]
+    assert list(index.spans(None)) == [(1, 1000)]
 
 
 def test_more_held_out_contains_less(text: Path, tmp_path: Path):
@@ -82,24 +91,23 @@ def test_the_fingerprint_is_of_the_content(text: Path, store: TokenStore, tmp_pa
 
 
 def test_a_store_is_built_once(text: Path, store: TokenStore, monkeypatch):
-    monkeypatch.setattr("slicedice.data.build.write_store", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr("slicedice.data.build.Writer", lambda *_, **__: pytest.fail("built again"))
     assert prepare(str(text), "bytes", store.path.parent, 0.2).path == store.path
 
 
-# Each process announces that its store is written, and renames it only when the other has said so too.
+# A writer that stops before it writes anything, until a file appears.
 _BUILD = """
 import sys, time
 from pathlib import Path
 from slicedice.data import build
-text, root, me, other = sys.argv[1:]
-write = build.write_store
-def write_and_wait(*arguments):
-    write(*arguments)
-    Path(me).touch()
-    deadline = time.monotonic() + 60
-    while not Path(other).exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-build.write_store = write_and_wait
+text, root, here, go = sys.argv[1:]
+class Waiting(build.Writer):
+    def write(self):
+        Path(here).touch()
+        while not Path(go).exists():
+            time.sleep(0.01)
+        super().write()
+build.Writer = Waiting
 store = build.prepare(text, "bytes", Path(root), 0.2)
 print(store.fingerprint, store.train.size)
 """
@@ -117,42 +125,69 @@ def _start(code: str, *arguments: Path) -> subprocess.Popen:
     top = Path(slicedice.data.__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(top)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_processes_build_at_once(text: Path, store: TokenStore, tmp_path: Path):
-    root, marks = tmp_path / "stores", (tmp_path / "1", tmp_path / "2")
-    both = [_start(_BUILD, text, root, *marks), _start(_BUILD, text, root, *reversed(marks))]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert all(mark.exists() for mark in marks), "the processes did not overlap"
+def _await(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_of_two_processes_one_builds_and_the_other_waits(text: Path, store: TokenStore, tmp_path: Path):
+    root, here, go = tmp_path / "stores", tmp_path / "here", tmp_path / "go"
+    first = _start(_BUILD, text, root, here, go)
+    _await(here)
+    second = _start(_BUILD, text, root, tmp_path / "never", go)
+    assert second.stderr is not None
+    assert "another process prepares this text" in second.stderr.readline()
+    go.touch()
+    outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
     assert outputs[0].split() == outputs[1].split() == [store.fingerprint, str(store.train.size)]
-    assert [path.name for path in root.iterdir()] == [store.path.name]
-    assert not (root / store.path.name / "spool.bin").exists()
+    assert not (tmp_path / "never").exists(), "both have written"
+    assert [path.name for path in root.glob("[!.]*[!n]")] == [store.path.name]
+    left = {path.name for path in (root / store.path.name).iterdir()}
+    assert left == {"meta.json", "byte_lengths.bin", "train.bin", "heldout-0.bin", "heldout-1.bin"}
+
+
+def test_one_that_waits_goes_on_when_the_other_is_killed(text: Path, store: TokenStore, tmp_path: Path):
+    root, here, go = tmp_path / "stores", tmp_path / "here", tmp_path / "go"
+    first = _start(_BUILD, text, root, here, tmp_path / "never")
+    _await(here)
+    go.touch()
+    second = _start(_BUILD, text, root, here, go)
+    assert second.stderr is not None
+    assert "another process prepares this text" in second.stderr.readline()
+    first.kill()
+    assert second.communicate(timeout=120)[0].split()[0] == store.fingerprint
+    first.communicate()
 
 
 def test_a_killed_build_leaves_nothing_that_is_opened(text: Path, store: TokenStore, tmp_path: Path):
     process = _start(_DIE, text, tmp_path)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.glob("[!.]*")) == []
+    assert len(list(tmp_path.glob(".*.building"))) == 1
     assert prepare(str(text), "bytes", tmp_path, 0.2).fingerprint == store.fingerprint
-    assert len(list(tmp_path.iterdir())) == 2
+    assert list(tmp_path.glob(".*.building")) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
-@pytest.mark.parametrize("name", ["spool.bin", "train.bin", "heldout-1.bin", "meta.json"])
-def test_a_full_disk(text: Path, tmp_path: Path, monkeypatch, name: str):
+@pytest.mark.parametrize("name", ["spool.bin", "train.bin", "heldout-1.bin", "byte_lengths.bin", "meta.json"])
+def test_a_full_disk(text: Path, store: TokenStore, tmp_path: Path, monkeypatch, name: str):
     real = Path.open
 
     def full(path: Path, mode: str = "r"):
-        return real(Path("/dev/full") if path.name == name and "w" in mode else path, mode)
+        return real(Path("/dev/full") if path.name == name and mode[0] in "wa" else path, mode)
 
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(DataError, match=r"disk is full.*Free about twice") as caught:
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"disk is full.*goes on where it was") as caught:
+        patch.setattr(Path, "open", full)
         prepare(str(text), "bytes", tmp_path, 0.2)
     assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("[!.]*")) == []
+    assert prepare(str(text), "bytes", tmp_path, 0.2).fingerprint == store.fingerprint
 
 
 def test_a_root_that_cannot_be_written(text: Path, tmp_path: Path):
@@ -167,8 +202,9 @@ def test_a_root_that_cannot_be_written(text: Path, tmp_path: Path):
         ("meta.json", b"{", "not a readable token store"),
         ("meta.json", b"\xff", "not a readable token store"),
         ("meta.json", b"[]", "not a readable token store"),
-        ("meta.json", b'{"format": 1}', "not a readable token store"),
-        ("meta.json", b'{"format": 999}', "format 999, and this version of slicedice reads format 1"),
+        ("meta.json", b'{"format": 2}', "not a readable token store"),
+        ("meta.json", b'{"format": 999}', "format 999, and this version of slicedice reads format 2"),
+        ("byte_lengths.bin", b"1234", "byte_lengths.bin holds 1 numbers instead of 256"),
         ("meta.json", None, "not a readable token store"),
         ("train.bin", b"short", "train.bin holds 5 tokens instead of"),
         ("train.bin", b"", "not a readable token store"),
@@ -188,14 +224,22 @@ def test_a_damaged_store(text: Path, tmp_path: Path, file: str, content: bytes |
 def test_a_store_of_an_unknown_tokenizer(store: TokenStore, tmp_path: Path):
     copy = shutil.copytree(store.path, tmp_path / "copy")
     meta = json.loads((copy / "meta.json").read_text())
-    (copy / "meta.json").write_text(json.dumps({**meta, "tokenizer": "words"}))
-    with pytest.raises(DataError, match=r"no tokenizer 'words'.*Valid names: bytes"):
-        TokenStore(copy)
+    meta["tokenizer"]["kind"] = "words"
+    (copy / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(DataError, match=r"words cannot be read.*Prepare the text again"):
+        TokenStore(copy).tokenizer  # noqa: B018
+    (copy / "words").write_text("")
+    with pytest.raises(DataError, match=r"needs a tokenizer of kind 'words'.*knows bytes, tokenizer.json"):
+        TokenStore(copy).tokenizer  # noqa: B018
 
 
 def test_arguments_out_of_range(text: Path, tmp_path: Path):
-    with pytest.raises(DataError, match=r"no tokenizer 'gpt'.*Valid names: bytes"):
+    with pytest.raises(DataError, match=r"no tokenizer 'gpt'.*Valid is 'bytes', or the path"):
         prepare(str(text), "gpt", tmp_path)
     for fraction in (0, 0.6, -1, float("nan")):
         with pytest.raises(DataError, match="heldout_fraction is"):
             prepare(str(text), "bytes", tmp_path, fraction)
+    with pytest.raises(DataError, match="tokens is -1"):
+        prepare(str(text), "bytes", tmp_path, tokens=-1)
+    with pytest.raises(DataError, match="tokens is 9, and embedded is taken as a whole"):
+        prepare("embedded", "bytes", tmp_path, tokens=9)

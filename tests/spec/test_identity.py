@@ -12,6 +12,7 @@ from slicedice.spec.identity import SCHEMA, id_of_json
 
 # A run in which every setting has an effect,
 BASE = {
+    "data.source": "another/file.txt",
     "model.d_ff": 64,
     "model.experts": "n=6 k=2 g=1/4",
     "model.generalist": "1/2",
@@ -42,6 +43,7 @@ SCIENCE = {
     "data.tokenizer": "another",
     "data.sequence_length": 8,
     "data.heldout_fraction": 0.1,
+    "data.tokens": 1000,
     "optimizer.learning_rate": 1e-3,
     "optimizer.weight_decay": 0.0,
     "optimizer.warmup_steps": 0,
@@ -163,7 +165,10 @@ def test_what_has_an_effect_does(base: dict[str, Any], changes: dict[str, Any], 
 def test_an_id_is_the_same_for_ever(tiny):
     """Of a run whose every field is set here. If it changes, no stored result is found any more."""
     assert SCHEMA == 1
-    assert run_id(tiny({**BASE, **SCIENCE, "router.kind": "default", "data.source": "/texts"})[0]) == "01f2730f7513"
+    fixed = {"router.kind": "default", "data.source": "/texts", "data.tokenizer": "bytes", "data.tokens": 0}
+    assert run_id(tiny({**BASE, **SCIENCE, **fixed})[0]) == "949a7c80bee1"
+    # Made by the first version, which had no data.tokens; with it an id is another.
+    assert run_id(tiny({**BASE, **SCIENCE, **fixed, "data.tokens": 9})[0]) == "329f24f989b6"
 
 
 SPECS = [DENSE, MOE, ALL_ON, GENERAL, BASE, DEFAULT | {"model.experts": "n=4 k=1 g=1/2 + n=8 k=2 g=1/4"}]
