@@ -1,5 +1,11 @@
-"""Held-out cross-entropy by domain. Imports `model`, `moe`, `data` and `spec`; knows no grid and no store."""
+"""Evaluation: held-out text, whole documents of named sets, multiple choice. Imports `model`, `moe`, `data` and `spec`.
 
+Knows no grid and no store. Importing it imports no JAX, so that a sweep can ask whether what it names is there; what a
+model computes is in `scoring`.
+"""
+
+from slicedice.evaluation.asked import Evaluation, find, find_all, wanted
 from slicedice.evaluation.cross_entropy import Scores, evaluate, held_out
+from slicedice.evaluation.documents import Settings
 
-__all__ = ["Scores", "evaluate", "held_out"]
+__all__ = ["Evaluation", "Scores", "Settings", "evaluate", "find", "find_all", "held_out", "wanted"]

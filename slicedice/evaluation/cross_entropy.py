@@ -1,25 +1,24 @@
-"""Cross-entropy in nats a token and in bits a byte, for each domain and macro-averaged over domains."""
+"""Cross-entropy on held-out text, in nats a token and bits a byte, for each domain and macro-averaged over domains."""
 
 import math
-from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
-import optax
-from flax import nnx
-from jaxtyping import Array, Bool, Int
+import numpy as np
 
 from slicedice.data import TokenStore, evaluation_batches
-from slicedice.model import Decoder
-from slicedice.moe import Routing
+from slicedice.evaluation.rows import Score
 from slicedice.spec import RunSpec
 
-Scores = dict[str, dict[str, float]]
+if TYPE_CHECKING:  # whoever asks what there is to evaluate must not import JAX
+    from slicedice.model import Decoder
+    from slicedice.moe import Routing
+
+Scores = dict[str, dict[str, Any]]
 """For each domain, and for "macro", their mean: `nats` a target, `bits_per_byte` of text, `targets`."""
 
 
 def held_out(
-    model: Decoder, tokens: TokenStore, spec: RunSpec, routing: Routing, *, batch_size: int
+    model: "Decoder", tokens: TokenStore, spec: RunSpec, routing: "Routing", *, batch_size: int
 ) -> dict[str, Scores]:
     """Evaluates a trained model as its run asks for.
 
@@ -36,61 +35,41 @@ def held_out(
     Returns:
       Scores under "held_out", and for such a model also under "without_capacity".
     """
+    from slicedice.evaluation.scoring import AS_TRAINED, scorers
 
-    def scores(routing: Routing) -> Scores:
-        return evaluate(
-            model,
-            tokens,
-            routing,
-            batch_size=batch_size,
-            sequence_length=spec.data.sequence_length,
-            max_tokens=spec.evaluation.tokens,
+    length = spec.data.sequence_length
+    return {
+        "held_out" if name == AS_TRAINED else name: evaluate(
+            score, tokens, batch_size=batch_size, sequence_length=length, max_tokens=spec.evaluation.tokens
         )
-
-    if routing.capacity_factor is None:
-        return {"held_out": scores(routing)}
-    return {"held_out": scores(routing), "without_capacity": scores(Routing())}
+        for name, score in scorers(model, spec, routing, length).items()
+    }
 
 
-def evaluate(
-    model: Decoder,
-    tokens: TokenStore,
-    routing: Routing,
-    *,
-    batch_size: int,
-    sequence_length: int,
-    max_tokens: int,
-) -> Scores:
+def evaluate(score: Score, tokens: TokenStore, *, batch_size: int, sequence_length: int, max_tokens: int) -> Scores:
     """Cross-entropy on at most `max_tokens` held-out targets of every domain.
 
     Padding takes no expert's room and is not counted.
     """
-    graphdef, state = nnx.split(model)
     scores: Scores = {}
     for domain in tokens.domains:
-        total, targets, size = 0.0, 0, 0
+        total, targets, size = 0.0, 0, 0.0
         for batch in evaluation_batches(tokens, domain, batch_size, sequence_length, max_tokens):
-            total += float(_summed(graphdef, routing, state, jnp.asarray(batch.tokens), jnp.asarray(batch.mask)))
+            total += float(np.asarray(score(batch.tokens, batch.mask, batch.mask), np.float64).sum())
             targets += int(batch.mask.sum())
             size += batch.target_bytes
-        scores[domain] = {
-            "nats": total / targets,
-            "bits_per_byte": total / math.log(2) / size if size else math.nan,
-            "targets": targets,
-        }
-    macro = {name: sum(s[name] for s in scores.values()) / len(scores) for name in ("nats", "bits_per_byte")}
-    return {**scores, "macro": {**macro, "targets": sum(s["targets"] for s in scores.values())}}
+        scores[domain] = entry(total, targets, size)
+    return with_macro(scores)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _summed(
-    graphdef: nnx.GraphDef,
-    routing: Routing,
-    state: nnx.State,
-    tokens: Int[Array, "B S1"],
-    mask: Bool[Array, "B S"],
-) -> Array:
-    """Cross-entropy summed over the targets in `mask`. A padded target's input is padding as well."""
-    logits, _ = nnx.merge(graphdef, state)(tokens[:, :-1], mask, routing)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-    return jnp.where(mask, losses, 0.0).sum()
+def entry(nats: float, targets: int, size: float, **more: int) -> dict[str, Any]:
+    """The scores of a domain: nats over its targets, bits over its bytes of text, and counts."""
+    bits = nats / math.log(2) / size if size else math.nan
+    return {"nats": nats / targets, "bits_per_byte": bits, "targets": targets, **more}
+
+
+def with_macro(scores: Scores) -> Scores:
+    """Adds "macro": the means over domains, each counting once, and the sums of what is counted."""
+    of = {name: [score[name] for score in scores.values()] for name in next(iter(scores.values()))}
+    macro = {name: sum(v) if isinstance(v[0], int) else sum(v) / len(v) for name, v in of.items()}
+    return {**scores, "macro": macro}

@@ -12,6 +12,7 @@ from flax import nnx
 
 from slicedice.data import TokenStore, prepare
 from slicedice.evaluation import Scores, evaluate, held_out
+from slicedice.evaluation.scoring import Scorer
 from slicedice.model import Decoder
 from slicedice.moe import Routing
 from slicedice.spec import RunSpec
@@ -85,7 +86,7 @@ def agree(found: Scores, expected: Scores) -> None:
 
 @pytest.mark.parametrize("max_tokens", [10**6, 50, 1])
 def test_scores_are_those_of_the_models_logits(setting: Setting, losses, max_tokens: int):
-    scores = evaluate(setting.model, setting.tokens, Routing(), batch_size=3, sequence_length=S, max_tokens=max_tokens)
+    scores = evaluate(Scorer(setting.model, Routing()), setting.tokens, batch_size=3, sequence_length=S, max_tokens=max_tokens)
     assert list(scores) == [*setting.tokens.domains, "macro"]
     for domain in setting.tokens.domains:
         mine = losses[domain][:max_tokens]
@@ -101,7 +102,7 @@ def test_scores_are_those_of_the_models_logits(setting: Setting, losses, max_tok
 
 
 def test_the_macro_average_counts_domains_and_not_tokens(setting: Setting, losses):
-    scores = evaluate(setting.model, setting.tokens, Routing(), batch_size=3, sequence_length=S, max_tokens=10**6)
+    scores = evaluate(Scorer(setting.model, Routing()), setting.tokens, batch_size=3, sequence_length=S, max_tokens=10**6)
     sizes = [values.size for values in losses.values()]
     means = [values.mean() for values in losses.values()]
     assert scores["macro"]["nats"] == pytest.approx(np.mean(means), rel=2e-5)
@@ -138,7 +139,7 @@ def test_no_more_is_measured_than_the_run_asks_for(setting: Setting, tiny):
     spec, _ = tiny({**MOE, "evaluation.tokens": 50})
     scores = held_out(setting.model, setting.tokens, spec, Routing(), batch_size=3)["held_out"]
     assert [scores[domain]["targets"] for domain in setting.tokens.domains] == [50] * 3
-    expected = evaluate(setting.model, setting.tokens, Routing(), batch_size=3, sequence_length=S, max_tokens=50)
+    expected = evaluate(Scorer(setting.model, Routing()), setting.tokens, batch_size=3, sequence_length=S, max_tokens=50)
     agree(scores, expected)
 
 
