@@ -1,6 +1,7 @@
 """Trains a tokenizer on a source: byte-level BPE, or SentencePiece's unigram.
 
 Both must lose nothing: any text comes back from its ids as it was, and each id stands for a known number of bytes.
+(But for U+2581, by which SentencePiece writes a space.)
 """
 
 import io
@@ -97,6 +98,7 @@ def _unigram(texts: Iterator[str], vocab_size: int) -> bytes:
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
             bos_id=-1,
             pad_id=-1,
             minloglevel=2,

@@ -105,7 +105,12 @@ class UserText:
 def _remote(path: str) -> Any:
     from etils import epath
 
-    return epath.Path(path)
+    try:
+        remote = epath.Path(path)
+        remote.exists()
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Install what reads it, as `pip install gcsfs` for gs://.") from error
+    return remote
 
 
 def _domains(path: Path, alone: bool, files: list[Path]) -> dict[Path, str]:
