@@ -221,9 +221,11 @@ pipeline_tag: text-generation
 ---
 # {run_name(spec)}
 
-Trained by slicedice on {spec.tokens:,} tokens; run {id_}, finished {origin["finished"]} on {origin["device"]}, with the
-code at {origin["git_revision"] or "an unknown revision"}. It read text of the fingerprint {origin["data_fingerprint"]}
-(`{spec.data.source}`, tokenizer `{spec.data.tokenizer}`).
+Layers: {" + ".join(map(str, spec.model.layer.experts)) or "dense"}. Trained by slicedice on {spec.tokens:,} tokens.
+
+- run {id_}, finished {origin["finished"]} on {origin["device"]}
+- code {origin["git_revision"] or "of an unknown revision"}
+- text of the fingerprint {origin["data_fingerprint"]}: `{spec.data.source}`, tokenizer `{spec.data.tokenizer}`
 
 | held out | nats a token | bits a byte |
 |---|---|---|

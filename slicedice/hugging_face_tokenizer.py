@@ -22,7 +22,7 @@ SPACE = "\u2581"
 """How SentencePiece writes a space."""
 
 NEVER = -1e6
-"""Log probability of pieces that no text is made of, below that of any other segmentation."""
+"""Log probability of pieces that stand for bytes, whose names no text should be taken for."""
 
 UNIGRAM, BPE = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -88,7 +88,11 @@ def _converted(content: bytes) -> bytes:
     unknown = next(i for i, piece in enumerate(pieces) if piece.type == UNKNOWN)
     fallback = bool(proto.trainer_spec.byte_fallback)
     if proto.trainer_spec.model_type == UNIGRAM:
-        spelled = [(p.piece, p.score if p.type in (NORMAL, USER_DEFINED) else NEVER) for p in pieces]
+        # Names of special tokens are pieces like others there: a space, of which normalised text has none, keeps them
+        # from being found in it.
+        for piece in pieces:
+            piece.piece += " " * (piece.type in (UNKNOWN, CONTROL))
+        spelled = [(piece.piece, NEVER if piece.type == BYTE else piece.score) for piece in pieces]
         made = tokenizers.Tokenizer(models.Unigram(spelled, unknown, fallback))
     elif proto.trainer_spec.model_type == BPE:
         vocabulary = {piece.piece: i for i, piece in enumerate(pieces)}
