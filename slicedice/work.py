@@ -13,15 +13,18 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from slicedice.data import DataError
 from slicedice.spec import Execution, RunSpec, program_key, run_name
 from slicedice.store import Kind, RunFolder, Store, StoreError, metrics
 from slicedice.store.files import NO_ROOM
 
 if TYPE_CHECKING:
-    from slicedice.training import Program
+    from slicedice.data import TokenStore
+    from slicedice.model import Decoder
+    from slicedice.training import Program, TrainState
 
 log = logging.getLogger("slicedice.work")
 
@@ -30,6 +33,10 @@ TAIL_STEPS = 50
 
 DISK_FULL = 28
 """Exit status of a worker that could not write: nothing else that writes there will fare better."""
+
+
+class _Stop(Exception):
+    """An evaluation was asked to stop."""
 
 
 class Worker:
@@ -84,13 +91,20 @@ class Worker:
         from slicedice import data, evaluation, training
         from slicedice.provenance import provenance
 
-        tokens = data.prepare(spec.data.source, spec.data.tokenizer, self.store.data, spec.data.heldout_fraction)
+        d = spec.data
+        tokens = data.prepare(d.source, d.tokenizer, self.store.data, d.heldout_fraction, d.tokens or 0)
         if folder.begin_on(tokens.fingerprint):
             log.warning("what had been trained was on other text: the run starts over")
         key = program_key(spec, execution)
         if key not in self._programs:
             self._programs[key] = training.Program(spec, execution)
         program = self._programs[key]
+        last = spec.budget.steps
+
+        def begin(step: int) -> None:
+            writer.begin(step)
+            metrics.cut(folder.evaluation_lines, step + 1)
+
         with (
             contextlib.closing(metrics.Writer(folder.metrics)) as writer,
             contextlib.closing(training.Checkpoints(folder.checkpoints)) as checkpoints,
@@ -102,22 +116,18 @@ class Worker:
                     tokens,
                     checkpoints,
                     checkpoint_seconds=execution.checkpoint_seconds,
-                    begin=writer.begin,
+                    begin=begin,
                     report=writer.write,
                     should_stop=self.should_stop,
+                    evaluate=lambda state: self._watch(folder, spec, execution, tokens, program, state),
+                    evaluate_every=execution.evaluate_every,
                 )
             except training.Diverged as diverged:
                 kind, steps, losses = Kind.DIVERGED, diverged.step, {}
                 log.warning("%s", diverged)
             else:
-                kind, steps = Kind.DONE, spec.budget.steps
-                losses = evaluation.held_out(
-                    program.model(state),
-                    tokens,
-                    spec,
-                    training.routing_of(spec),
-                    batch_size=execution.micro_batch,
-                )
+                kind, steps, model = Kind.DONE, last, program.model(state)
+                losses = self._held_out(spec, execution, tokens, model)
                 if not math.isfinite(losses["held_out"]["macro"]["nats"]):  # the last step was one too many
                     kind = Kind.DIVERGED
                 checkpoints.save_model(state)
@@ -133,7 +143,91 @@ class Worker:
                 },
             )
             checkpoints.drop_training_state()
+        if kind is Kind.DONE:
+            if execution.evaluate_every:
+                metrics.cut(folder.evaluation_lines, last)
+                folder.append_evaluation(last, evaluation.HELD_OUT, losses)
+            # The result is there: whatever an evaluation does, the run is done.
+            for name, content in self._evaluations(spec, execution, tokens, model):
+                if "scores" in content:
+                    folder.write_evaluation(name, {**content, "provenance": provenance(tokens.fingerprint)})
+                    if execution.evaluate_every:
+                        folder.append_evaluation(last, name, content["scores"])
+                elif folder.evaluations().get(name) is None:
+                    folder.write_evaluation(name, content)
         return kind
+
+    def _held_out(self, spec: RunSpec, execution: Execution, tokens: "TokenStore", model: "Decoder") -> dict[str, Any]:
+        from slicedice import evaluation, training
+
+        routing = training.routing_of(spec)
+        return evaluation.held_out(model, tokens, spec, routing, batch_size=execution.micro_batch)
+
+    def _watch(
+        self,
+        folder: RunFolder,
+        spec: RunSpec,
+        execution: Execution,
+        tokens: "TokenStore",
+        program: "Program",
+        state: "TrainState",
+    ) -> None:
+        """Evaluates a state in training, and adds the lines that are not there yet of its step."""
+        from slicedice import evaluation
+
+        step, model = int(state.step), program.model(state)
+        known = {line["name"] for line in metrics.read(folder.evaluation_lines) if line["step"] == step}
+        if evaluation.HELD_OUT not in known:
+            folder.append_evaluation(step, evaluation.HELD_OUT, self._held_out(spec, execution, tokens, model))
+        for name, content in self._evaluations(spec, execution, tokens, model, but=known):
+            if "scores" in content:
+                folder.append_evaluation(step, name, content["scores"])
+
+    def _evaluations(
+        self,
+        spec: RunSpec,
+        execution: Execution,
+        tokens: "TokenStore",
+        model: "Decoder",
+        but: Container[str] = (),
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name and content of each evaluation that the run is asked for; of one that fails, why, in the log as well.
+
+        Ends early, with a line in the log, when the worker is asked to stop.
+        """
+        from slicedice import evaluation, training
+        from slicedice.evaluation.scoring import scorers
+
+        window = spec.data.sequence_length
+        ways = scorers(model, spec, training.routing_of(spec), window)
+        ways = {name: self._stopping(score) for name, score in ways.items()}
+        for kind, name in evaluation.wanted(execution):
+            try:
+                found = evaluation.find(kind, name, execution.evaluation_data)
+                name = found.name
+                if name in but:
+                    continue
+                settings = evaluation.Settings(window, window)
+                content = found.evaluate(ways, tokens.tokenizer, settings, batch_size=execution.micro_batch)
+            except _Stop:
+                log.warning("asked to stop: not evaluated on %s; `python -m slicedice.evaluate` does it", name)
+                return
+            except Exception as error:
+                if is_disk_full(error):
+                    raise
+                log.warning("the evaluation on %s failed: %s", name, error, exc_info=not isinstance(error, DataError))
+                content = {"kind": "failed", "reason": f"{error}" or type(error).__name__}
+            yield name, content
+
+    def _stopping(self, score: Callable[..., Any]) -> Callable[..., Any]:
+        """The same way to score, which raises when the worker is asked to stop."""
+
+        def scored(*batch: Any) -> Any:
+            if self.should_stop():
+                raise _Stop
+            return score(*batch)
+
+        return scored
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -68,8 +68,8 @@ class DocumentEvaluation:
           batch_size: rows of whole windows in a batch.
 
         Returns:
-          `scores`, for each way by domain and "macro" (`nats` a target, `bits_per_byte` of text, `targets`,
-          `documents`); `fingerprint`; `problems` by kind (`counts`, and the first `named`); `missing` domains.
+          `kind` and `settings`; `scores`, for each way by domain and "macro" (`nats` a target, `bits_per_byte` of text,
+          `targets`, `documents`); `fingerprint`; `problems` by kind (`counts`, the first `named`); `missing` domains.
 
         Raises:
           DataError: a file cannot be read, or there is no document.
@@ -96,6 +96,8 @@ class DocumentEvaluation:
             told = "; ".join(message for messages in account.named.values() for message in messages[:1])
             raise DataError(f"The evaluation set {self.name} has no document that can be scored. {told}".rstrip())
         return {
+            "kind": self.kind,
+            "settings": self.settings(settings),
             "scores": {
                 name: with_macro(
                     {

@@ -76,8 +76,8 @@ class TaskEvaluation:
           batch_size: rows of whole windows in a batch.
 
         Returns:
-          `scores`, for each way by group `MEASURES`, `questions` and `skipped` rows; of several groups the mean as
-          well, called as the task. `fingerprint`; `problems` by kind; `missing` files.
+          `kind` and `settings`; `scores`, for each way by group `MEASURES`, `questions` and `skipped` rows; of several
+          groups the mean as well, called as the task. `fingerprint`; `problems` by kind; `missing` files.
 
         Raises:
           DataError: see `questions.load`.
@@ -96,6 +96,8 @@ class TaskEvaluation:
         nats = summed(rows(), scores, batch_size=batch_size, window=settings.window, padding=end)
         skipped = sum(self._account.counts.values())
         return {
+            "kind": self.kind,
+            "settings": self.settings(settings),
             "scores": {name: self._by_group(questions, put, own, skipped) for name, own in nats.items()},
             "fingerprint": self.fingerprint(),
             "problems": self._account.state(),

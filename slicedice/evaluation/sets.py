@@ -17,7 +17,7 @@ from slicedice.spec.config import EVALUATION_SETS
 PALOMA = "paloma"
 """What names all of the study's sets, of which results are a macro-average."""
 
-RESERVED = "held_out"
+HELD_OUT = "held_out"
 """The name of the evaluation of a run's own text."""
 
 PLACES = {
@@ -91,7 +91,7 @@ def find_collection(wanted: str, data_dir: str) -> Collection:
     if wanted not in (PALOMA, *EVALUATION_SETS):
         path = Path(wanted).expanduser().absolute() if "://" not in wanted else Path(wanted)
         name = path.name.removesuffix(suffix(path))
-        if name in (RESERVED, PALOMA, *EVALUATION_SETS):
+        if name in (HELD_OUT, PALOMA, *EVALUATION_SETS):
             raise DataError(f"{wanted} would be called {name!r}, which is a name with a meaning. Rename it.")
         return Collection(name, {"": UserText(wanted)})
     names = EVALUATION_SETS if wanted == PALOMA else (wanted,)

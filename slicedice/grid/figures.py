@@ -43,8 +43,9 @@ MEASURES = (
 )
 """Columns of the results that a figure may show, beside those that begin with one of `PREFIXES`."""
 
-PREFIXES = ("loss_", "bits_per_byte_", "accuracy_")
-"""What columns of one evaluation set begin with."""
+KINDS = ("loss_", "bits_per_byte_", "accuracy_")
+PREFIXES = (*KINDS, *(f"without_capacity_{kind}" for kind in KINDS))
+"""What columns of one evaluation set or task begin with."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,14 @@ SHORT = {"total_parameters": "total", "learning_rate": "rate"}
 
 def label(measure: str) -> str:
     """What stands on the y axis."""
+    free = measure.removeprefix("without_capacity_")
+    if measure not in LABELS and free != measure:
+        return f"{label(free)},\nno capacity"
     for prefix, words in (("loss_", "cross-entropy (nats)"), ("bits_per_byte_", "bits per byte")):
         if measure.startswith(prefix):
             return f"{measure.removeprefix(prefix)}: {words}"
+    if measure.startswith("accuracy_normalised_"):
+        return f"{measure.removeprefix('accuracy_normalised_')} accuracy, by length"
     if measure.startswith("accuracy_"):
         return f"{measure.removeprefix('accuracy_')} accuracy"
     return LABELS[measure]

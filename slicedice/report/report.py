@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from slicedice.report.drawing import Task, draw_all
 from slicedice.report.page import domains, write_page
 from slicedice.report.results import Results, read_results, settings, write_tables
 from slicedice.store import Store
-from slicedice.store.files import write_json
+from slicedice.store.files import safe_name, write_json
 
 EVALUATION_SETS = "evaluation_sets"
 """Folder in a report's own, of the figures of each evaluation set."""
@@ -63,14 +61,18 @@ def write_report(
 
 def _tasks(plan: Plan, results: Results, folder: Path, evaluation_sets: list[str]) -> list[Task]:
     """What is to be drawn: each figure, and those of the held-out loss for each evaluation set too."""
-    tasks = []
+    tasks: list[Task] = []
+    taken: set[str] = set()  # a figure f of the set x_y would else have the name of f_x of the set y
     for figure in (dataclasses.replace(figure, points=[]) for figure in plan.figures.values()):
         # Labels name the settings that vary among the runs that the figure reads.
         varied = settings({id_: plan.runs[id_] for id_ in plan.reads[figure.name]})
         rows = [{**row, "settings": varied[row["id"]]} for row in results.rows if row["id"] in varied]
         tasks.append(Task(figure, rows, folder))
         for name in evaluation_sets if figure.y == "loss" else []:
-            own = dataclasses.replace(figure, y=f"loss_{name}", name=f"{figure.name}_{_file_name(name)}")
+            file = f"{figure.name}_{safe_name(name)}"
+            file = safe_name(file, f"{figure.name}\0{name}") if file in taken else file
+            taken.add(file)
+            own = dataclasses.replace(figure, y=f"loss_{name}", name=file)
             tasks.append(Task(own, rows, folder / EVALUATION_SETS, name))
     return tasks
 
@@ -102,12 +104,4 @@ def report_name(name: str, asked: dict[str, Any]) -> str:
     if not asked:
         return name
     words = "-".join(f"{field.split('.')[-1]}={value}" for field, value in asked.items())
-    return f"{name}-{_file_name(words, json.dumps(asked, sort_keys=True))}"
-
-
-def _file_name(text: str, whole: str = "") -> str:
-    """What a file name can hold of a text; a digest, of `whole` if there is more to tell, stands for what it cannot."""
-    kept = re.sub(r"[^a-zA-Z0-9.,=+_-]+", "_", text)[:80].strip("_-")
-    if kept == text and not whole:
-        return text
-    return f"{kept}-{hashlib.sha256((whole or text).encode()).hexdigest()[:6]}"
+    return f"{name}-{safe_name(words, json.dumps(asked, sort_keys=True))}"

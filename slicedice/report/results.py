@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from slicedice.grid import Plan
+from slicedice.report.evaluations import incomplete, read_evaluations
+from slicedice.report.measurements import number, text
 from slicedice.spec import LayerSpec, RouterSpec, RunSpec, run_id, run_name
 from slicedice.spec.identity import flat
 from slicedice.store import Kind, Store
@@ -140,7 +141,7 @@ def read_results(plan: Plan, store: Store) -> Results:
 
     Runs trained on other text than most of their plan are left out, since their losses do not compare.
     """
-    rows, measured, varied = [], {}, settings(plan.runs)
+    rows, measured, evaluated, varied = [], {}, {}, settings(plan.runs)
     for id_, (spec, _) in plan.runs.items():
         state, result = store.run(id_).look()
         row: Row = {"id": id_, "name": run_name(spec), **coordinates(spec), "settings": varied[id_]}
@@ -151,12 +152,17 @@ def read_results(plan: Plan, store: Store) -> Results:
             except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
                 what = f"its result.json is damaged: {type(error).__name__} {error}"
                 row["reason"] = f"{what}; remove the run's folder to train it anew"
+            if state.kind is Kind.DONE:
+                evaluated[id_] = store.run(id_).evaluations()
         rows.append(row)
     notes = _notes("Left out", ((r["name"], r["reason"]) for r in rows if (r["reason"] or "").startswith(DAMAGED)))
     rows, foreign = _on_one_text(rows, measured)
+    left_out, lacking = list(read_evaluations(rows, evaluated)), incomplete(rows, evaluated)
     notes += _notes("Left out", ((row["name"], row["reason"]) for row in foreign))
     notes += _notes("In the store, but no run", store.strays(plan.runs).items())
-    return Results(rows, notes + _on_dtypes(plan), foreign)
+    return Results(
+        rows, notes + _notes("Left out", left_out) + _notes("Evaluated in part", lacking) + _on_dtypes(plan), foreign
+    )
 
 
 def _on_one_text(rows: list[Row], measured: dict[str, Row]) -> tuple[list[Row], list[Row]]:
@@ -201,33 +207,18 @@ def _measured(result: dict[str, Any], router: str | None) -> Row:
       KeyError, TypeError, AttributeError, ValueError, OverflowError: it lacks something, or that is not what it was.
     """
     train, evaluation, origin = result["train"], result["evaluation"], result["provenance"]
-    row: Row = {column: _number(train.get(metric)) for column, metric in TRAIN.items()}
+    row: Row = {column: number(train.get(metric)) for column, metric in TRAIN.items()}
     # What has no capacity is evaluated without one.
     free = "without_capacity" if router == "default" else "held_out"
     for name, prefix in (("held_out", ""), (free, "without_capacity_")):
         for domain, score in evaluation.get(name, {}).items():
             suffix = "" if domain == "macro" else f"_{domain}"
-            row[f"{prefix}loss{suffix}"] = _number(score["nats"])
-            row[f"{prefix}bits_per_byte{suffix}"] = _number(score["bits_per_byte"])
+            row[f"{prefix}loss{suffix}"] = number(score["nats"])
+            row[f"{prefix}bits_per_byte{suffix}"] = number(score["bits_per_byte"])
     if result["kind"] == Kind.DONE and row.get("loss") is None:
         raise ValueError("it has no finite held-out loss")  # such a run has diverged, and says so
-    row["seconds_per_step"] = _number(result["seconds_per_step"])
-    return row | {key: _text(origin[key]) for key in ("data_fingerprint", "device", "git_revision", "finished")}
-
-
-def _number(value: Any) -> float | None:
-    """A measurement; None for what is not a finite number, which is none and nothing that JSON could say."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{type(value).__name__} is no number")
-    return float(value) if math.isfinite(value) else None
-
-
-def _text(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} is no text")
-    return value
+    row["seconds_per_step"] = number(result["seconds_per_step"])
+    return row | {key: text(origin[key]) for key in ("data_fingerprint", "device", "git_revision", "finished")}
 
 
 def write_tables(results: Results, folder: Path) -> None:

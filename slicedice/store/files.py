@@ -1,8 +1,10 @@
 """Writing files so that a reader, or a power cut, meets the whole file or none of it."""
 
 import errno
+import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Replaces `path` by `content` as JSON at once."""
     write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def safe_name(text: str, whole: str = "") -> str:
+    """What a file name can hold of a text; a digest, of `whole` if there is more to tell, stands for what it cannot."""
+    kept = re.sub(r"[^a-zA-Z0-9.,=+_-]+", "_", text)[:80].strip("_-")
+    if kept == text and not whole:
+        return text
+    return f"{kept}-{hashlib.sha256((whole or text).encode(errors='surrogateescape')).hexdigest()[:6]}"
 
 
 def read_json(path: Path) -> dict | None:

@@ -3,11 +3,14 @@
 `spec.json` is what is trained, `result.json` appears, whole, when it is done, `failure.json` says how it
 ended otherwise. The folder's lock is held by whoever trains it, and is let go of by the system when that
 process dies, however it dies. So the state needs no heartbeat, and no half-written run counts as done.
+`evaluations/` has a file for each evaluation of the finished run on other text than its own, `evaluations.jsonl` a
+line for each while it trained; neither has a say in its state.
 The folder is called as its run's id: what lies beside another run's `spec.json`, or beside none, is not used.
 """
 
 import dataclasses
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -21,7 +24,7 @@ from typing import Any
 from slicedice.spec import SCHEMA, Execution, RunSpec, canonical_json
 from slicedice.spec.identity import id_of_json
 from slicedice.store import metrics
-from slicedice.store.files import StoreError, read_json, write_json, write_whole
+from slicedice.store.files import StoreError, read_json, safe_name, write_json, write_whole
 
 
 class Kind(StrEnum):
@@ -67,6 +70,8 @@ class RunFolder:
         self._result = path / "result.json"
         self._failure = path / "failure.json"
         self._data = path / "data.json"
+        self.evaluation_lines = path / "evaluations.jsonl"
+        self._evaluations = path / "evaluations"
 
     def create(self, spec: RunSpec, execution: Execution) -> None:
         """Makes the folder and writes what is to be trained, and how; mends what was damaged there.
@@ -116,9 +121,28 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes all that training wrote, so that the run starts over."""
-        for path in (self._result, self._failure, self._data, self.metrics):
+        for path in (self._result, self._failure, self._data, self.metrics, self.evaluation_lines):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for folder in (self.checkpoints, self._evaluations):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write_evaluation(self, name: str, content: dict[str, Any]) -> None:
+        """Writes what an evaluation of the finished run found, in place of an earlier one of the name."""
+        write_json(self._evaluations / f"{safe_name(name)}.json", {"schema": SCHEMA, "name": name, **content})
+
+    def append_evaluation(self, step: int, name: str, scores: dict[str, Any]) -> None:
+        """Adds the line of an evaluation after `step` steps."""
+        with open(self.evaluation_lines, "ab") as file:
+            file.write(json.dumps({"step": step, "name": name, "scores": scores}).encode() + b"\n")
+
+    def evaluations(self) -> dict[str, dict[str, Any] | None]:
+        """What evaluations of the finished run found, by name; None, by file name, for what cannot be read."""
+        found: dict[str, dict[str, Any] | None] = {}
+        for path in sorted(self._evaluations.glob("*.json")):
+            content = read_json(path)
+            whole = content is not None and content.get("schema") == SCHEMA and isinstance(content.get("name"), str)
+            found[content["name"] if content and whole else path.name] = content if whole else None
+        return found
 
     def state(self) -> RunState:
         """Reads the run's state off its files and its lock."""

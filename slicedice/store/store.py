@@ -1,11 +1,12 @@
 """The store: runs by id, the token stores they read, the compilation cache they share, their reports."""
 
+import fnmatch
 import os
 import re
 from collections.abc import Container
 from pathlib import Path
 
-from slicedice.spec import RunSpec, from_json, run_id
+from slicedice.spec import RunSpec, from_json, run_id, run_name
 from slicedice.spec.identity import id_of_json
 from slicedice.store.files import StoreError, read_json, write_json
 from slicedice.store.run import RunFolder
@@ -62,6 +63,22 @@ class Store:
     def ids(self) -> list[str]:
         """The ids of all runs there are folders of, sorted; folders with other names are none."""
         return sorted(path.name for path in (self.root / "runs").glob("*") if ID.fullmatch(path.name))
+
+    def matching(self, pattern: str) -> list[str]:
+        """The ids of runs by id, the beginning of one, name, or a pattern of names or ids; sorted.
+
+        Runs whose spec cannot be read are found by id alone.
+        """
+        ids = self.ids()
+        if found := [id_ for id_ in ids if pattern and id_.startswith(pattern)]:
+            return found
+        return [id_ for id_ in ids if fnmatch.fnmatch(id_, pattern) or fnmatch.fnmatch(self._name(id_), pattern)]
+
+    def _name(self, run: str) -> str:
+        try:
+            return run_name(self.read_spec(run))
+        except StoreError:
+            return ""
 
     def read_spec(self, run: str) -> RunSpec:
         """Reads the spec of a run back from its folder.

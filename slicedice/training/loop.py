@@ -37,6 +37,8 @@ def train(
     begin: Callable[[int], None],
     report: Callable[[Metrics], None],
     should_stop: Callable[[], bool],
+    evaluate: Callable[[TrainState], None] = lambda state: None,
+    evaluate_every: int = 0,
 ) -> TrainState:
     """Trains `spec` from its newest checkpoint, or from the beginning, to the end of its budget.
 
@@ -49,6 +51,9 @@ def train(
       begin: called once with the step that training starts from.
       report: called with the metrics of every step, in order.
       should_stop: asked after every step.
+      evaluate: called with the state of every `evaluate_every` steps but the last, which it must not change, before
+        that is saved; and once more with the state that training starts from if that is one of them.
+      evaluate_every: steps between evaluations; 0 for none.
 
     Returns:
       The state after the last step, which is saved.
@@ -62,6 +67,9 @@ def train(
     state = checkpoints.restore(program.init(jnp.uint32(spec.seed)))
     first = int(state.step)
     begin(first)
+    is_evaluated = _multiples(evaluate_every, spec.budget.steps)
+    if is_evaluated(first):  # the process that saved it may have died before it was
+        evaluate(state)
     saved, pending = time.monotonic(), None
     for step in range(first, spec.budget.steps):
         batch = train_batch(tokens, spec.seed, step, spec.budget.batch_size, spec.data.sequence_length)
@@ -70,10 +78,15 @@ def train(
         if pending is not None:
             _report(*pending, report)
         pending = step, metrics
+        if is_evaluated(step + 1):
+            _report(*pending, report)  # which finds out whether there is anything to evaluate
+            pending = None
+            evaluate(state)
         last, stop = step + 1 == spec.budget.steps, should_stop()
         if not last and (stop or time.monotonic() - saved > checkpoint_seconds):
             # Metrics come first, so that every step of a checkpoint has its line.
-            _report(*pending, report)
+            if pending is not None:
+                _report(*pending, report)
             pending = None
             checkpoints.save(state)
             saved = time.monotonic()
@@ -83,6 +96,11 @@ def train(
         _report(*pending, report)
         checkpoints.save(state)
     return state
+
+
+def _multiples(every: int, steps: int) -> Callable[[int], bool]:
+    """Whether there is an evaluation after so many steps; that at the end is the worker's."""
+    return lambda done: every > 0 and 0 < done < steps and done % every == 0
 
 
 def _report(step: int, metrics: dict[str, jax.Array], report: Callable[[Metrics], None]) -> None:
