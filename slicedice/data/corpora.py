@@ -40,8 +40,8 @@ OLMOE = {
 }
 """Folder of each part of OLMoE-mix-0924, and its tokens in billions (arXiv 2409.02060, table 2)."""
 
-TEXT = {"text": seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.string, rank=0)}
-"""Tasks give text, not tokens: the tokenizer is the user's to choose."""
+TEXT = {"targets": seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.string, rank=0)}
+"""Tasks give text, not tokens, for the tokenizer is the user's to choose; by the name that most others have for it."""
 
 
 class Folder(seqio.FunctionDataSource):
@@ -81,13 +81,13 @@ def _dataset(folder: Folder, split: str, shuffle_files: bool) -> tf.data.Dataset
     def texts():
         for part in folder.source().parts():
             for document in part.read(Account(skip=False)):
-                yield {"text": document.text}
+                yield {"targets": document.text}
 
-    return tf.data.Dataset.from_generator(texts, output_signature={"text": tf.TensorSpec((), tf.string)})
+    return tf.data.Dataset.from_generator(texts, output_signature={"targets": tf.TensorSpec((), tf.string)})
 
 
 def _only_text(dataset: Any) -> tf.data.Dataset:
-    return dataset.map(lambda example: {"text": example["text"]}, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.map(lambda example: {"targets": example["text"]}, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _register() -> None:

@@ -116,7 +116,7 @@ class Index:
         if lonely:
             raise DataError(
                 f"The domain {lonely[0]!r} of {source} is one document, and needs at least two different ones: "
-                "whole documents are held out to measure on. Divide it into more files or records."
+                "whole documents are held out to measure on. Divide it into more files or records, or take more of it."
             )
         self._database.execute("DROP TABLE IF EXISTS ranks")
         self._database.execute(_HOLD_OUT, {"fraction": fraction})

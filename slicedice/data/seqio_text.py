@@ -45,7 +45,6 @@ class SeqioText:
         if module:
             _load(module)
         if data_dir:
-            seqio.set_tfds_data_dir_override(data_dir)
             corpora.Folder.data_dir = data_dir
         self.name = f"seqio:{name}"
         try:
@@ -59,6 +58,9 @@ class SeqioText:
             task.name: task for task in sorted(seqio.get_subtasks(self._provider), key=lambda task: task.name)
         }
         self._folder = corpora.Folder
+        for task in self._tasks.values():
+            if data_dir and hasattr(task.source, "tfds_dataset"):
+                task.source.tfds_dataset.override_data_dir(data_dir)
 
     def identity(self) -> str:
         """See `Source.identity`: names, rates and, of what lies in folders, the files."""

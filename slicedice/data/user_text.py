@@ -109,7 +109,9 @@ def _remote(path: str) -> Any:
         remote = epath.Path(path)
         remote.exists()
     except (ImportError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Install what reads it, as `pip install gcsfs` for gs://.") from error
+        raise DataError(
+            f"{path} cannot be read: {error}. Install what reads it, as `pip install gcsfs` for gs://."
+        ) from error
     return remote
 
 

@@ -217,7 +217,9 @@ def test_check_finds_what_is_held_out_and_trained_on(corpus: Path, tmp_path: Pat
     path.write_bytes(leaked + content[len(leaked) :])
     faults = check(TokenStore(store.path))
     assert any("not those its fingerprint" in fault for fault in faults)
-    assert any("held out in a is trained on" in fault and leaked.decode(errors="ignore")[:5] in fault for fault in faults)
+    assert any(
+        "held out in a is trained on" in fault and leaked.decode(errors="ignore")[:5] in fault for fault in faults
+    )
 
 
 def test_samples_are_of_the_held_out_text(corpus: Path, tmp_path: Path):

@@ -70,7 +70,9 @@ def test_identity_changes_with_a_file(bucket):
 
 
 def test_what_is_not_there_is_named(bucket):
-    with pytest.raises(DataError, match=r"gs://corpus/none cannot be read: .*No such file|gs://corpus/none .*cannot be read"):
+    with pytest.raises(
+        DataError, match=r"gs://corpus/none cannot be read: .*No such file|gs://corpus/none .*cannot be read"
+    ):
         UserText("gs://corpus/none")
 
 

@@ -84,7 +84,9 @@ def test_settings_of_the_file_that_would_change_text_are_left_aside(trained, tmp
     )
     changed.save(str(tmp_path / "changed.json"))
     texts = ["a few words of text", "more"]
-    for want, ids in zip(plain.encode(texts), find_tokenizer(str(tmp_path / "changed.json")).encode(texts), strict=True):
+    for want, ids in zip(
+        plain.encode(texts), find_tokenizer(str(tmp_path / "changed.json")).encode(texts), strict=True
+    ):
         np.testing.assert_array_equal(ids, want)
 
 

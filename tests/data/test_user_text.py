@@ -157,7 +157,10 @@ BAD = {
     "short zst": ({"a.jsonl.zst": zstandard.compress(LINES)[:-1]}, r"a\.jsonl\.zst is damaged or incomplete"),
     "no parquet": ({"a.parquet": GOOD}, r"a\.parquet is not a readable Parquet file"),
     "empty parquet": ({"a.parquet": ""}, r"a\.parquet is not a readable Parquet file"),
-    "nothing": ({"a.md": "text"}, r"holds no text.*\.txt, \.jsonl, \.jsonl\.gz, \.jsonl\.zst, \.json\.gz, \.json\.zst, \.parquet"),
+    "nothing": (
+        {"a.md": "text"},
+        r"holds no text.*\.txt, \.jsonl, \.jsonl\.gz, \.jsonl\.zst, \.json\.gz, \.json\.zst, \.parquet",
+    ),
     "one document": ({"x/a.txt": "one", "y/a.jsonl": GOOD}, r"domain 'x' .* at least two"),
     "one repeated": ({"a.jsonl": '{"text": "one"}\n' * 3}, r"domain 'corpus' .* at least two"),
     "ambiguous": ({"a.jsonl": GOOD, "corpus/b.jsonl": GOOD}, r"both be the domain 'corpus'"),
