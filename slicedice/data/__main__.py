@@ -6,7 +6,8 @@ A door, and so the one file of this folder that may import other rooms.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.table import Table
 from slicedice import machine
 from slicedice.commandline import door
 from slicedice.data.build import find_source, prepare
+from slicedice.data.errors import DataError, Unusable
 from slicedice.data.inspecting import check, samples
 from slicedice.data.progress import Bar
 from slicedice.data.store import TokenStore
@@ -87,8 +89,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _prepare(options, console)
     if options.verb == "inspect":
         return _inspect(options, console)
+    return _train(options, console)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Says what can be done about text that is refused."""
+    try:
+        yield
+    except Unusable as error:
+        raise DataError(f"{error} Or pass over such documents, and count them, with --skip_bad.") from error
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
     source = find_source(options.source, options.data_dir, options.module)
-    learned = train_tokenizer(source, Path(options.tokenizer), options.vocab_size, options.megabytes, options.skip_bad)
+    arguments = (source, Path(options.tokenizer), options.vocab_size, options.megabytes, options.skip_bad)
+    with _refusing():
+        learned = train_tokenizer(*arguments)
     console.print(f"{options.tokenizer}: {learned.vocab_size:,} ids.", highlight=False, soft_wrap=True)
     return 0
 
@@ -97,7 +114,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     require(options.processes >= 0, "--processes", options.processes, "use a number from 0")
     store = Store(options.store).create()
     source = find_source(options.source, options.data_dir, options.module)
-    with Bar(console) as bar:
+    with Bar(console) as bar, _refusing():
         tokens = prepare(
             options.source,
             options.tokenizer,
@@ -124,7 +141,10 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
-    tokens = TokenStore(Path(options.tokens))
+    folder = Path(options.tokens)
+    if not (folder / "meta.json").exists():
+        raise DataError(f"{folder} is no token store: it has no meta.json. Name the folder that prepare has printed.")
+    tokens = TokenStore(folder)
     faults = check(tokens) if options.check else []
     if options.json:
         print(
@@ -137,9 +157,8 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
             console.print(f"\n{domain}, held out:", highlight=False)
             console.print(text, highlight=False, markup=False, soft_wrap=True)
     if options.check:
-        console.print(
-            "\n".join(faults) or "Checked: tokens are as they were written, and no held-out document is trained on."
-        )
+        well = "Checked: tokens are as they were written, and no held-out document is trained on."
+        console.print("\n".join(faults) or well, highlight=False, markup=False, soft_wrap=True)
     return int(bool(faults))
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from slicedice.data.errors import DataError
+from slicedice.data.errors import Unusable
 
 NAMED = 20
 """Problems of each kind that are named; the rest is only counted."""
@@ -39,10 +39,10 @@ class Account:
           message: one paragraph that names file and line and says what would be valid.
 
         Raises:
-          DataError: with the message, where problems are refused.
+          Unusable: with the message, where problems are refused.
         """
         if not self.skip:
-            raise DataError(message)
+            raise Unusable(message)
         self.note(kind, message)
 
     def note(self, kind: str, message: str) -> None:

@@ -13,6 +13,10 @@ class DataError(ValueError):
     """Text, a store or a request for tokens that cannot be used; the message says why and what can."""
 
 
+class Unusable(DataError):
+    """A document that cannot be used, where such are refused."""
+
+
 class Interrupted(DataError):
     """Work that did not end for a reason that lies outside of the text; the same command goes on with it."""
 

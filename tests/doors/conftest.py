@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from slicedice import sweep, train
+from slicedice.data import __main__ as data_door
 from slicedice.store import RunFolder, Store
 
 LAUNCHER = '''
@@ -18,7 +19,7 @@ import fnmatch
 import json
 from pathlib import Path
 
-from slicedice.data import prepare
+from slicedice.data import open_store
 from slicedice.spec import run_name
 
 HERE = Path(__file__).parent
@@ -39,7 +40,7 @@ def launch(job):
             continue
         folder.forget_failure()
         d = spec.data
-        text = prepare(d.source, d.tokenizer, job.store.data, d.heldout_fraction)
+        text = open_store(d.source, d.tokenizer, job.store.data, d.heldout_fraction, d.tokens or 0)
         loss = 3.0 + number / 8
         scores = {name: {"nats": loss, "bits_per_byte": 1.0, "targets": 5} for name in ("a", "macro")}
         folder.finish(kind, {
@@ -95,6 +96,9 @@ class Desk:
 
     def train(self, *arguments: str) -> Call:
         return self._call(train.main, list(arguments))
+
+    def data(self, *arguments: str) -> Call:
+        return self._call(data_door.main, list(arguments))
 
     def _call(self, main: Callable[[list[str]], int], arguments: list[str]) -> Call:
         self._capture.readouterr()
