@@ -182,12 +182,10 @@ def test_a_full_disk(text: Path, store: TokenStore, tmp_path: Path, monkeypatch,
     def full(path: Path, mode: str = "r"):
         return real(Path("/dev/full") if path.name == name and mode[0] in "wa" else path, mode)
 
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(DataError, match=r"disk is full.*goes on where it was") as caught,
-    ):
-        patch.setattr(Path, "open", full)
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(DataError, match=r"disk is full.*goes on where it was") as caught:
         prepare(str(text), "bytes", tmp_path, 0.2)
+    monkeypatch.undo()
     assert "\n" not in str(caught.value)
     assert list(tmp_path.glob("[!.]*")) == []
     assert prepare(str(text), "bytes", tmp_path, 0.2).fingerprint == store.fingerprint

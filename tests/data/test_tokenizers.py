@@ -10,7 +10,7 @@ from slicedice.data.tokenizer import ByteTokenizer, Tokenizer, find_tokenizer, p
 from slicedice.data.tokenizer_training import train_tokenizer
 from slicedice.data.user_text import UserText
 
-LETTERS = list("abcdefgh  \n\t\"'.,<|/s>") + ["é", "ß", "漢", "😀", "\u0301", "\r\n", "the ", "<|endoftext|>", "</s>"]
+LETTERS = [*"abcdefgh  \n\t\"'.,<|/s>éß漢😀\u0301", "\r\n", "the ", "<|endoftext|>", "</s>"]
 
 
 def _random_text(draw: np.random.Generator, length: int) -> str:
@@ -176,5 +176,5 @@ def test_training_that_cannot_be(tmp_path: Path, name: str, vocab_size: int, mes
 
 def test_what_sentencepiece_refuses_is_told(tmp_path: Path):
     (tmp_path / "t.txt").write_text("".join(chr(0x4E00 + i) for i in range(1000)))
-    with pytest.raises(DataError, match="could not train: .*vocab"):
+    with pytest.raises(DataError, match=r"could not train: .*vocab"):
         train_tokenizer(UserText(str(tmp_path / "t.txt")), tmp_path / "t.model", 400, 1)
