@@ -92,7 +92,7 @@ class Worker:
         from slicedice.provenance import provenance
 
         d = spec.data
-        tokens = data.prepare(d.source, d.tokenizer, self.store.data, d.heldout_fraction, d.tokens or 0)
+        tokens = data.open_store(d.source, d.tokenizer, self.store.data, d.heldout_fraction, d.tokens or 0)
         if folder.begin_on(tokens.fingerprint):
             log.warning("what had been trained was on other text: the run starts over")
         key = program_key(spec, execution)

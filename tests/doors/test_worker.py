@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from slicedice import evaluation, training, work
+from slicedice import data, evaluation, training, work
 from slicedice.spec import Execution, RunSpec, run_id
 from slicedice.store import Kind, RunFolder, RunState, Store
 from slicedice.work import DISK_FULL, Worker, lighter
@@ -66,6 +66,8 @@ class Bench:
     def add(self, **overrides: Any) -> str:
         spec, execution = self._make({name.replace("__", "."): value for name, value in overrides.items()})
         self.store.run(spec).create(spec, execution)
+        d = spec.data
+        data.prepare(d.source, d.tokenizer, self.store.data, d.heldout_fraction)  # as what launches a run does
         return run_id(spec)
 
     def train(self, program, spec, tokens, checkpoints, *, begin, report, **_: Any) -> str:
@@ -116,7 +118,7 @@ def test_a_run_is_trained_measured_and_written_down(bench: Bench):
     assert result["train"] == {"loss": 1.5}
     assert result["evaluation"] == {**SCORES, "of": "the model of seed 5"}
     assert (folder.path / "finished.txt").read_text() == "seed 5"
-    (tokens,) = bench.store.data.iterdir()
+    (tokens,) = (path for path in bench.store.data.glob("[!.]*") if path.is_dir())
     assert f'"{result["provenance"]["data_fingerprint"]}"' in (tokens / "meta.json").read_text()
     assert "training seed 5" in bench.log(run)
     assert not folder.is_locked()
