@@ -16,6 +16,7 @@ from slicedice.evaluation.scoring import Scorer
 from slicedice.model import Decoder
 from slicedice.moe import Routing
 from slicedice.spec import RunSpec
+from tests.evaluation.models import sure_model
 
 S = 16
 MOE = {"model.experts": "n=4 g=1/2", "model.layers": 1, "evaluation.tokens": 10**6, "router.group": 1}
@@ -46,13 +47,6 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tiny) -> Setting:
     return Setting(tokens, sure_model(spec, draw), spec, capacity_spec)
 
 
-def sure_model(spec: RunSpec, draw: np.random.Generator) -> Decoder:
-    """A model whose logits are far apart. Initial ones are all but equal, and every token would cost the same."""
-    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Decoder(spec.model, key=jax.random.key(0))))
-    weights = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 1, x.shape), x.dtype), shapes)
-    return nnx.merge(graphdef, weights)
-
-
 def stretch(setting: Setting, domain: str, max_tokens: int) -> np.ndarray:
     stream = setting.tokens.heldout[domain]
     return stream[: min(max_tokens, stream.size - 1) + 1].astype(np.int64)
@@ -78,6 +72,11 @@ def losses(setting: Setting) -> dict[str, np.ndarray]:
     return found
 
 
+def everything(setting: Setting, max_tokens: int = 10**6) -> Scores:
+    score = Scorer(setting.model, Routing())
+    return evaluate(score, setting.tokens, batch_size=3, sequence_length=S, max_tokens=max_tokens)
+
+
 def agree(found: Scores, expected: Scores) -> None:
     assert found.keys() == expected.keys()
     for domain in expected:
@@ -86,7 +85,7 @@ def agree(found: Scores, expected: Scores) -> None:
 
 @pytest.mark.parametrize("max_tokens", [10**6, 50, 1])
 def test_scores_are_those_of_the_models_logits(setting: Setting, losses, max_tokens: int):
-    scores = evaluate(Scorer(setting.model, Routing()), setting.tokens, batch_size=3, sequence_length=S, max_tokens=max_tokens)
+    scores = everything(setting, max_tokens)
     assert list(scores) == [*setting.tokens.domains, "macro"]
     for domain in setting.tokens.domains:
         mine = losses[domain][:max_tokens]
@@ -102,7 +101,7 @@ def test_scores_are_those_of_the_models_logits(setting: Setting, losses, max_tok
 
 
 def test_the_macro_average_counts_domains_and_not_tokens(setting: Setting, losses):
-    scores = evaluate(Scorer(setting.model, Routing()), setting.tokens, batch_size=3, sequence_length=S, max_tokens=10**6)
+    scores = everything(setting)
     sizes = [values.size for values in losses.values()]
     means = [values.mean() for values in losses.values()]
     assert scores["macro"]["nats"] == pytest.approx(np.mean(means), rel=2e-5)
@@ -139,8 +138,7 @@ def test_no_more_is_measured_than_the_run_asks_for(setting: Setting, tiny):
     spec, _ = tiny({**MOE, "evaluation.tokens": 50})
     scores = held_out(setting.model, setting.tokens, spec, Routing(), batch_size=3)["held_out"]
     assert [scores[domain]["targets"] for domain in setting.tokens.domains] == [50] * 3
-    expected = evaluate(Scorer(setting.model, Routing()), setting.tokens, batch_size=3, sequence_length=S, max_tokens=50)
-    agree(scores, expected)
+    agree(scores, everything(setting, 50))
 
 
 def test_measuring_leaves_the_model_as_it_was(setting: Setting):
