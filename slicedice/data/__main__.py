@@ -15,7 +15,7 @@ from rich.table import Table
 
 from slicedice import machine
 from slicedice.commandline import door
-from slicedice.data.build import find_source, prepare
+from slicedice.data.build import find_source, open_store, prepare
 from slicedice.data.errors import DataError, Unusable
 from slicedice.data.inspecting import check, samples
 from slicedice.data.progress import Bar
@@ -25,6 +25,9 @@ from slicedice.data.tokenizer_training import train_tokenizer
 from slicedice.report.tables import plain_console, show
 from slicedice.spec.errors import require
 from slicedice.store import Store
+
+HELDOUT = 0.05
+"""Share of each domain that is held out, unless another is asked for."""
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -39,32 +42,35 @@ def parser() -> argparse.ArgumentParser:
     text = argparse.ArgumentParser(add_help=False)
     text.add_argument(
         "--source",
-        required=True,
         help='"embedded", the path of a file or folder, or "seqio:" and a corpus: c4, wikipedia, dolma, open_mix, '
         "olmoe_mix or one of its parts, or one of your own",
     )
-    text.add_argument("--data_dir", default="", help="where corpora lie: TFDS's data_dir, or the folder of olmoe_mix")
-    text.add_argument("--module", default="", help="a module that registers SeqIO tasks of your own, or its file")
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--data_dir", default="", help="where corpora lie: TFDS's data_dir, or the folder of olmoe_mix")
+    where.add_argument("--module", default="", help="a module that registers SeqIO tasks of your own, or its file")
+    where.add_argument("--skip_bad", action="store_true", help="pass over what cannot be used; else it is refused")
+    tokens = argparse.ArgumentParser(add_help=False)
+    tokens.add_argument("--tokenizer", default="bytes", help='"bytes", or a tokenizer.json or SentencePiece .model')
+    tokens.add_argument("--tokens", type=count, default=0, help="about how many to take, as in 1B; else all there are")
+    tokens.add_argument("--heldout_fraction", type=float, default=HELDOUT, help="of each domain (default: %(default)s)")
+    tokens.add_argument("--store", default="runs", help="the folder where runs live (default: %(default)s)")
+    tokens.add_argument("--json", action="store_true", help="print the manifest as JSON")
 
-    make = verbs.add_parser("prepare", parents=[text], help="make the token store of a text", allow_abbrev=False)
-    make.add_argument("--tokenizer", default="bytes", help='"bytes", or a tokenizer.json or SentencePiece .model')
-    make.add_argument("--tokens", type=count, default=0, help="about how many to take, as in 1B; else all there are")
-    make.add_argument("--heldout_fraction", type=float, default=0.05, help="of each domain (default: %(default)s)")
-    make.add_argument("--store", default="runs", help="the folder where runs live (default: %(default)s)")
+    make = verbs.add_parser(
+        "prepare", parents=[text, where, tokens], help="make the token store of a text", allow_abbrev=False
+    )
     make.add_argument("--processes", type=int, default=0, help="that encode; 0 for one a core")
-    make.add_argument("--skip_bad", action="store_true", help="pass over what cannot be used; else it is refused")
-    make.add_argument("--json", action="store_true", help="print the manifest as JSON")
 
-    look = verbs.add_parser("inspect", help="show what a token store holds", allow_abbrev=False)
-    look.add_argument("tokens", metavar="FOLDER", help="a token store, as prepare named it")
+    look = verbs.add_parser(
+        "inspect", parents=[text, tokens], help="show what was prepared of a text", allow_abbrev=False
+    )
+    look.add_argument("folder", metavar="FOLDER", nargs="?", help="a token store, instead of the flags that made it")
     look.add_argument("--samples", type=int, default=1, help="documents to show of each domain (default: %(default)s)")
     look.add_argument("--check", action="store_true", help="read all tokens: is any held-out document trained on?")
-    look.add_argument("--json", action="store_true", help="print the manifest as JSON")
 
-    learn = verbs.add_parser("train", parents=[text], help="train a tokenizer on a text", allow_abbrev=False)
+    learn = verbs.add_parser("train", parents=[text, where], help="train a tokenizer on a text", allow_abbrev=False)
     learn.add_argument("--vocab_size", type=int, required=True, help="number of ids, special ones included")
     learn.add_argument("--megabytes", type=int, default=1000, help="of text to learn from (default: %(default)s)")
-    learn.add_argument("--skip_bad", action="store_true", help="pass over what cannot be used; else it is refused")
     learn.add_argument(
         "tokenizer", metavar="FILE", help="ends in .json for byte-level BPE, or in .model for SentencePiece's unigram"
     )
@@ -84,6 +90,8 @@ def count(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status: 0, or 1 if a check failed."""
     options = parser().parse_args(arguments)
+    given = bool(options.source) != bool(getattr(options, "folder", None))
+    require(given, "--source", options.source, "name a text" + (" or a FOLDER" if options.verb == "inspect" else ""))
     console = plain_console(stderr=getattr(options, "json", False))
     if options.verb == "prepare":
         return _prepare(options, console)
@@ -133,7 +141,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     fields = {"data.source": options.source}
     fields |= {} if options.tokenizer == "bytes" else {"data.tokenizer": options.tokenizer}
     fields |= {"data.tokens": options.tokens} if options.tokens else {}
-    fields |= {} if options.heldout_fraction == 0.05 else {"data.heldout_fraction": options.heldout_fraction}
+    fields |= {} if options.heldout_fraction == HELDOUT else {"data.heldout_fraction": options.heldout_fraction}
     fields |= {} if tokens.vocab_size <= 256 else {"model.vocab_size": padded_vocab_size(tokens.vocab_size)}
     told = " ".join(f"--config.{name}={value}" for name, value in fields.items())
     console.print(f"{tokens.path}\nTrain on it with: {told}", highlight=False, soft_wrap=True)
@@ -141,10 +149,14 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
-    folder = Path(options.tokens)
-    if not (folder / "meta.json").exists():
-        raise DataError(f"{folder} is no token store: it has no meta.json. Name the folder that prepare has printed.")
-    tokens = TokenStore(folder)
+    if options.folder:
+        if not (Path(options.folder) / "meta.json").exists():
+            said = "it has no meta.json. Name the folder that prepare has printed"
+            raise DataError(f"{options.folder} is no token store: {said}.")
+        tokens = TokenStore(Path(options.folder))
+    else:
+        made = (options.source, options.tokenizer, Store(options.store).data, options.heldout_fraction, options.tokens)
+        tokens = open_store(*made)
     faults = check(tokens) if options.check else []
     if options.json:
         print(

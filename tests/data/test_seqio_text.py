@@ -13,7 +13,8 @@ from slicedice.data.build import find_source
 from slicedice.data.inspecting import check
 from tests.data.reading import documents
 
-pytest.importorskip("seqio")
+seqio = pytest.importorskip("seqio")
+tf = pytest.importorskip("tensorflow")
 tfds = pytest.importorskip("tensorflow_datasets")
 
 pytestmark = pytest.mark.filterwarnings("default")  # TensorFlow's own libraries warn at length
@@ -31,8 +32,6 @@ def _texts(name: str, count: int) -> list[str]:
 
 def _write_tfds(root: Path, name: str, texts: list[str | bytes], column: str = "text") -> None:
     """Writes a data set in the format of TFDS, where its builder of that name looks for it."""
-    import tensorflow as tf
-
     dataset, config, version = NAMES.get(name, (name, "", "1.0.0"))
     rows = tf.data.Dataset.from_tensor_slices({column: [t.encode() if isinstance(t, str) else t for t in texts]})
     tfds.dataset_builders.store_as_tfds_dataset(
@@ -115,8 +114,6 @@ def test_the_studys_mix_is_prepared_past_a_broken_line(olmoe: Path, tmp_path: Pa
 
 
 def test_a_part_alone_and_through_seqio_itself(olmoe: Path):
-    import seqio
-
     found = documents(find_source("seqio:olmoe_arxiv", str(olmoe)))
     assert {document.domain for document in found} == {"olmoe_arxiv"}
     dataset = seqio.get_mixture_or_task("olmoe_arxiv").get_dataset(sequence_length=None, shuffle=False)
@@ -145,9 +142,6 @@ def test_a_task_of_ones_own(public: Path, tmp_path: Path):
 
 
 def test_a_task_of_token_ids_is_refused(public: Path):
-    import seqio
-    import tensorflow as tf
-
     feature = {"targets": seqio.Feature(seqio.PassThroughVocabulary(9), add_eos=False)}
     source = seqio.FunctionDataSource(
         lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices({"targets": [[1, 2]]}), splits=["train"]

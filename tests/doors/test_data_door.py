@@ -31,7 +31,9 @@ def test_prepare_says_what_there_is_and_how_to_train_on_it(desk: Desk):
     assert "Train on it with: --config.data.source=texts\n" in said.out
     path = said.out.splitlines()[-2]
     assert len(TokenStore(Path(path)).domains) == 2
-    assert desk.data("inspect", path, "--check").out.endswith("no held-out document is trained on.\n")
+    for named in ([path], ["--source", "texts"]):
+        said = desk.data("inspect", *named, "--check")
+        assert said.out.endswith("no held-out document is trained on.\n")
 
 
 def test_a_sweep_trains_on_what_was_prepared(desk: Desk, tokenizer: str, texts: Path, monkeypatch):
@@ -44,7 +46,8 @@ def test_a_sweep_trains_on_what_was_prepared(desk: Desk, tokenizer: str, texts: 
     assert "--config.data.tokens=400" in settings
     said = desk.sweep(*settings)
     assert said.status == 0, said.err
-    assert {run.result()["provenance"]["data_fingerprint"] for run in desk.runs} == {manifest["fingerprint"]}
+    results = [run.result() or {} for run in desk.runs]
+    assert {result["provenance"]["data_fingerprint"] for result in results} == {manifest["fingerprint"]}
     # Without the text that it came from, and from elsewhere by another name, it is the same.
     specs = {run.path.name for run in desk.runs}
     again = desk.sweep(*(s.replace("source=texts", f"source={texts}") for s in settings))
@@ -101,6 +104,15 @@ def test_inspect_shows_text_and_finds_damage(desk: Desk):
     said = desk.data("inspect", "runs")
     assert said.status == 2
     assert "runs is no token store: it has no meta.json" in said.err
+    said = desk.data("inspect", "--source", "texts", "--tokens", "9")
+    assert "Prepare them first" in said.err
+
+
+@pytest.mark.parametrize("arguments", [("prepare",), ("inspect",), ("train", "--vocab_size", "400", "a.json")])
+def test_a_text_has_to_be_named(desk: Desk, arguments: tuple[str, ...]):
+    said = desk.data(*arguments)
+    assert said.status == 2
+    assert "name a text" in said.err
 
 
 def test_progress_is_told_where_there_is_no_terminal(desk: Desk, monkeypatch):
