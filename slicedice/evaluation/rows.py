@@ -3,7 +3,7 @@
 Numpy alone: nothing here may ever import JAX, so that a sweep's parent can ask what is to be evaluated.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
     tokens: np.ndarray
     first: int
-    key: Hashable
+    key: Any
 
 
 class Batch(NamedTuple):
@@ -44,10 +44,10 @@ class Batch(NamedTuple):
     tokens: Int[np.ndarray, "B S1"]
     text: Bool[np.ndarray, "B S"]
     counted: Bool[np.ndarray, "B S"]
-    keys: list[Hashable]
+    keys: list[Any]
 
 
-def windows(tokens: np.ndarray, first: int, window: int, stride: int, key: Hashable) -> Iterator[Row]:
+def windows(tokens: np.ndarray, first: int, window: int, stride: int, key: Any) -> Iterator[Row]:
     """Cuts tokens into windows that are `stride` apart, each target from `first` on counted in the first that has it.
 
     With a stride below the window, a target behind the first window has at least window - stride tokens before it.
@@ -113,7 +113,7 @@ def _batch(rows: list[Row], length: int, count: int, padding: int) -> Batch:
 
 def summed(
     rows: Iterable[Row], scores: dict[str, Score], *, batch_size: int, window: int, padding: int
-) -> dict[str, dict[Hashable, float]]:
+) -> dict[str, dict[Any, float]]:
     """Scores rows in every way of `scores`, in one pass.
 
     Args:
@@ -126,7 +126,7 @@ def summed(
     Returns:
       For each name the nats of every key, summed over its rows.
     """
-    totals: dict[str, dict[Hashable, float]] = {name: {} for name in scores}
+    totals: dict[str, dict[Any, float]] = {name: {} for name in scores}
     for batch in batches(rows, batch_size, window, padding):
         for name, score in scores.items():
             nats: Float[np.ndarray, " B"] = np.asarray(score(batch.tokens, batch.text, batch.counted), np.float64)

@@ -92,7 +92,10 @@ def find_collection(wanted: str, data_dir: str) -> Collection:
         path = Path(wanted).expanduser().absolute() if "://" not in wanted else Path(wanted)
         name = path.name.removesuffix(suffix(path))
         if name in (HELD_OUT, PALOMA, *EVALUATION_SETS):
-            raise DataError(f"{wanted} would be called {name!r}, which is a name with a meaning. Rename it.")
+            raise DataError(
+                f"{wanted} would be called {name!r}, which is a name with a meaning: {HELD_OUT} is a run's own text, the "
+                "others are the study's sets, found by their name below the data folder. Rename it, or use the name."
+            )
         return Collection(name, {"": UserText(wanted)})
     names = EVALUATION_SETS if wanted == PALOMA else (wanted,)
     places = {name: _place(name, data_dir) for name in names}
