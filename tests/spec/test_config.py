@@ -113,6 +113,35 @@ def test_tokens_become_the_nearest_number_of_steps(tiny):
         assert tiny({"budget.tokens": tokens})[0].budget.steps == steps
 
 
+def test_evaluations_are_named_or_paths(tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"sets": "paloma, a/set,c4_en", "tasks": "mmlu,boolq", "data": "folder"}
+    _, execution = tiny({f"execution.evaluation_{name}": value for name, value in given.items()})
+    assert execution.evaluation_sets == f"paloma,{tmp_path}/a/set,c4_en"
+    assert execution.evaluation_tasks == "mmlu,boolq"
+    assert execution.evaluation_data == f"{tmp_path}/folder"
+    _, execution = tiny()
+    assert (execution.evaluation_sets, execution.evaluation_tasks, execution.evaluation_data) == ("", "", "")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "valid"),
+    [
+        (
+            {"execution.evaluation_tasks": "mmlu,hella"},
+            "execution.evaluation_tasks = 'mmlu,hella'.*boolq, hellaswag, mmlu",
+        ),
+        ({"execution.evaluation_tasks": "mmlu,,boolq"}, "none empty"),
+        ({"execution.evaluation_sets": "a,a"}, "each once"),
+        ({"execution.evaluation_sets": "paloma"}, "execution.evaluation_data = ''.*paloma can be found"),
+        ({"execution.evaluate_every": -1}, "execution.evaluate_every = -1.*steps"),
+    ],
+)
+def test_evaluations_that_cannot_be(overrides: dict[str, Any], valid: str, tiny):
+    with pytest.raises(SpecError, match=valid):
+        tiny(overrides)
+
+
 def test_overrides_leave_the_config_alone():
     config = study_config()
     changed = override(config, {"model.d_model": 48, "router.gamma": 1}, where="a test")

@@ -331,6 +331,14 @@ def test_files_that_a_killed_process_had_half_written_are_ignored(folder: RunFol
     assert folder.state() == RunState(Kind.MISSING)
 
 
+def test_clear_takes_evaluations_along(folder: RunFolder):
+    folder.write_evaluation("paloma", {})
+    folder.append_evaluation(2, "paloma", {})
+    folder.clear()
+    assert folder.evaluations() == {}
+    assert not folder.evaluation_lines.exists()
+
+
 def test_clear_leaves_what_is_to_be_trained(folder: RunFolder, tiny):
     spec, execution = tiny()
     write_steps(folder, 3)
@@ -345,6 +353,35 @@ def test_clear_leaves_what_is_to_be_trained(folder: RunFolder, tiny):
     shutil.rmtree(folder.path)
     folder.create(spec, execution)
     assert folder.state() == RunState(Kind.MISSING)
+
+
+def test_evaluations_are_kept_by_name_and_say_nothing_of_the_state(folder: RunFolder):
+    before = folder.state()
+    assert folder.evaluations() == {}
+    for name, value in (("paloma", 1), ("my set/ä", 2), ("my set_ä", 3), ("paloma", 4)):
+        folder.write_evaluation(name, {"value": value})
+    found = folder.evaluations()
+    assert {name: content and content["value"] for name, content in found.items()} == {
+        "paloma": 4,
+        "my set/ä": 2,
+        "my set_ä": 3,
+    }
+    assert all(path.name.isascii() for path in (folder.path / "evaluations").iterdir())
+    folder.append_evaluation(2, "paloma", {"a": 1.0})
+    assert json.loads(folder.evaluation_lines.read_text()) == {"step": 2, "name": "paloma", "scores": {"a": 1.0}}
+    assert folder.state() == before
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"schema": 0, "name": "x"}', '{"schema": 1}', '{"schema": 1, "name": 3}']
+)
+def test_an_evaluation_that_cannot_be_read_is_named_by_its_file(folder: RunFolder, text: str):
+    folder.write_evaluation("good", {})
+    (folder.path / "evaluations" / "bad.json").write_text(text)
+    assert {name: content is None for name, content in folder.evaluations().items()} == {
+        "bad.json": True,
+        "good": False,
+    }
 
 
 def test_kinds_are_results_or_failures_or_neither():

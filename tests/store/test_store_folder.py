@@ -160,3 +160,19 @@ def test_names_that_are_no_text_can_be_printed(tmp_path: Path):
         pytest.skip("this file system has names that are text alone")
     (name,) = store.strays(())
     assert name.encode() == b"copy \\xff"
+
+
+def test_runs_are_found_by_id_name_and_pattern(tmp_path: Path, tiny):
+    store, ids = Store(tmp_path / "store").create(), {}
+    for name, fields in {"dense": {}, "moe": {"model.experts": "n=4 g=1/2"}, "one": {"seed": 1}}.items():
+        run = tiny(fields)
+        store.run(run[0]).create(*run)
+        ids[name] = run_id(run[0])
+    assert store.matching(ids["moe"]) == store.matching(ids["moe"][:8]) == [ids["moe"]]
+    assert store.matching("tiny-dense-seed0") == [ids["dense"]]
+    assert store.matching("tiny-dense-*") == sorted([ids["dense"], ids["one"]])
+    assert store.matching("*") == sorted(ids.values())
+    assert store.matching("") == store.matching("tiny") == []
+    (store.run(ids["one"]).path / "spec.json").write_text("torn")
+    assert store.matching("tiny-dense-*") == [ids["dense"]]
+    assert store.matching(ids["one"][:8]) == [ids["one"]]

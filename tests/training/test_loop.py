@@ -26,8 +26,17 @@ class Session:
         self._folder = folder
         self.began: list[int] = []
         self.metrics: list[dict[str, Any]] = []
+        self.evaluated: list[int] = []
 
-    def train(self, *, stop_after: int | None = None, every: float = 1e9, report: Callable | None = None) -> TrainState:
+    def train(
+        self,
+        *,
+        stop_after: int | None = None,
+        every: float = 1e9,
+        report: Callable | None = None,
+        evaluate: Callable | None = None,
+        evaluate_every: int = 0,
+    ) -> TrainState:
         checkpoints = Checkpoints(self._folder)
         asked = iter(range(STEPS))
         try:
@@ -38,6 +47,8 @@ class Session:
                 begin=self.began.append,
                 report=report or self.metrics.append,
                 should_stop=lambda: next(asked) == stop_after,
+                evaluate=evaluate or (lambda state: self.evaluated.append(int(state.step))),
+                evaluate_every=evaluate_every,
             )
         finally:
             checkpoints.close()
@@ -103,6 +114,59 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(session):
     assert resumed.began == [4]
     assert resumed.metrics == want.metrics[4:]
     _assert_same(got, final)
+
+
+@pytest.mark.parametrize(("every", "steps"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4]), (3, [3]), (6, []), (9, [])])
+def test_evaluations_come_between_steps_and_change_nothing(every: int, steps: list[int], session, program):
+    """Not after the last step: what is trained is evaluated by whoever asked for it."""
+    want, watched = session("a"), session("b")
+    final = want.train()
+    kept = []
+
+    def evaluate(state: TrainState) -> None:
+        watched.evaluated.append(int(state.step))
+        # Every metric of the steps so far is there; and what was evaluated before has not been changed meanwhile.
+        assert [m["step"] for m in watched.metrics] == list(range(int(state.step)))
+        kept.append(jax.tree.map(np.array, state.params))
+
+    got = watched.train(evaluate=evaluate, evaluate_every=every)
+    assert watched.evaluated == steps
+    assert watched.metrics == want.metrics
+    _assert_same(got, final)
+    assert len({str(jax.tree.leaves(params)[0].sum()) for params in kept}) == len(steps)
+
+
+def test_an_evaluation_comes_before_the_checkpoint_of_its_step(session):
+    """So that no step is passed for good without it; whoever resumes there is asked again, and knows what it has."""
+    stopped, resumed = session("a"), session("a")
+    with pytest.raises(Stopped):
+        stopped.train(stop_after=3, evaluate_every=2)
+    assert stopped.evaluated == [2, 4]
+    resumed.train(evaluate_every=2)
+    assert resumed.began == [4]
+    assert resumed.evaluated == [4]
+
+
+def test_an_evaluation_that_dies_leaves_the_run_to_go_on(session):
+    want, crashed, resumed = session("a"), session("b"), session("b")
+    final = want.train()
+
+    def crash(state: TrainState) -> None:
+        if state.step == 4:
+            raise OSError("no disk")
+
+    with pytest.raises(OSError, match="no disk"):
+        crashed.train(every=0.0, evaluate=crash, evaluate_every=2)
+    _assert_same(resumed.train(every=0.0, evaluate_every=2), final)
+    assert resumed.began == [3]
+    assert resumed.evaluated == [4]
+
+
+def test_what_diverged_is_not_evaluated(session):
+    wild = session(**{"optimizer.learning_rate": 1e30})
+    with pytest.raises(Diverged) as error:
+        wild.train(evaluate_every=1)
+    assert wild.evaluated == list(range(1, error.value.step + 1))
 
 
 def test_seeds_see_other_batches_and_other_initial_values(session, monkeypatch):
