@@ -37,6 +37,7 @@ def test_a_finished_run_is_written(fields: dict[str, Any], shelf, ours, tiny):
         "tokenizer.json",
         "tokenizer_config.json",
     }
+    assert shelf.export("", "other")[0] == 2
     assert not [path for path in shelf.folder.iterdir() if path.name.startswith(".")]
     assert sum(array.size for array in load_file(folder / "model.safetensors").values()) == mine.spec.model.parameters()
     said = (folder / "README.md").read_text()

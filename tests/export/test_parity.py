@@ -137,6 +137,28 @@ def test_logits_and_gradients_agree(pair):
     assert not {name: error for name, error in errors.items() if not error < 1e-3}
 
 
+def test_weights_of_experts_are_not_renormalised(ours, exported, rng: np.random.Generator):
+    """The norm behind the layer takes out the scale of its output, so this shows only where that is near epsilon."""
+    mine = ours({"model.experts": "n=16 k=4 g=1/4"})
+
+    def smaller(path, leaf):
+        return 2e-3 * leaf if "down" in jax.tree_util.keystr(path) else leaf
+
+    mine = mine._replace(params=jax.tree.map_with_path(smaller, mine.params))
+    theirs, _ = loaded(exported(mine))
+    tokens = rng.integers(0, 256, (12, 16))
+    tokens = tokens[decided(mine, theirs, tokens)]
+    want = np.asarray(mine.logits(tokens))
+    with torch.no_grad():
+        got = theirs(torch.tensor(tokens)).logits.numpy()
+        for module in theirs.modules():
+            if hasattr(module, "norm_topk_prob"):
+                module.norm_topk_prob = True
+        renormalised = theirs(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
+    assert np.abs(renormalised - want).max() > 0.1
+
+
 def test_weights_are_to_the_bit(ours, exported):
     mine = ours({"model.experts": "n=4 k=2 g=1/2", "compute_dtype": "bfloat16"})
     model, _ = loaded(exported(mine))
@@ -146,6 +168,7 @@ def test_weights_are_to_the_bit(ours, exported):
         assert got[name].dtype == np.float32
         np.testing.assert_array_equal(got[name], array, err_msg=name)
     assert model.num_parameters() == mine.spec.model.parameters()
+    assert not model.config.tie_word_embeddings
 
 
 def test_the_balance_loss_is_ours_a_coefficient_apart(ours, exported, rng: np.random.Generator):
