@@ -15,9 +15,9 @@ BLOCK = 1 << 22
 
 def samples(tokens: TokenStore, domain: str, number: int, characters: int = 400) -> list[str]:
     """The beginnings of the first held-out documents of a domain, decoded."""
-    # No token is of less than a character's worth on average; the beginning is enough to decode.
+    # A character is four tokens at most, where each is a byte.
     found = islice(documents(tokens.heldout[domain], tokens.end_of_document), number)
-    return [tokens.tokenizer.decode(ids[:characters].tolist())[:characters] for ids in found]
+    return [tokens.tokenizer.decode(ids[: 4 * characters].tolist())[:characters] for ids in found]
 
 
 def check(tokens: TokenStore) -> list[str]:

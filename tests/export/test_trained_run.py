@@ -10,6 +10,7 @@ from flax import nnx
 
 from slicedice.model import Decoder
 from slicedice.moe import RouterBias
+from slicedice.data import prepare
 from slicedice.store import Kind
 from slicedice.training import Checkpoints
 from slicedice.work import Worker
@@ -21,7 +22,7 @@ LENGTH, NEW = 64, 40
 
 
 @pytest.mark.parametrize("experts", ["dense", "n=8 k=4 g=1/4"])
-def test_a_trained_run_writes_on_as_here(experts: str, tiny, shelf, text: Path):
+def test_a_trained_run_writes_on_as_here(experts: str, tiny, shelf, text: Path, prepared):
     for path in text.iterdir():  # something to learn: a line that repeats, and then another
         path.write_text("".join(f"{path.stem} bottles on the wall\n" for _ in range(6)))
     fields = {
@@ -29,13 +30,14 @@ def test_a_trained_run_writes_on_as_here(experts: str, tiny, shelf, text: Path):
         "model.d_model": 32,
         "data.source": str(text),
         "data.sequence_length": LENGTH,
-        "data.heldout_fraction": 0.2,
         "budget.tokens": 60 * 8 * LENGTH,
         "optimizer.learning_rate": 1e-2,
     }
+    prepared("bytes")
     spec, execution = tiny(fields)
     shelf.store.run(spec).create(spec, execution)
     id_ = shelf.store.run(spec).path.name
+    prepare(str(text), "bytes", shelf.store.data, 0.2)
     assert Worker(shelf.store).train(id_) is Kind.DONE
     status, _, err = shelf.export(id_)
     assert (status, err) == (0, "")
