@@ -201,10 +201,14 @@ class Worker:
         window = spec.data.sequence_length
         ways = scorers(model, spec, training.routing_of(spec), window)
         ways = {name: self._stopping(score) for name, score in ways.items()}
+        seen: set[str] = set()
         for kind, name in evaluation.wanted(execution):
             try:
                 found = evaluation.find(kind, name, execution.evaluation_data)
+                if found.name in seen:
+                    raise DataError(f"{name} is called {found.name!r}, as another evaluation is. Rename one.")
                 name = found.name
+                seen.add(name)
                 if name in but:
                     continue
                 settings = evaluation.Settings(window, window)

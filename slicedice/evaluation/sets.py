@@ -93,8 +93,8 @@ def find_collection(wanted: str, data_dir: str) -> Collection:
         name = path.name.removesuffix(suffix(path))
         if name in (HELD_OUT, PALOMA, *EVALUATION_SETS):
             raise DataError(
-                f"{wanted} would be called {name!r}, which is a name with a meaning: {HELD_OUT} is a run's own text, the "
-                "others are the study's sets, found by their name below the data folder. Rename it, or use the name."
+                f"{wanted} would be called {name!r}, which is a name with a meaning: {HELD_OUT} is a run's own text, "
+                "the others are the study's sets, found by name below the data folder. Rename it, or use the name."
             )
         return Collection(name, {"": UserText(wanted)})
     names = EVALUATION_SETS if wanted == PALOMA else (wanted,)

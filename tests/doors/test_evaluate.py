@@ -302,8 +302,16 @@ def test_no_step_is_evaluated_on_twice_by_a_run_that_was_killed(start, monkeypat
     assert worker.train(folder.path.name) is Kind.PREEMPTED
     assert lines() == 8
     folder.append_evaluation(5, "held_out", {})
+    append, added = RunFolder.append_evaluation, []
+
+    def appended(self, step: int, *content: Any) -> None:
+        added.append(step)
+        append(self, step, *content)
+
+    monkeypatch.setattr(RunFolder, "append_evaluation", appended)
     assert train(store, run).evaluations().keys() == {"boolq", "c4_en", "hellaswag"}
     assert [(line["step"], line["name"]) for line in metrics.read(folder.evaluation_lines)] == whole
+    assert set(added) == {6}, "what is known of step 4 is not found out again"
 
 
 def test_a_failing_evaluation_leaves_the_run_done_and_is_named(start, trained: Path, tmp_path: Path):

@@ -12,6 +12,7 @@ import pytest
 from slicedice.data import DataError
 from slicedice.evaluation import Settings, find
 from slicedice.evaluation.documents import DocumentEvaluation
+from slicedice.evaluation.rows import Row, summed
 from slicedice.evaluation.scoring import scorers
 from slicedice.evaluation.sets import PLACES, find_collection
 from slicedice.moe import Routing
@@ -102,6 +103,18 @@ def test_padding_takes_no_experts_room_and_both_ways_are_told(bench: Bench, tmp_
     # A group has as many positions in every batch, so rows of a half of the window share one in twos.
     counts = {way: own["whole"]["targets"] for way, own in two.items()}
     assert counts == {"as_trained": 5 * WINDOW, "without_capacity": 5 * WINDOW}
+
+
+def test_what_padding_is_makes_no_difference(tiny, rng: np.random.Generator):
+    """A short row stands before another one in its routing group: would padding be routed, it would take room first."""
+    fields = {"model.experts": "n=4 g=1/2", "model.layers": 1, "router.group": 2, "router.kind": "default"}
+    spec, _ = tiny({**fields, "router.capacity_factor": 0.5})
+    ways = scorers(sure_model(spec, np.random.default_rng(0)), spec, Routing(0.5, 2 * WINDOW), WINDOW)
+    rows = [Row(rng.integers(0, 200, size).astype(np.int32), 1, i) for i, size in enumerate([10, WINDOW + 1] * 4)]
+    found = [summed(rows, ways, batch_size=2, window=WINDOW, padding=padding) for padding in range(0, 250, 50)]
+    for other in found[1:]:
+        for way in ways:
+            assert other[way] == pytest.approx(found[0][way], rel=1e-6)
 
 
 def test_a_routing_group_grows_with_the_window(bench: Bench, tiny):

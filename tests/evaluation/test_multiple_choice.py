@@ -21,7 +21,7 @@ END = 255
 class Merging(ByteTokenizer):
     """Bytes, of which pairs that are `merges` are one token: also over the border of context and answer."""
 
-    merges = (b"r:", b": ", b"a b", b". ")
+    merges = (b"xyz yes", b"r:", b": ", b"a b", b". ")
 
     def encode(self, texts):
         return [self._merged(text.encode()) for text in texts]
@@ -36,7 +36,7 @@ class Merging(ByteTokenizer):
 
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), Merging()], ids=["bytes", "merging"])
-@pytest.mark.parametrize("context", ["Answer:", "Answer: ", "x a", "", "  "])
+@pytest.mark.parametrize("context", ["Answer:", "Answer: ", "x a", "xyz", "", "  "])
 def test_pairs_lose_no_token(tokenizer, context: str):
     continuations = (" b and more", " yes", ". c")
     for (prompt, answer), continuation in zip(
