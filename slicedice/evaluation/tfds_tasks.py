@@ -19,16 +19,18 @@ def rows(task: Task, data_dir: str, split: str) -> Iterator[tuple[str, dict[str,
     Raises:
       DataError: the task is not in TFDS or was not prepared, or TFDS is not installed.
     """
-    beside = f"below {data_dir}" if data_dir else "(no data folder is given)"
-    files = f"{task.questions} and {task.shots} {beside}, itself or in {task.name}/ or data/"
+    places = (
+        f"in {data_dir} or its folders {task.name}/, data/" if data_dir else "anywhere, since no data folder is given"
+    )
+    files = f"{task.questions} and {task.shots} {places}"
     if not task.tfds:
-        raise DataError(f"{task.name} is not there: its folders {files}. TFDS does not have it.")
+        raise DataError(f"{task.name} is not there: there are no folders {files}. TFDS does not have it.")
     try:
         import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
         import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise DataError(
-            f"{task.name} is not there: neither its files {files}, nor TensorFlow Datasets ({error}), which "
+            f"{task.name} is not there: there are neither the files {files}, nor TensorFlow Datasets ({error}), which "
             "`pip install 'slicedice[data]'` brings."
         ) from error
     tf.config.set_visible_devices([], "GPU")  # or it would take the memory that the model needs
@@ -38,7 +40,7 @@ def rows(task: Task, data_dir: str, split: str) -> Iterator[tuple[str, dict[str,
         told = str(error).strip().splitlines() or [type(error).__name__]
         where = f" --data_dir {data_dir}" if data_dir else ""
         raise DataError(
-            f"{task.name} is not there: neither its files {files}, nor prepared by TFDS ({told[0]}). "
+            f"{task.name} is not there: there are neither the files {files}, nor prepared by TFDS ({told[0]}). "
             f"`tfds build {task.tfds}{where}` prepares it."
         ) from error
     return _rows(task, split, tfds.as_numpy(dataset))

@@ -183,6 +183,6 @@ def test_files_without_a_question_are_refused_by_name(tmp_path: Path):
 
 def test_mmlu_that_is_not_there_says_that_tfds_lacks_it(tmp_path: Path):
     with pytest.raises(
-        DataError, match=rf"mmlu is not there: its folders test and dev below {tmp_path}.*TFDS does not"
+        DataError, match=rf"mmlu is not there: there are no folders test and dev in {tmp_path}.*TFDS does not"
     ):
         load(TASKS["mmlu"], str(tmp_path), Account(skip=True))
