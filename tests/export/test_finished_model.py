@@ -14,6 +14,8 @@ from slicedice.training import CheckpointError, Checkpoints
 
 Model = tuple[Any, Any]
 
+ABANDONS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture
 def saved(tmp_path: Path, ours) -> tuple[Path, Model]:
@@ -52,7 +54,7 @@ def settled():
     time.sleep(0.3)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@ABANDONS
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("damage", ["cut", "overwritten", "removed"])
 def test_a_damaged_model(damage: str, saved):
@@ -68,6 +70,8 @@ def test_a_damaged_model(damage: str, saved):
         Checkpoints(folder / "checkpoints").restore_model(shapes(model))
 
 
+@ABANDONS
+@pytest.mark.usefixtures("settled")
 def test_a_model_of_other_shapes(saved):
     folder, (params, bias) = saved
     narrower = jax.tree.map(lambda x: x[..., :2] if x.ndim > 1 else x, params)

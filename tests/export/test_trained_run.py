@@ -10,7 +10,6 @@ from flax import nnx
 
 from slicedice.model import Decoder
 from slicedice.moe import RouterBias
-from slicedice.data import prepare
 from slicedice.store import Kind
 from slicedice.training import Checkpoints
 from slicedice.work import Worker
@@ -37,7 +36,6 @@ def test_a_trained_run_writes_on_as_here(experts: str, tiny, shelf, text: Path, 
     spec, execution = tiny(fields)
     shelf.store.run(spec).create(spec, execution)
     id_ = shelf.store.run(spec).path.name
-    prepare(str(text), "bytes", shelf.store.data, 0.2)
     assert Worker(shelf.store).train(id_) is Kind.DONE
     status, _, err = shelf.export(id_)
     assert (status, err) == (0, "")
