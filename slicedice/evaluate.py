@@ -8,7 +8,6 @@ evaluated on the same text with the same settings is passed over.
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -69,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = p.parse_args(arguments)
     require(options.window >= 0, "--window", options.window, "use a number of tokens, or 0")
     require(options.stride >= 0, "--stride", options.stride, "use a number of tokens, or 0")
-    if not machine.has_accelerator():
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX would else complain of platforms that are installed
+    machine.settle_platform()
     store = Store(options.store)
     asked = Execution(1, False, 1, "", 1.0, options.sets, options.tasks, options.data_dir)
     for task in listed(asked, "evaluation_tasks"):

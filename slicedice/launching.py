@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from slicedice import files, machine
+from slicedice import evaluation, files, machine
 from slicedice.cost import memory
 from slicedice.data import TokenStore, prepare
 from slicedice.data.tokenizer import padded_vocab_size
@@ -56,7 +56,7 @@ def train_missing(
     """Trains what `to_train` names, showing progress until the launcher returns.
 
     Raises:
-      DataError: the text cannot be used; nothing was launched.
+      DataError: the text cannot be used, or something to evaluate on is not there; nothing was launched.
       SpecError: the model's vocabulary is smaller than the tokenizer's.
       LaunchError: the launcher could not go on.
     """
@@ -68,6 +68,8 @@ def train_missing(
             has = texts[spec.data].vocab_size
             valid = f"the tokenizer {spec.data.tokenizer!r} has {has} ids: use {padded_vocab_size(has)} or more"
             raise SpecError("model.vocab_size", spec.model.vocab_size, valid)
+    for execution in {execution for _, execution in plan.runs.values()}:
+        evaluation.find_all(execution)  # what is not there is told now, and not after training
     stale = [id_ for id_, (spec, _) in plan.runs.items() if _is_stale(store, id_, texts[spec.data].fingerprint)]
     if stale:
         console.print(

@@ -50,6 +50,15 @@ def has_accelerator() -> bool:
     return os.environ.get("JAX_PLATFORMS", "") != "cpu" and bool(gpus() or has_tpu())
 
 
+def settle_platform() -> None:
+    """Tells JAX, before it is imported, to use the CPU where there is nothing else.
+
+    Where libtpu is installed, for its compiler alone, it would look for a TPU and say at length that there is none.
+    """
+    if not has_accelerator():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
 def accelerator() -> str | None:
     """What accelerator is here, by the names of `slicedice.cost.RATES`; the least of its kind if it is another."""
     if not has_accelerator():

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train_missing(plan, store, "local", 1, retry=options.retry, console=console)
     results = read_results(plan, store)
     show(cell_table(results), console)
+    for note in results.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     (row,) = results.rows
     console.print(f"{row['name']} · {store.run(row['id']).path}", highlight=False, soft_wrap=True)
     if row["reason"]:

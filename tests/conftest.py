@@ -12,9 +12,7 @@ from slicedice import machine
 from slicedice.spec import Execution, RunSpec, resolve, study_config
 from slicedice.spec.config import override
 
-if not machine.has_accelerator():
-    # Where libtpu is installed, for its compiler, JAX would look for a TPU in every process and say that there is none.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+machine.settle_platform()
 
 # Pallas' interpreters have threads that wait for each other while they hold threads of XLA's pool, which has one for
 # each core unless told otherwise before the first array is made: too few wait forever.

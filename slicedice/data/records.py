@@ -61,12 +61,12 @@ def read_objects(path: Path, account: Account) -> Iterator[tuple[int, dict]]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                account.add("not JSON", f"{path}:{number} is not JSON ({reason}). {_WANTED}")
+                account.add("not JSON", f"{path}:{number} is not JSON ({reason}). Each line must be a JSON object.")
                 continue
             if isinstance(record, dict):
                 yield number, record
             else:
-                account.add("no text", f'{path}:{number} has no string field "text". {_WANTED}')
+                account.add("no text", f"{path}:{number} is no JSON object. Each line must be one.")
 
 
 def read_parquet(path: Path, account: Account) -> Iterator[tuple[int, str]]:

@@ -149,7 +149,7 @@ BAD = {
     "not json": ({"a.jsonl": GOOD + "{'text': 1}\n"}, r"a\.jsonl:3 is not JSON.*must be a JSON object"),
     "no text": ({"a.jsonl": GOOD + '\n{"txt": "x"}\n'}, r'a\.jsonl:4 has no string field "text"'),
     "text is null": ({"a.jsonl": '{"text": null}\n'}, r'a\.jsonl:1 has no string field "text"'),
-    "list": ({"a.jsonl": '["text"]\n'}, r'a\.jsonl:1 has no string field "text"'),
+    "list": ({"a.jsonl": '["text"]\n'}, r"a\.jsonl:1 is no JSON object"),
     "surrogate": ({"a.jsonl": GOOD + '{"text": "\\ud800"}\n'}, r"a\.jsonl:3 .*surrogate"),
     "no gzip": ({"a.jsonl.gz": GOOD}, r"a\.jsonl\.gz is damaged"),
     "short gzip": ({"a.jsonl.gz": gzip.compress(LINES)[:-9]}, r"a\.jsonl\.gz is damaged or incomplete"),
