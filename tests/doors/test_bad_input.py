@@ -223,3 +223,19 @@ def test_a_store_that_cannot_be_written_is_told(desk, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Store, "create", refuse)
     refused(desk, names=["runs/store.json", os.strerror(number)])
     assert ("full" in desk.sweep().err) is (number in (errno.ENOSPC, errno.EDQUOT))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["evaluation_sets=nothing"], "nothing cannot be read: No such file"),
+        (["evaluation_sets=paloma"], "execution.evaluation_data = '' cannot be used: name the folder"),
+        (["evaluation_sets=paloma", "evaluation_data=texts"], "'paloma' is not below the data folder texts"),
+        (["evaluation_tasks=mmlu", "evaluation_data=texts"], "mmlu"),
+    ],
+)
+def test_what_is_not_there_to_evaluate_on_is_told_before_training(desk, settings: list[str], message: str):
+    said = desk.sweep(*(f"--config.execution.{setting}" for setting in settings))
+    assert said.status == 2
+    assert message in said.err
+    assert desk.launched == []
