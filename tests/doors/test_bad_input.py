@@ -230,7 +230,7 @@ def test_a_store_that_cannot_be_written_is_told(desk, monkeypatch: pytest.Monkey
     [
         (["evaluation_sets=nothing"], "nothing cannot be read: No such file"),
         (["evaluation_sets=paloma"], "execution.evaluation_data = '' cannot be used: name the folder"),
-        (["evaluation_sets=paloma", "evaluation_data=texts"], "'paloma' is not below the data folder texts"),
+        (["evaluation_sets=paloma", "evaluation_data=texts"], "'paloma' is not below the data folder "),
         (["evaluation_tasks=mmlu", "evaluation_data=texts"], "mmlu"),
     ],
 )
