@@ -129,7 +129,9 @@ def test_logits_and_gradients_agree(pair):
     want = dict(hugging_face.named(hugging_face.leaves(gradients)))
     got = by_name(theirs, lambda parameter: parameter.grad)
     assert got.keys() == want.keys()
-    least = 1e-4 * max(np.linalg.norm(array) for array in want.values())  # below it, nothing but rounding
+    # The norm behind the experts takes out the scale of their sum, so that with k = 1 a router's gradient is what
+    # rounding leaves of sums that cancel.
+    least = 1e-2 * max(np.linalg.norm(array) for array in want.values())
     errors = {
         name: np.linalg.norm(got[name] - array) / max(np.linalg.norm(array), least) for name, array in want.items()
     }
