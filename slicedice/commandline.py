@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 from slicedice.data import DataError
 from slicedice.files import FileError
 from slicedice.grid import GridError
+from slicedice.hugging_face import ExportError
 from slicedice.launching import LaunchError
 from slicedice.spec import SpecError
 from slicedice.spec.config import flat_fields
 from slicedice.store import StoreError
 from slicedice.store.files import NO_ROOM
 
-EXPECTED = (DataError, FileError, GridError, LaunchError, SpecError, StoreError)
+EXPECTED = (DataError, ExportError, FileError, GridError, LaunchError, SpecError, StoreError)
 """Errors whose message is written for the user."""
 
 READ: dict[type, Callable[[str], Any]] = {

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from slicedice import __version__, data, hugging_face, hugging_face_tokenizer, provenance
+from slicedice import __version__, data, hugging_face, hugging_face_tokenizer, machine, provenance
 from slicedice.commandline import door
 from slicedice.data.tokenizer import Tokenizer, find_tokenizer
 from slicedice.hugging_face import ExportError
 from slicedice.spec import RunSpec, canonical_json, run_name
-from slicedice.store import Kind, Store, StoreError
+from slicedice.store import Kind, Store
 from slicedice.store.files import read_json
 
 SHARD_BYTES = 5_000_000_000
@@ -50,11 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--store", default="runs", help="folder where runs live (default: %(default)s)")
     p.add_argument("folder", metavar="DIR", help="where to write; must be empty, or not be there yet")
     options = p.parse_args(arguments)
-    try:
-        print(export(Store(options.store), options.run, Path(options.folder)))
-    except ExportError as error:
-        print(error, file=sys.stderr)
-        return 2
+    machine.settle_platform()
+    print(export(Store(options.store), options.run, Path(options.folder)))
     return 0
 
 
@@ -103,17 +100,12 @@ def export(store: Store, wanted: str, folder: Path) -> str:
 
 
 def find(store: Store, wanted: str) -> str:
-    """The id of a run in the store, by id, the beginning of one, or name.
+    """The id of a run in the store, by what `Store.matching` goes by.
 
     Raises:
       ExportError: no run or several are called so.
     """
-    ids = store.ids()
-    if wanted in ids:
-        return wanted
-    found = [id_ for id_ in ids if wanted and id_.startswith(wanted)] or [
-        id_ for id_ in ids if (spec := _readable(store, id_)) and run_name(spec) == wanted
-    ]
+    found = store.matching(wanted)
     if not found:
         raise ExportError(
             f"there is no run {wanted!r} in {store.root}. `python -m slicedice.sweep status` lists names and ids."
@@ -121,13 +113,6 @@ def find(store: Store, wanted: str) -> str:
     if len(found) > 1:
         raise ExportError(f"{wanted!r} may be any of {len(found)} runs: {', '.join(found)}. Give the id.")
     return found[0]
-
-
-def _readable(store: Store, id_: str) -> RunSpec | None:
-    try:
-        return store.read_spec(id_)
-    except StoreError:
-        return None
 
 
 def tokens_of(store: Store, spec: RunSpec, fingerprint: str) -> tuple[Tokenizer, list[str]]:
@@ -203,6 +188,7 @@ def write_weights(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
             save_file(whole, folder / file, metadata={"format": "pt"})
         except SafetensorError as error:
             raise ExportError(f"{file} could not be written: {error}") from error
+        shutil.copymode(folder / "config.json", folder / file)  # it leaves a file that its owner alone may read
     if len(parts) > 1:
         where = {name: file for file, names in zip(files, parts, strict=True) for name in names}
         size = sum(array.nbytes for array in arrays.values())

@@ -11,11 +11,15 @@ Importing this registers them with SeqIO, and imports TensorFlow: only what prep
 | `olmoe_mix` | the study's mix: plain concatenation, so in proportion to their tokens |
 """
 
+# SeqIO is there or not, and its types are loose: this is checked by tests.
+# pyright: reportMissingImports=false, reportMissingModuleSource=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false
+
 import functools
 from typing import Any
 
-import seqio  # pyright: ignore[reportMissingImports]
-import tensorflow as tf  # pyright: ignore
+import seqio
+import tensorflow as tf
 
 from slicedice.data.account import Account
 from slicedice.data.errors import DataError
