@@ -27,7 +27,8 @@ class Plan:
 
     figures: those of the grid, by name.
     reads: the runs that a figure reads, by its name.
-    asked: what was asked for beside the grid as its file has it: fields of the config, `seeds`, `only`.
+    asked: what was asked for beside the grid as its file has it: fields of the config but for execution's, `seeds`,
+      `only`.
     """
 
     runs: dict[str, tuple[RunSpec, Execution]]
@@ -101,7 +102,8 @@ def enumerate_runs(
     if not runs:
         raise GridError(f"--only {only!r} matches no run of the grid. Names look like {run_name(cells[-1].spec)}.")
     own = {grid.seeds for grid, _ in scales} | {grid.anchor_seeds for grid, _ in scales if grid.anchors}
-    asked = dict(overrides)
+    # How runs are executed selects none of them.
+    asked = {name: value for name, value in overrides.items() if not name.startswith("execution.")}
     asked |= {"seeds": seeds} if seeds is not None and own != {seeds} else {}
     asked |= {"only": only} if only else {}
     return Plan(runs, figures, reads, asked)

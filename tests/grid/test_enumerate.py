@@ -182,7 +182,8 @@ def test_what_was_asked_for_is_what_the_grid_does_not_say(config):
         (Grid(LAYERS, seeds=1, anchors=LAYERS[:1], anchor_seeds=3), 1, {"seeds": 1}),
     ):
         assert enumerate_runs([(grid, config)], overrides={}, seeds=seeds).asked == asked
-    plan = enumerate_runs([(Grid(LAYERS), config)], overrides={"model.layers": 2}, seeds=2, only="*dense*")
+    fields = {"model.layers": 2, "execution.evaluate_every": 3}  # which is no selection of runs
+    plan = enumerate_runs([(Grid(LAYERS), config)], overrides=fields, seeds=2, only="*dense*")
     assert plan.asked == {"model.layers": 2, "seeds": 2, "only": "*dense*"}
 
 
