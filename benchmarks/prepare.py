@@ -42,7 +42,7 @@ def main() -> None:
         print(f"bytes, one process: {max(rate for rate, _ in taken) / 1e6:.1f}M tokens a second")
 
         coder, cores = room / "tokenizer.json", len(machine.cores())
-        train_tokenizer(UserText(str(path)), coder, 8000, 10)
+        train_tokenizer(UserText(str(path)), coder, 8000, 10, Account(skip=False))
         turns = []
         for turn in range(TURNS):
             library = alone(coder, texts)

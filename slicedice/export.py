@@ -30,6 +30,11 @@ SHARD_BYTES = 5_000_000_000
 TRIED_TOKENS = 20_000
 """Held-out tokens of each domain on which a converted tokenizer is tried."""
 
+NARROW = """
+Experts of width {}, no multiple of 4, are beyond the default kernels of `transformers` on CPU: load the model with
+`from_pretrained(DIR, experts_implementation="eager")` there.
+"""
+
 CONVERTED = """
 `tokenizer.json` is converted from the SentencePiece model that the run was trained with, `tokenizer.model`, and in
 corner cases cuts text otherwise. Of held-out documents it encodes {} of {} as the model does.
@@ -64,7 +69,7 @@ def export(store: Store, wanted: str, folder: Path) -> str:
       folder: where to write; must be empty, or not be there yet.
 
     Returns:
-      A sentence on what was written.
+      What was written, and what has to be known of it, a line each.
 
     Raises:
       ExportError: the run has no model, or one that `transformers` has no counterpart of; or `folder` is taken.
@@ -83,12 +88,14 @@ def export(store: Store, wanted: str, folder: Path) -> str:
         raise ExportError(f"{folder} is there already. Name an empty folder, or one that does not exist yet.")
     tokenizer, texts = tokens_of(store, spec, result["provenance"]["data_fingerprint"])
     files = hugging_face_tokenizer.tokenizer_files(tokenizer, spec.data.sequence_length)
+    remarks = [NARROW.format(width)] if (width := hugging_face.odd_width(spec)) else []
     equal = hugging_face_tokenizer.agreement(tokenizer, files, texts)
     end = tokenizer.end_of_document
+    remarks += [CONVERTED.format(equal, len(texts))] if texts else []
     contents = {
         "config.json": _json(hugging_face.config(spec, end)).encode(),
         "generation_config.json": _json(hugging_face.generation_config(end)).encode(),
-        "README.md": card(spec, id_, result, CONVERTED.format(equal, len(texts)) if texts else "").encode(),
+        "README.md": card(spec, id_, result, "".join(remarks)).encode(),
         **files,
     }
     arrays = dict(hugging_face.named(restore(store, id_, spec)))
@@ -96,7 +103,7 @@ def export(store: Store, wanted: str, folder: Path) -> str:
         for name, content in contents.items():
             (partial / name).write_bytes(content)
         write_weights(partial, arrays)
-    return f"{called} · {folder}"
+    return "\n".join([f"{called} · {folder}", *(" ".join(remark.split()) for remark in remarks)])
 
 
 def find(store: Store, wanted: str) -> str:
@@ -233,10 +240,12 @@ def _whole(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its place when all is written, and is removed if anything fails."""
     folder = folder.absolute()
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         os.replace(partial, folder)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ExportError(f"{folder} cannot be a folder ({error.strerror}). Name one that can be made.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

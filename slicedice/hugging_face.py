@@ -71,6 +71,12 @@ def refusal(spec: RunSpec) -> str:
     return ""
 
 
+def odd_width(spec: RunSpec) -> int:
+    """The experts' width where it is no multiple of 4, which PyTorch's grouped product wants; else 0."""
+    widths = [spec.model.width(experts.g) for experts in spec.model.layer.experts]
+    return next((width for width in widths if width % 4), 0)
+
+
 def config(spec: RunSpec, end_of_document: int) -> dict[str, Any]:
     """The fields of `config.json`.
 

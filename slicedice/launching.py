@@ -68,8 +68,6 @@ def train_missing(
             has = texts[spec.data].vocab_size
             valid = f"the tokenizer {spec.data.tokenizer!r} has {has} ids: use {padded_vocab_size(has)} or more"
             raise SpecError("model.vocab_size", spec.model.vocab_size, valid)
-    for execution in {execution for _, execution in plan.runs.values()}:
-        evaluation.find_all(execution)  # what is not there is told now, and not after training
     stale = [id_ for id_, (spec, _) in plan.runs.items() if _is_stale(store, id_, texts[spec.data].fingerprint)]
     if stale:
         console.print(
@@ -77,6 +75,7 @@ def train_missing(
             "--store trains them on the present text.",
             soft_wrap=True,
         )
+    _tell_of_evaluations(plan, store, console)
     missing = to_train(plan, store, retry=retry)
     if not missing:
         if retry:
@@ -89,6 +88,30 @@ def train_missing(
         console.print(text.summary(), highlight=False, soft_wrap=True)
     with Progress(store, plan, missing, console) as progress:
         launch(Job(store, tuple(missing), max_concurrent, _largest(plan), progress.watch))
+
+
+def _tell_of_evaluations(plan: Plan, store: Store, console: Console) -> None:
+    """Says how finished runs gain evaluations that are asked for now.
+
+    Raises:
+      DataError: something to evaluate on is not there, which is told now and not after training.
+    """
+    asked = {}
+    for execution in {execution for _, execution in plan.runs.values()}:
+        asked[execution] = [wanted.name for wanted in evaluation.find_all(execution)]
+    lacking = [
+        id_
+        for id_, (_, execution) in plan.runs.items()
+        if set(asked[execution]) - set((folder := store.run(id_)).evaluations()) and folder.state().kind is Kind.DONE
+    ]
+    if lacking:
+        names = ", ".join(dict.fromkeys(name for names in asked.values() for name in names))
+        console.print(
+            f"{len(lacking)} finished runs were not evaluated on all of {names}. `python -m slicedice.evaluate --run "
+            f"{lacking[0]}`, or a pattern of names, with --sets, --tasks and --data_dir does that.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _prepare(data: DataSpec, store: Store) -> TokenStore:

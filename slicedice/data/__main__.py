@@ -5,16 +5,19 @@ A door, and so the one file of this folder that may import other rooms.
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from slicedice import machine
 from slicedice.commandline import door
+from slicedice.data.account import Account
 from slicedice.data.build import find_source, open_store, prepare
 from slicedice.data.errors import DataError, Unusable
 from slicedice.data.inspecting import check, samples
@@ -22,6 +25,7 @@ from slicedice.data.progress import Bar
 from slicedice.data.store import TokenStore
 from slicedice.data.tokenizer import padded_vocab_size
 from slicedice.data.tokenizer_training import train_tokenizer
+from slicedice.data.user_text import UserText
 from slicedice.report.tables import plain_console, show
 from slicedice.spec.errors import require
 from slicedice.store import Store
@@ -82,7 +86,7 @@ def count(text: str) -> int:
     unit = text[-1:].upper() if text[-1:].isalpha() else ""
     try:
         return round(float(text[: len(text) - len(unit)]) * UNITS[unit])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no number such as 500M or 1B") from None
 
 
@@ -111,10 +115,13 @@ def _refusing() -> Iterator[None]:
 
 def _train(options: argparse.Namespace, console: Console) -> int:
     source = find_source(options.source, options.data_dir, options.module)
-    arguments = (source, Path(options.tokenizer), options.vocab_size, options.megabytes, options.skip_bad)
+    account = Account(skip=options.skip_bad)
     with _refusing():
-        learned = train_tokenizer(*arguments)
-    console.print(f"{options.tokenizer}: {learned.vocab_size:,} ids.", highlight=False, soft_wrap=True)
+        learned = train_tokenizer(source, Path(options.tokenizer), options.vocab_size, options.megabytes, account)
+    short = learned.vocab_size < options.vocab_size
+    more = f" The text gives no more; {options.vocab_size:,} were asked for." if short else ""
+    console.print(f"{options.tokenizer}: {learned.vocab_size:,} ids.{more}", highlight=False, soft_wrap=True)
+    _tell(account.state(), console)
     return 0
 
 
@@ -143,8 +150,11 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     fields |= {"data.tokens": options.tokens} if options.tokens else {}
     fields |= {} if options.heldout_fraction == HELDOUT else {"data.heldout_fraction": options.heldout_fraction}
     fields |= {} if tokens.vocab_size <= 256 else {"model.vocab_size": padded_vocab_size(tokens.vocab_size)}
-    told = " ".join(f"--config.{name}={value}" for name, value in fields.items())
-    console.print(f"{tokens.path}\nTrain on it with: {told}", highlight=False, soft_wrap=True)
+    if isinstance(source, UserText) and source.left_out:
+        told = ", ".join(f"{number:,} {suffix}" for suffix, number in source.left_out.most_common(8))
+        console.print(f"Left out by how their names end: {told}.", highlight=False, markup=False, soft_wrap=True)
+    told = " ".join(shlex.quote(f"--config.{name}={value}") for name, value in fields.items())
+    console.print(f"{tokens.path}\nTrain on it with: {told}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -181,7 +191,6 @@ def _describe(tokens: TokenStore, console: Console) -> None:
     table.add_column("domain")
     for heading in ("documents", "tokens", "share", "bytes/token", "held out", "repeated"):
         table.add_column(heading, justify="right")
-    everything = max(1, sum(domain["train_tokens"] for domain in manifest["domains"]))
     for domain in manifest["domains"]:
         both = {name: domain[f"train_{name}"] + domain[f"heldout_{name}"] for name in ("tokens", "bytes")}
         short = domain["wanted_tokens"] > both["tokens"]
@@ -190,16 +199,25 @@ def _describe(tokens: TokenStore, console: Console) -> None:
             domain["name"],
             f"{domain['train_documents']:,}",
             f"{domain['train_tokens']:,}{wanted}",
-            f"{domain['train_tokens'] / everything:.2%}",
+            f"{domain['share']:.2%}",
             f"{both['bytes'] / both['tokens']:.2f}",
             f"{domain['heldout_tokens']:,}",
             f"{domain['repeated_documents']:,}",
         )
     show(table, console)
-    problems = manifest["problems"]
+    _tell(manifest["problems"], console)
+
+
+def _tell(problems: dict[str, Any], console: Console) -> None:
+    """Prints how much could not be used, and the first of each kind."""
     for kind, number in problems["counts"].items():
         named = problems["named"].get(kind, [])
-        console.print(f"{number:,} passed over, {kind}: {named[0] if named else ''}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{number:,} passed over, {kind}: {named[0] if named else ''}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,14 @@ class Account:
         """The account as JSON types."""
         return {"counts": dict(self.counts), "named": {kind: list(told) for kind, told in self.named.items()}}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` returned."""
-        self.counts = Counter(state["counts"])
-        self.named = {kind: list(told) for kind, told in state["named"].items()}
+    def take(self) -> dict[str, Any]:
+        """What `state` says, and begins anew."""
+        state = self.state()
+        self.counts, self.named = Counter(), {}
+        return state
+
+    def include(self, state: dict[str, Any]) -> None:
+        """Adds what `state` or `take` returned, of another account or an earlier one."""
+        self.counts.update(state["counts"])
+        for kind, told in state["named"].items():
+            self.named[kind] = [*self.named.get(kind, []), *told][:NAMED]

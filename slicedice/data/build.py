@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from slicedice.data.embedded import Embedded
-from slicedice.data.errors import DataError, Interrupted
+from slicedice.data.errors import DataError
 from slicedice.data.sources import Source
 from slicedice.data.store import FORMAT, TokenStore
 from slicedice.data.tokenizer import find_tokenizer
 from slicedice.data.user_text import UserText
-from slicedice.data.writer import Watch, Writer
+from slicedice.data.writer import Watch, Writer, has_begun
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def prepare(
     try:
         if not path.exists():
             build = {"heldout_fraction": heldout_fraction, "tokens": tokens, "skip_bad": skip_bad}
-            with _building(path) as folder:
+            with _building(path, request.stem) as folder:
                 if folder:
                     Writer(folder, text, coder, **build, processes=processes, watch=watch).write()
         store = TokenStore(path)
@@ -151,28 +151,46 @@ def _note(request: Path, name: str) -> None:
 
 
 @contextmanager
-def _building(path: Path) -> Iterator[Path | None]:
-    """Gives the folder to write the store `path` in, which is renamed afterwards; None if another process was first."""
+def _building(path: Path, request: str) -> Iterator[Path | None]:
+    """Gives the folder to write the store `path` in, which is renamed afterwards; None if another process was first.
+
+    What was begun for the same request of text that has changed since is removed, unless it is being written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.with_name(f".{path.name}.building")
-    with path.with_name(f".{path.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("another process prepares this text; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go of by the system when its holder dies, however it dies
+    folder = path.with_name(f".{path.name}.{request}.building")
+    for other in set(path.parent.glob(f".*.{request}.building")) - {folder}:
+        with _lock(other.with_name(f".{other.name.split('.')[1]}.lock"), wait=False) as ours:
+            if ours:
+                shutil.rmtree(other, ignore_errors=True)
+    with _lock(path.with_name(f".{path.name}.lock"), wait=True):
         if path.exists():
             yield None
             return
         folder.mkdir(exist_ok=True)
         try:
             yield folder
-        except Interrupted:
-            raise
         except DataError:
-            shutil.rmtree(folder, ignore_errors=True)  # text that has to be mended is read anew
+            if not has_begun(folder):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         folder.rename(path)
+
+
+@contextmanager
+def _lock(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds a lock file, which is removed afterwards; without waiting, yields False if another process holds it."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                yield False
+                return
+            log.warning("another process prepares this text; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)  # let go of by the system when its holder dies, however it dies
+        yield True
+        # One that waits on it, or makes it anew, finds the store that was made meanwhile.
+        path.unlink(missing_ok=True)
 
 
 def _refusal(root: Path, source: str, error: OSError | sqlite3.Error) -> str:

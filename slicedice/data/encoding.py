@@ -7,6 +7,8 @@ back in the order they went in.
 import hashlib
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Container, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,13 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slicedice.data.account import Account
-from slicedice.data.errors import Interrupted
+from slicedice.data.errors import DataError, Interrupted
 from slicedice.data.index import Entry
 from slicedice.data.sources import Document, Source
 from slicedice.data.tokenizer import Tokenizer, load_tokenizer, token_dtype
 
 BATCH_BYTES = 1024 * 1024
 BATCH_DOCUMENTS = 4096
+ORPHAN_SECONDS = 1.0
+"""Between two looks of an encoding process at whether its parent is there."""
+
 ALONE_BYTES = 8 * 1024 * 1024
 """Of text: so much is encoded before other processes are started, which takes about a second."""
 
@@ -32,15 +37,19 @@ ALONE_BYTES = 8 * 1024 * 1024
 class Batch(NamedTuple):
     """Documents to encode together, and where the source stands behind the last of them.
 
+    domain: that of all of them; "" if there may be several.
     part: number of the part to go on with. done: documents of it that were read.
-    position: bytes of the source that were read. account: the state of the account.
+    position: bytes of the source that were read. account: what could not be used, since the batch before.
+    fault: why nothing more of the part can be read, if that is so.
     """
 
     documents: list[Document]
+    domain: str
     part: int
     done: int
     position: int
     account: dict[str, Any]
+    fault: DataError | None = None
 
 
 def batches(source: Source, account: Account, full: Container[str], *, part: int = 0, done: int = 0) -> Iterator[Batch]:
@@ -48,31 +57,35 @@ def batches(source: Source, account: Account, full: Container[str], *, part: int
 
     Args:
       source: the source.
-      account: keeps what could not be used.
-      full: domains that need no more documents; it may grow meanwhile.
+      account: keeps what could not be used, until the batch that it is of is made.
+      full: domains that need no more documents; it may grow meanwhile, and reading goes ahead of that. So what cannot
+        be read is a part of the batch, and not raised: it may turn out that nobody needs it.
       part: the part to go on with.
       done: documents of it to pass over, which were accounted for before.
     """
     parts = source.parts()
     before = sum(earlier.size for earlier in parts[:part])
     for number, current in enumerate(parts[part:], start=part):
+        account.tell = lambda: 0
         documents = iter(()) if current.domain in full else current.read(account)
-        if done:
-            known = account.state()
+        taken, size, fault = [], 0, None
+        try:
             for _ in islice(documents, done):
                 pass
-            account.restore(known)
-        taken, size = [], 0
-        for document in documents:
-            taken.append(document)
-            size, done = size + len(document.text), done + 1
-            if size >= BATCH_BYTES or len(taken) >= BATCH_DOCUMENTS:
-                yield Batch(taken, number, done, before + account.tell(), account.state())
-                taken, size = [], 0
-                if current.domain in full:
-                    break
+            if done:
+                account.take()
+            for document in documents:
+                taken.append(document)
+                size, done = size + len(document.text), done + 1
+                if size >= BATCH_BYTES or len(taken) >= BATCH_DOCUMENTS:
+                    yield Batch(taken, current.domain, number, done, before + account.tell(), account.take())
+                    taken, size = [], 0
+                    if current.domain in full:
+                        break
+        except DataError as error:
+            fault = error
         before, done = before + current.size, 0
-        yield Batch(taken, number + 1, 0, before, account.state())
+        yield Batch(taken, current.domain, number + 1, 0, before, account.take(), fault)
 
 
 class Encoded(NamedTuple):
@@ -84,7 +97,7 @@ class Encoded(NamedTuple):
 
 def encode(documents: list[Document], tokenizer: Tokenizer) -> Encoded:
     """Encodes documents, each with end of document behind it."""
-    dtype, end = token_dtype(tokenizer.vocab_size), [tokenizer.end_of_document]
+    dtype, end = token_dtype(tokenizer.vocab_size), tokenizer.end_of_document
     entries: list[Entry] = []
     chunks: list[bytes] = []
     for document, ids in zip(documents, tokenizer.encode([d.text for d in documents]), strict=True):
@@ -93,8 +106,11 @@ def encode(documents: list[Document], tokenizer: Tokenizer) -> Encoded:
         rank, place = _number(digest), _number(digest[8:])
         if document.group:
             rank, place = hash64(document.group), hash64(f"{document.domain}\0{document.group}")
-        entries.append(Entry(document.domain, ids.size + 1, len(utf8), rank, place, digest[:16]))
-        chunks.append(np.append(ids, end).astype(dtype).tobytes())
+        tokens = np.append(ids, end).astype(dtype).tobytes()
+        # Texts that a tokenizer reads alike are one document: one could be held out and the other trained on.
+        content = hashlib.sha256(tokens).digest()[:16]
+        entries.append(Entry(document.domain, ids.size + 1, len(utf8), rank, place, content))
+        chunks.append(tokens)
     return Encoded(entries, b"".join(chunks))
 
 
@@ -149,11 +165,18 @@ _tokenizer: Tokenizer
 
 
 def _begin(kind: str, content: bytes, parent: int) -> None:
-    """Prepares a process: it has a tokenizer, one thread, and leaves Ctrl-C to its parent."""
+    """Prepares a process: it has a tokenizer, one thread, leaves Ctrl-C to its parent, and ends when that is gone."""
     global _tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _tokenizer = load_tokenizer(kind, content, kind)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_SECONDS)
+    os._exit(1)
 
 
 def _encode(documents: list[Document]) -> Encoded:

@@ -7,6 +7,7 @@ TensorFlow comes with it, and must never be imported by anything but the prepari
 # pyright: reportMissingImports=false, reportMissingModuleSource=false, reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false, reportReturnType=false
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -16,9 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from slicedice.data.account import Account
 from slicedice.data.errors import DataError
-from slicedice.data.sources import Document, Part
+from slicedice.data.sources import Document, Part, listing
 
 FEATURES = ("text", "targets_pretokenized", "targets")
 """The features in which a task's text is looked for."""
@@ -46,8 +49,7 @@ class SeqioText:
             raise DataError(
                 f"seqio:{name} needs SeqIO and TensorFlow ({error}). Install the extra: pip install 'slicedice[data]'."
             ) from error
-        if module:
-            _load(module)
+        self._module = _load(module) if module else ""
         if data_dir:
             corpora.Folder.data_dir = data_dir
         self.name = f"seqio:{name}"
@@ -67,15 +69,21 @@ class SeqioText:
                 task.source.tfds_dataset.override_data_dir(data_dir)
 
     def identity(self) -> str:
-        """See `Source.identity`: names, rates and, of what lies in folders, the files."""
+        """See `Source.identity`: names, rates, files as far as SeqIO tells them, and the text of the module."""
         shares = self.shares()
-        return json.dumps([self.name, [(name, shares[name], self._files(name)) for name in sorted(self._tasks)]])
+        tasks = [(name, shares[name], self._files(name)) for name in sorted(self._tasks)]
+        return json.dumps([self.name, self._module, tasks])
 
-    def _files(self, name: str) -> str:
+    def _files(self, name: str) -> Any:
         source = self._tasks[name].source
         if isinstance(source, self._folder):
             return source.source().identity()
-        return source.tfds_dataset.name if hasattr(source, "tfds_dataset") else str(source)
+        if hasattr(source, "tfds_dataset"):
+            root = epath.Path(source.tfds_dataset.builder.data_path)
+            found = sorted(root.iterdir()) if root.exists() else []
+            return [source.tfds_dataset.name, listing(root, found)]
+        shards = [Path(shard) for shard in map(str, source.list_shards("train")) if Path(shard).is_file()]
+        return [str(source), [(str(shard), listing(shard.parent, [shard])) for shard in shards]]
 
     def shares(self) -> dict[str, float]:
         """See `Source.shares`: the rates of the mixture."""
@@ -113,9 +121,16 @@ def _of_task(task: Any, account: Account) -> Iterator[Document]:
         raise DataError(
             f"seqio:{task.name} gives {dict(dataset.element_spec)}, and needs text: a string as {', '.join(FEATURES)}."
         )
-    account.tell = lambda: 0
-    for number, example in enumerate(dataset.as_numpy_iterator(), start=1):
-        where = f"{task.name}:{number}"
+    examples, number = dataset.as_numpy_iterator(), 0
+    while True:
+        number, where = number + 1, f"{task.name}:{number + 1}"
+        try:
+            example = next(examples, None)
+        except Exception as error:  # whatever TensorFlow raises where a file is damaged
+            account.add("damaged file", f"{where} cannot be read, nor what follows: {str(error).splitlines()[0]}")
+            return
+        if example is None:
+            return
         try:
             text = example[feature].decode()
         except UnicodeDecodeError as error:
@@ -127,17 +142,18 @@ def _of_task(task: Any, account: Account) -> Iterator[Document]:
             account.note("blank", f"{where} is blank.")
 
 
-def _load(module: str) -> None:
-    """Imports a module by name, or the file of one."""
+def _load(module: str) -> str:
+    """Imports a module by name, or the file of one; returns a digest of its file."""
     path = Path(module).expanduser()
     try:
         if path.suffix != ".py":
-            importlib.import_module(module)
-            return
+            path = Path(importlib.import_module(module).__file__ or "")
+            return hashlib.sha256(path.read_bytes()).hexdigest()
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
         sys.modules[path.stem] = loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     except Exception as error:  # whatever the user's file raises
         raise DataError(f"{module} cannot be imported: {type(error).__name__}: {error}.") from error

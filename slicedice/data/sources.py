@@ -73,7 +73,7 @@ def listing(root: Path, paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     for path in paths:
         with reading(path):
             status: Any = path.stat()
-        # Paths of buckets, as etils has them, have other names for these.
+        # Paths of etils, which may be of buckets, have other names for these.
         size, time = (status.st_size, status.st_mtime_ns) if isinstance(path, Path) else (status.length, status.mtime)
         rows.append((path.relative_to(root).as_posix(), size, time))
     return rows

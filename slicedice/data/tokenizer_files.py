@@ -58,6 +58,7 @@ class HuggingFaceTokenizer:
         self.identity = _identity(self.kind, content)
         self.vocab_size = max(vocabulary.values()) + 1
         self.end_of_document = end
+        self._end_text = next(text for text in ENDS if special.get(text) == end)
         # In byte-level vocabularies each character of a token stands for one byte.
         spells_bytes = _mentions(settings.get("decoder"), "ByteLevel")
         pieces = ((id_, token) for token, id_ in vocabulary.items() if id_ not in added)
@@ -68,7 +69,16 @@ class HuggingFaceTokenizer:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See `Tokenizer.encode`; the library uses as many threads as RAYON_NUM_THREADS says, or cores."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        found = [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        return [self._cut(text) if self.end_of_document in ids else ids for text, ids in zip(texts, found, strict=True)]
+
+    def _cut(self, text: str) -> np.ndarray:
+        """Encodes a text that spells the end, a piece of text too in some vocabularies, with that cut in two."""
+        first, rest = self._end_text[:1], self._end_text[1:]
+        parts = [part for part in re.split(f"(?<={re.escape(first)})(?={re.escape(rest)})", text) if part]
+        encodings = self._tokenizer.encode_batch_fast(parts, add_special_tokens=False)
+        ids = np.concatenate([np.array(encoding.ids, np.uint32) for encoding in encodings])
+        return ids[ids != self.end_of_document]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
@@ -92,6 +102,8 @@ class SentencePieceTokenizer:
         import sentencepiece
 
         try:
+            if not content:
+                raise ValueError("it is empty")
             self._model = sentencepiece.SentencePieceProcessor(model_proto=content)  # pyright: ignore[reportCallIssue]
         except Exception as error:  # the library raises nothing narrower
             raise DataError(f"{name} is no readable SentencePiece model: {error}. Save it again.") from error

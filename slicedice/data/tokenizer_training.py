@@ -19,7 +19,7 @@ LEAST = 300
 """Ids: 256 for bytes, the special ones, and some for what is learned."""
 
 
-def train_tokenizer(source: Source, path: Path, vocab_size: int, megabytes: int, skip_bad: bool = False) -> Tokenizer:
+def train_tokenizer(source: Source, path: Path, vocab_size: int, megabytes: int, account: Account) -> Tokenizer:
     """Trains a tokenizer and writes its file.
 
     Args:
@@ -27,7 +27,7 @@ def train_tokenizer(source: Source, path: Path, vocab_size: int, megabytes: int,
       path: ends in .json or .model, which says what kind to train.
       vocab_size: number of ids, V; less if the text is too small for it.
       megabytes: of text to learn from, at most.
-      skip_bad: pass over what cannot be used instead of refusing the text.
+      account: refuses or counts what cannot be used.
 
     Raises:
       DataError: another ending, a vocabulary below `LEAST`, text that cannot be used, or a file that cannot be written.
@@ -37,7 +37,7 @@ def train_tokenizer(source: Source, path: Path, vocab_size: int, megabytes: int,
         raise DataError(f"{path} ends in neither .json (byte-level BPE) nor .model (SentencePiece). Name one of them.")
     if vocab_size < LEAST or megabytes < 1:
         raise DataError(f"vocab_size is {vocab_size}, megabytes {megabytes}. Valid is from {LEAST} and from 1.")
-    content = trainers[path.suffix](_texts(source, megabytes * 10**6, Account(skip=skip_bad)), vocab_size)
+    content = trainers[path.suffix](_texts(source, megabytes * 10**6, account), vocab_size)
     tokenizer = load_tokenizer(
         {".json": "tokenizer.json", ".model": "tokenizer.model"}[path.suffix], content, str(path)
     )

@@ -25,6 +25,8 @@ MEAN = "macro"
 _EXTRACTION = 2  # Raise when the same files would give other documents.
 READERS = {
     ".txt": read_text_file,
+    ".txt.gz": read_text_file,
+    ".txt.zst": read_text_file,
     ".jsonl": read_jsonl,
     ".jsonl.gz": read_jsonl,
     ".jsonl.zst": read_jsonl,
@@ -61,9 +63,13 @@ class UserText:
             found = [self._path] if alone else list(_walk(self._path))
         self._root = self._path.parent if alone else self._path
         self._files = sorted(file for file in found if suffix(file))
+        self.left_out = Counter(file.suffix or file.name for file in found if not suffix(file))
         if not self._files:
             raise DataError(f"{given} holds no text. Files that are read end in {', '.join(READERS)}.")
         self._domains = _domains(self._path, alone, self._files)
+        for domain in self._domains.values():
+            if not domain.isprintable() or domain.encode(errors="replace").decode() != domain:
+                raise DataError(f"{given} has a domain called {domain!r}, which cannot be printed. Rename it.")
         if MEAN in self._domains.values():
             raise DataError(f"{given} has a domain called {MEAN!r}, the name of the mean over domains. Rename it.")
         self._listing = listing(self._root, self._files)
@@ -94,7 +100,7 @@ class UserText:
                     blank = False
                     yield Document(domain, f"{name}:{number}", text)
                 else:
-                    account.note("blank", f"{name}:{number} is blank.")
+                    account.note("blank", f"{file}:{number} is blank.")
         except Damaged as error:
             account.add("damaged file", str(error))
             return

@@ -71,7 +71,8 @@ class Writer:
     ) -> None:
         self._folder, self._source, self._tokenizer = folder, source, tokenizer
         self._fraction, self._wanted, self._processes, self._watch = heldout_fraction, tokens, processes, watch
-        self._account = Account(skip=skip_bad)
+        self._reading = Account(skip=skip_bad)
+        self._account = Account(skip=True)
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._quotas = _quotas(source, tokens)
         self._taken: Counter[str] = Counter()
@@ -101,7 +102,7 @@ class Writer:
         state = index.state()
         if state:
             self._taken, self._repeated = Counter(state["taken"]), Counter(state["repeated"])
-            self._account.restore(state["account"])
+            self._account.include(state["account"])
         self._full.update(domain for domain in self._taken if self._has_enough(domain))
         size = sum(part.size for part in self._source.parts())
         at = {"part": state.get("part", 0), "done": state.get("done", 0)}
@@ -110,12 +111,16 @@ class Writer:
             if spool.tell() > committed:
                 spool.truncate(committed)  # what was written later is not in the index
             begin, batch = committed, None
-            for batch, result in encoded(
-                batches(self._source, self._account, self._full, **at), self._tokenizer, self._processes
-            ):
+            source = batches(self._source, self._reading, self._full, **at)
+            for batch, result in encoded(source, self._tokenizer, self._processes):
+                # How far reading goes ahead must make no difference: what is beyond a domain's share never was.
+                needed = batch.domain not in self._full
                 begin += spool.write(self._new(result, index, begin // self._dtype.itemsize))
-                problems = sum(batch.account["counts"].values())
-                taken = self._taken.total()
+                if needed:
+                    self._account.include(batch.account)
+                if batch.fault and batch.domain not in self._full:
+                    raise batch.fault
+                taken, problems = self._taken.total(), self._account.counts.total()
                 self._watch(Progress(batch.position, size, taken, self._wanted, problems))
                 if begin - committed >= COMMIT_BYTES:
                     self._commit(index, spool, batch)
@@ -151,7 +156,7 @@ class Writer:
             {
                 "part": batch.part,
                 "done": batch.done,
-                "account": batch.account,
+                "account": self._account.state(),
                 "spool": spool.tell(),
                 "taken": self._taken,
                 "repeated": self._repeated,
@@ -161,7 +166,7 @@ class Writer:
     def _arrange(self, spool: int, index: Index) -> None:
         """Writes the documents in their order, and the manifest."""
         train, held = index.counts(held=False), index.counts(held=True)
-        domains = sorted(train)
+        domains, everything = sorted(train), sum(count.tokens for count in train.values())
         digest = hashlib.sha256(json.dumps([self._tokenizer.identity, domains]).encode())
 
         def arrange(name: str, domain: str | None, tokens: int) -> None:
@@ -171,7 +176,7 @@ class Writer:
             digest.update(f"{tokens}:".encode())
             _save(self._folder / name, (digest.update(chunk) or chunk for chunk in chunks))
 
-        arrange("train.bin", None, sum(count.tokens for count in train.values()))
+        arrange("train.bin", None, everything)
         for i, domain in enumerate(domains):
             arrange(f"heldout-{i}.bin", domain, held[domain].tokens)
         if self._tokenizer.content:
@@ -181,6 +186,7 @@ class Writer:
         counts = [
             {
                 "name": domain,
+                "share": train[domain].tokens / everything,
                 "repeated_documents": self._repeated[domain],
                 "wanted_tokens": round(self._quotas[domain]) if self._wanted else 0,
                 **{f"train_{name}": number for name, number in train[domain]._asdict().items()},
@@ -203,6 +209,17 @@ class Writer:
             "problems": self._account.state(),
         }
         _save(self._folder / "meta.json", [json.dumps(meta, indent=1).encode()])
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a writer has put something on disk there that another can go on with."""
+    if not (folder / "index.sqlite").exists():
+        return False
+    index = Index(folder / "index.sqlite")
+    try:
+        return bool(index.state())
+    finally:
+        index.close()
 
 
 def _quotas(source: Source, tokens: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from slicedice.data import DataError
 from slicedice.data.account import Account
 from slicedice.data.sources import Document, Part, Source
 from slicedice.data.user_text import UserText, suffix
-from slicedice.spec.config import EVALUATION_SETS
+from slicedice.spec.config import EVALUATION_SETS, EVALUATION_TASKS
 
 PALOMA = "paloma"
 """What names all of the study's sets, of which results are a macro-average."""
@@ -91,10 +91,10 @@ def find_collection(wanted: str, data_dir: str) -> Collection:
     if wanted not in (PALOMA, *EVALUATION_SETS):
         path = Path(wanted).expanduser().absolute() if "://" not in wanted else Path(wanted)
         name = path.name.removesuffix(suffix(path))
-        if name in (HELD_OUT, PALOMA, *EVALUATION_SETS):
+        if name in (HELD_OUT, PALOMA, *EVALUATION_SETS, *EVALUATION_TASKS):
             raise DataError(
                 f"{wanted} would be called {name!r}, which is a name with a meaning: {HELD_OUT} is a run's own text, "
-                "the others are the study's sets, found by name below the data folder. Rename it, or use the name."
+                "the others are tasks or the study's sets, found by name below the data folder. Rename it, or use that."
             )
         return Collection(name, {"": UserText(wanted)})
     names = EVALUATION_SETS if wanted == PALOMA else (wanted,)

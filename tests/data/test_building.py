@@ -7,9 +7,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import zstandard
 
@@ -246,3 +249,99 @@ def test_text_that_changed_is_prepared_again(corpus: Path, tmp_path: Path):
     second = prepare(str(corpus), "bytes", tmp_path / "stores", 0.1)
     assert second.fingerprint != first.fingerprint
     assert open_store(str(corpus), "bytes", tmp_path / "stores", 0.1).fingerprint == second.fingerprint
+
+
+def test_a_batch_of_rows_after_another_file(tmp_path: Path):
+    """Parquet files tell of no position, and so must not be asked for that of the file before."""
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "README.txt").write_text("read me")
+    rows = [f"row {i}" for i in range(encoding.BATCH_DOCUMENTS + 10)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "t" / "train.parquet")
+    store = prepare(str(tmp_path / "t"), "bytes", tmp_path / "stores")
+    (domain,) = store.manifest["domains"]
+    assert domain["train_documents"] + domain["heldout_documents"] == len(rows) + 1
+    assert domain["share"] == 1.0
+
+
+def test_what_lies_beyond_the_budget_was_never_there(corpus: Path, tmp_path: Path, small_batches):
+    """However far reading goes ahead."""
+    (corpus / "b" / "z.jsonl").write_text("no json\n")
+    one, three = (prepare(str(corpus), "bytes", tmp_path / str(n), 0.1, 20_000, processes=n) for n in (1, 3))
+    skipping = prepare(str(corpus), "bytes", tmp_path / "skip", 0.1, 20_000, processes=3, skip_bad=True)
+    assert one.fingerprint == three.fingerprint == skipping.fingerprint
+    assert skipping.manifest["problems"]["counts"] == {}
+    with pytest.raises(DataError, match=r"z\.jsonl:1 is not JSON"):
+        prepare(str(corpus), "bytes", tmp_path / "all", 0.1, processes=3)
+
+
+def test_what_was_encoded_before_a_refusal_is_gone_on_with(corpus: Path, tmp_path: Path, small_batches, monkeypatch):
+    (corpus / "b" / "z.jsonl").write_text("no json\n")
+    with pytest.raises(DataError, match="is not JSON"):
+        prepare(str(corpus), "bytes", tmp_path / "stores", 0.1)
+    encoded = []
+    encode = encoding.encode
+    monkeypatch.setattr(
+        encoding, "encode", lambda documents, coder: encoded.extend(documents) or encode(documents, coder)
+    )
+    store = prepare(str(corpus), "bytes", tmp_path / "stores", 0.1, skip_bad=True)
+    assert store.manifest["problems"]["counts"] == {"not JSON": 1}
+    assert len(encoded) < 100
+    assert store.fingerprint == prepare(str(corpus), "bytes", tmp_path / "anew", 0.1, skip_bad=True).fingerprint
+
+
+def test_what_was_begun_of_text_that_changed_is_removed(corpus: Path, tmp_path: Path, small_batches):
+    bad = corpus / "b" / "z.jsonl"
+    bad.write_text("no json\n")
+    with pytest.raises(DataError, match="is not JSON"):
+        prepare(str(corpus), "bytes", tmp_path / "stores", 0.1)
+    assert len(list((tmp_path / "stores").glob(".*.building"))) == 1
+    bad.write_text('{"text": "mended"}\n')
+    prepare(str(corpus), "bytes", tmp_path / "stores", 0.1)
+    assert list((tmp_path / "stores").glob(".*")) == []
+
+
+def test_texts_that_a_tokenizer_reads_alike_are_one_document(tmp_path: Path):
+    import tokenizers
+
+    vocabulary = {"[UNK]": 0, "[SEP]": 1, **{f"w{i}": i + 2 for i in range(40)}}
+    lower = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    lower.normalizer = tokenizers.normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
+    lower.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    lower.add_special_tokens(["[SEP]"])
+    lower.save(str(tmp_path / "lower.json"))
+    _domain(tmp_path / "t", "a", [text for i in range(40) for text in (f"w{i} w1", f"W{i} w1", f"w{i} W1")])
+    store = prepare(str(tmp_path / "t" / "a.jsonl"), str(tmp_path / "lower.json"), tmp_path / "stores", 0.3)
+    assert check(store) == []
+    assert store.manifest["domains"][0]["repeated_documents"] == 80
+
+
+_PARENT = """
+import os, sys, time
+from pathlib import Path
+from slicedice.data import encoding, prepare
+if __name__ == "__main__":
+    encoding.ALONE_BYTES, encoding.BATCH_BYTES = 1, 4000
+    def watch(progress):
+        import multiprocessing
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        time.sleep(0.5)
+    prepare(sys.argv[1], "bytes", Path(sys.argv[2]), processes=2, watch=watch)
+"""
+
+
+def test_encoding_processes_end_with_their_parent(corpus: Path, tmp_path: Path):
+    (tmp_path / "parent.py").write_text(_PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(slicedice.data.__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "parent.py"), str(corpus), str(tmp_path / "stores")]
+    parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    children: list[int] = []
+    while len(children) < 2:
+        children = [int(pid) for pid in parent.stdout.readline().split()]
+        assert parent.poll() is None
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline, "they go on"
+        time.sleep(0.1)

@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     source = UserText(str(folder / "t.jsonl"))
     paths = {suffix: folder / f"tokenizer{suffix}" for suffix in (".json", ".model")}
     for path in paths.values():
-        train_tokenizer(source, path, 500, 1)
+        train_tokenizer(source, path, 500, 1, Account(skip=False))
     return paths
 
 
@@ -117,9 +117,26 @@ def test_word_pieces_count_as_their_letters(tmp_path: Path):
     assert found.byte_lengths.tolist() == [0, 0, 4, 3, 2]
 
 
+def test_an_end_that_is_a_piece_of_text_too_ends_no_document(tmp_path: Path):
+    import tokenizers
+
+    pieces = [("<unk>", 0.0), ("</s>", -1.0), ("a", -2.0), ("b", -2.0), ("<", -3.0), ("/s>", -3.0)]
+    unigram = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    unigram.add_special_tokens(["</s>"])
+    unigram.save(str(tmp_path / "t5.json"))
+    tokenizer = find_tokenizer(str(tmp_path / "t5.json"))
+    assert tokenizer.end_of_document == 1
+    assert [ids.tolist() for ids in tokenizer.encode(["a</s>b", "ab", "</s></s>"])] == [
+        [2, 4, 5, 3],
+        [2, 3],
+        [4, 5, 4, 5],
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("a.model", b"", r"a\.model is no readable SentencePiece model: it is empty"),
         ("a.json", b"{}", r"a\.json is no readable tokenizer\.json"),
         ("a.json", b"\xff", r"a\.json is no readable tokenizer\.json"),
         ("a.model", b"nothing", r"a\.model is no readable SentencePiece model"),
@@ -171,10 +188,10 @@ def test_training_that_cannot_be(tmp_path: Path, name: str, vocab_size: int, mes
     (tmp_path / "t.jsonl").write_text('{"text": "some words"}\n' * 9)
     (tmp_path / "no").write_text("a file")
     with pytest.raises(DataError, match=message):
-        train_tokenizer(UserText(str(tmp_path / "t.jsonl")), tmp_path / name, vocab_size, 1)
+        train_tokenizer(UserText(str(tmp_path / "t.jsonl")), tmp_path / name, vocab_size, 1, Account(skip=False))
 
 
 def test_what_sentencepiece_refuses_is_told(tmp_path: Path):
     (tmp_path / "t.txt").write_text("".join(chr(0x4E00 + i) for i in range(1000)))
     with pytest.raises(DataError, match=r"could not train: .*vocab"):
-        train_tokenizer(UserText(str(tmp_path / "t.txt")), tmp_path / "t.model", 400, 1)
+        train_tokenizer(UserText(str(tmp_path / "t.txt")), tmp_path / "t.model", 400, 1, Account(skip=False))
