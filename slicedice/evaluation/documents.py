@@ -52,6 +52,8 @@ class DocumentEvaluation:
         """
         digest = hashlib.sha256()
         for batch in batches(self._collection, Account(skip=True), ()):
+            if batch.fault:
+                raise batch.fault
             for document in batch.documents:
                 digest.update(_content(document))
         return digest.hexdigest()[:12]
@@ -79,7 +81,10 @@ class DocumentEvaluation:
         end = [tokenizer.end_of_document]
 
         def rows() -> Iterator[Row]:
-            for batch in batches(self._collection, account, ()):
+            for batch in batches(self._collection, Account(skip=True), ()):
+                account.include(batch.account)
+                if batch.fault:
+                    raise batch.fault
                 encoded = tokenizer.encode([document.text for document in batch.documents])
                 for document, ids in zip(batch.documents, encoded, strict=True):
                     digest.update(_content(document))

@@ -171,6 +171,50 @@ def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch, name: str, data
         documents(find_source(f"seqio:{name}", data_dir and str(tmp_path / data_dir), module))
 
 
+def test_other_files_of_the_same_name_are_another_text(tmp_path: Path):
+    stores = []
+    for word in ("alpha", "beta"):
+        _write_tfds(tmp_path / word, "wikipedia", _texts(word, 100))
+        source = find_source("seqio:wikipedia", str(tmp_path / word))
+        stores.append(prepare("seqio:wikipedia", "bytes", tmp_path / "stores", text=source))
+        assert word in stores[-1].tokenizer.decode(stores[-1].train[:40].tolist())
+    assert stores[0].path != stores[1].path
+    lines = tmp_path / "lines.txt"
+    feature = {"targets": seqio.Feature(seqio.PassThroughVocabulary(1), add_eos=False, dtype=tf.string, rank=0)}
+    seqio.TaskRegistry.add(
+        "lines",
+        source=seqio.TextLineDataSource({"train": str(lines)}),
+        preprocessors=[lambda dataset: dataset.map(lambda line: {"targets": line})],
+        output_features=feature,
+    )
+    identities = []
+    for word in ("one", "three"):
+        lines.write_text(f"{word}\n{word} more\n")
+        identities.append(find_source("seqio:lines").identity())
+    assert identities[0] != identities[1]
+
+
+def test_another_module_is_another_text(public: Path, tmp_path: Path):
+    identities = []
+    for number in (1, 2):
+        module = tmp_path / "mine.py"
+        module.write_text(f"VALUE = {number}\n")
+        identities.append(find_source("seqio:c4", str(public), str(module)).identity())
+    assert identities[0] != identities[1]
+
+
+def test_a_shard_that_was_cut_short_is_named(tmp_path: Path):
+    _write_tfds(tmp_path, "wikipedia", _texts("wikipedia", 100))
+    (shard,) = tmp_path.glob("wikipedia/*/*/*.tfrecord*")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"wikipedia:\d+ cannot be read, nor what follows: "):
+        documents(find_source("seqio:wikipedia", str(tmp_path)))
+    account = Account(skip=True)
+    found = documents(find_source("seqio:wikipedia", str(tmp_path)), account)
+    assert 0 < len(found) < 100
+    assert account.counts == {"damaged file": 1}
+
+
 def test_what_is_not_prepared_is_told_how(tmp_path: Path):
     with pytest.raises(DataError, match=r"tokens of seqio:c4 are not in .*slicedice\.data prepare --source seqio:c4"):
         prepare("seqio:c4", "bytes", tmp_path)

@@ -90,6 +90,34 @@ def test_bad_text_is_refused_or_passed_over_and_told(desk: Desk, texts: Path):
     assert desk.sweep().status == 0
 
 
+def test_a_tokenizer_learns_past_bad_text_and_says_so(desk: Desk, texts: Path):
+    with (texts / "a" / "all.jsonl").open("a") as file:
+        file.write('\n{"text": 1}\n')
+    train = ("train", "--source", "texts", "--vocab_size", "5000", "mine.json")
+    assert "with --skip_bad" in desk.data(*train).err
+    said = desk.data(*train, "--skip_bad")
+    assert said.status == 0
+    assert "The text gives no more; 5,000 were asked for." in said.out
+    assert "1 passed over, no text: " in said.out
+
+
+def test_files_that_are_not_read_are_counted_and_names_are_quoted(desk: Desk):
+    for name in ("a.txt", "b.txt", "c.md", "d.md", "e.json"):
+        desk.write(f"my [x] texts/{name}", name * 20)
+    said = desk.data("prepare", "--source", "my [x] texts")
+    assert "Left out by how their names end: 2 .md, 1 .json." in said.out
+    assert "Train on it with: '--config.data.source=my [x] texts'" in said.out
+
+
+def test_a_sweep_says_how_finished_runs_gain_evaluations(desk: Desk):
+    assert "were not evaluated" not in desk.sweep().out
+    desk.write("other/a.txt", "some text")
+    said = desk.sweep("--config.execution.evaluation_sets=other")
+    assert said.status == 0
+    assert "3 finished runs were not evaluated on all of other. `python -m slicedice.evaluate --run" in said.out
+    assert len(desk.launched) == 1
+
+
 def test_inspect_shows_text_and_finds_damage(desk: Desk):
     path = Path(_prepared(desk)["path"])
     said = desk.data("inspect", str(path), "--samples", "2")
@@ -134,7 +162,7 @@ def test_numbers_of_tokens(text: str, number: int):
 
 
 def test_numbers_that_are_none(desk: Desk):
-    for text in ("x", "1Q", "", "B"):
+    for text in ("x", "1Q", "", "B", "1e999"):
         with pytest.raises(SystemExit):
             desk.data("prepare", "--source", "texts", "--tokens", text)
 

@@ -201,8 +201,17 @@ def test_a_named_set_that_is_not_there_says_where_it_would_be(tmp_path: Path, na
         find_collection(name, str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["held_out/x.jsonl", "paloma/x.jsonl", "c4_en.jsonl"])
+@pytest.mark.parametrize("name", ["held_out/x.jsonl", "paloma/x.jsonl", "c4_en.jsonl", "hellaswag/x.jsonl"])
 def test_names_with_a_meaning_are_no_names_of_files(tmp_path: Path, name: str):
     write(tmp_path / name, "text")
     with pytest.raises(DataError, match="which is a name with a meaning"):
         find_collection(str(tmp_path / name.partition("/")[0]), "")
+
+
+def test_a_file_that_cannot_be_read_is_an_error_and_not_a_smaller_set(bench: Bench, tmp_path: Path):
+    write(tmp_path / "set" / "a.jsonl", "some text")
+    (tmp_path / "set" / "c.jsonl").symlink_to("/proc/self/mem")
+    path = str(tmp_path / "set")
+    for look in (lambda: evaluate(bench, path), DocumentEvaluation(find_collection(path, "")).fingerprint):
+        with pytest.raises(DataError, match=r"c\.jsonl cannot be read"):
+            look()

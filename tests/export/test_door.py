@@ -131,6 +131,35 @@ def test_only_an_empty_folder_is_written_to(shelf, ours, tiny):
     assert (shelf.folder / "new" / "deep" / "config.json").exists()
 
 
+def test_what_cannot_be_a_folder_is_told(shelf, ours, tiny):
+    id_ = shelf.put(ours(MOE), tiny()[1])
+    (shelf.folder / "file").write_text("mine")
+    (shelf.folder / "link").symlink_to(shelf.folder / "nowhere")
+    for name in ("file/below", "link"):
+        status, _, err = shelf.export(id_, name)
+        assert status == 2
+        assert f"{shelf.folder / name} cannot be a folder" in err
+    assert (shelf.folder / "file").read_text() == "mine"
+
+
+def test_weights_may_be_read_by_whom_the_rest_may(shelf, ours, tiny):
+    assert shelf.export(shelf.put(ours(MOE), tiny()[1]))[0] == 0
+    (folder,) = (path for path in shelf.folder.iterdir() if path.name != "runs")
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert set(modes.values()) == {modes["config.json"]}
+
+
+@pytest.mark.parametrize(("experts", "told"), [("n=4 k=2 g=1/32", True), ("n=4 k=2 g=1/2", False)])
+def test_experts_beyond_the_default_kernels_are_told(shelf, ours, tiny, experts: str, told: bool):
+    fields = {"model.experts": experts, "model.waive": "active_width"}
+    id_ = shelf.put(ours(fields), tiny(fields)[1])
+    status, out, _ = shelf.export(id_)
+    assert status == 0
+    assert ('experts_implementation="eager"' in out) is told
+    (card,) = shelf.folder.glob("*/README.md")
+    assert ('experts_implementation="eager"' in card.read_text()) is told
+
+
 def test_a_failure_on_the_way_leaves_nothing(shelf, ours, tiny, monkeypatch: pytest.MonkeyPatch):
     id_ = shelf.put(ours(MOE), tiny()[1])
 
