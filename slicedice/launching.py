@@ -98,6 +98,7 @@ def _tell_of_evaluations(plan: Plan, store: Store, console: Console) -> None:
     """
     asked = {}
     for execution in {execution for _, execution in plan.runs.values()}:
+        evaluation.copy_tasks(execution, store.tasks)
         asked[execution] = [wanted.name for wanted in evaluation.find_all(execution)]
     lacking = [
         id_

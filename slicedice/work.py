@@ -204,7 +204,7 @@ class Worker:
         seen: set[str] = set()
         for kind, name in evaluation.wanted(execution):
             try:
-                found = evaluation.find(kind, name, execution.evaluation_data)
+                found = evaluation.find(kind, name, execution.evaluation_data, self.store.tasks)
                 if found.name in seen:
                     raise DataError(f"{name} is called {found.name!r}, as another evaluation is. Rename one.")
                 name = found.name

@@ -4,9 +4,20 @@ Knows no grid and no store. Importing it imports no JAX, so that a sweep can ask
 model computes is in `scoring`.
 """
 
-from slicedice.evaluation.asked import Evaluation, find, find_all, wanted
+from slicedice.evaluation.asked import Evaluation, copy_tasks, find, find_all, wanted
 from slicedice.evaluation.cross_entropy import Scores, evaluate, held_out
 from slicedice.evaluation.documents import Settings
 from slicedice.evaluation.sets import HELD_OUT
 
-__all__ = ["HELD_OUT", "Evaluation", "Scores", "Settings", "evaluate", "find", "find_all", "held_out", "wanted"]
+__all__ = [
+    "HELD_OUT",
+    "Evaluation",
+    "Scores",
+    "Settings",
+    "copy_tasks",
+    "evaluate",
+    "find",
+    "find_all",
+    "held_out",
+    "wanted",
+]

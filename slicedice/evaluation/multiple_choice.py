@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from slicedice.data.account import Account
 from slicedice.data.tokenizer import Tokenizer
 from slicedice.evaluation.documents import Settings
-from slicedice.evaluation.questions import Question, find_files, load
+from slicedice.evaluation.questions import Question, copy_of, find_files, load
 from slicedice.evaluation.rows import Row, Score, summed, windows
 from slicedice.evaluation.tasks import SHOTS, Task
 
@@ -30,6 +31,7 @@ class TaskEvaluation:
     Args:
       task: the task.
       data_dir: see `questions.load`.
+      copies: where `asked.copy_tasks` has put what lies in TFDS, to read that instead; None to read TFDS.
 
     Raises:
       DataError: the task is known not to be there.
@@ -37,7 +39,9 @@ class TaskEvaluation:
 
     kind = "tasks"
 
-    def __init__(self, task: Task, data_dir: str):
+    def __init__(self, task: Task, data_dir: str, copies: Path | None = None):
+        if copies is not None and find_files(task, data_dir) is None:
+            data_dir = str(copy_of(task, data_dir, copies))
         self.name, self._task, self._data_dir = task.name, task, data_dir
         if find_files(task, data_dir) is None and not (task.tfds and find_spec("tensorflow_datasets")):
             load(task, data_dir, Account(skip=True))  # which says what is looked for

@@ -4,6 +4,7 @@ Nothing here may import TensorFlow where the original files are there, or JAX at
 """
 
 import csv
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -70,6 +71,11 @@ def find_files(task: Task, data_dir: str) -> Files | None:
             raise DataError(f"{needed} is missing, which {task.name} in {place} needs. Copy all of its files.")
         return Files(pairs, missing)
     return None
+
+
+def copy_of(task: Task, data_dir: str, copies: Path) -> Path:
+    """The folder below `copies` for what lies in the TFDS of `data_dir`."""
+    return copies / f"{task.name}-{hashlib.sha256(data_dir.encode()).hexdigest()[:8]}"
 
 
 def load(task: Task, data_dir: str, account: Account) -> tuple[list[Question], list[str]]:

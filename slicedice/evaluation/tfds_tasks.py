@@ -1,9 +1,12 @@
 """Rows of tasks from TensorFlow Datasets, in the words of the original files.
 
-Importing this imports TensorFlow: only who reads from TFDS may do so.
+TensorFlow is imported where TFDS is read, and nowhere else: workers read copies, which `copy` makes before they start.
 """
 
+import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from slicedice.data import DataError
@@ -44,6 +47,22 @@ def rows(task: Task, data_dir: str, split: str) -> Iterator[tuple[str, dict[str,
             f"`tfds build {task.tfds}{where}` prepares it."
         ) from error
     return _rows(task, split, tfds.as_numpy(dataset))
+
+
+def copy(task: Task, data_dir: str, folder: Path) -> None:
+    """Writes the rows of a task as its original files, whole or not at all, unless they are there.
+
+    Raises:
+      DataError: see `rows`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, split in zip((task.questions, task.shots), task.splits, strict=True):
+        if (folder / name).exists():
+            continue
+        temporary = folder / f".{name}.{os.getpid()}"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for _, row in rows(task, data_dir, split))
+        temporary.replace(folder / name)
 
 
 def _rows(task: Task, split: str, dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:

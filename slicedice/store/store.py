@@ -1,4 +1,4 @@
-"""The store: runs by id, the token stores they read, the compilation cache they share, their reports."""
+"""The store: runs by id, the token stores and task files they read, the compilation cache they share, their reports."""
 
 import fnmatch
 import os
@@ -28,6 +28,7 @@ class Store:
     def __init__(self, root: Path | str):
         self.root = Path(root)
         self.data = self.root / "data"
+        self.tasks = self.root / "tasks"
         self.compilation_cache = self.root / "compilation_cache"
         self._marker = self.root / "store.json"
         taken = self.root.exists() and (not self.root.is_dir() or any(self.root.glob("[!.]*")))
