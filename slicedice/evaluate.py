@@ -237,7 +237,7 @@ def _tokens(store: Store, spec: RunSpec, result: dict[str, Any]) -> tuple[TokenS
     Raises:
       DataError: there is none.
     """
-    d, trained_on = spec.data, (result.get("provenance") or {}).get("data_fingerprint")
+    d, trained_on = spec.data, (result.get("provenance") or {}).get("data_fingerprint", "")
     refusal = None
     try:
         tokens = data.open_store(d.source, d.tokenizer, store.data, d.heldout_fraction, d.tokens or 0)
@@ -245,13 +245,8 @@ def _tokens(store: Store, spec: RunSpec, result: dict[str, Any]) -> tuple[TokenS
             return tokens, True
     except DataError as error:
         tokens, refusal = None, error
-    for path in sorted(store.data.glob("*/meta.json")):
-        try:
-            other = TokenStore(path.parent)
-        except DataError:
-            continue
-        if other.fingerprint == trained_on:
-            return other, True
+    if other := data.find_store(trained_on, store.data):
+        return other, True
     if tokens is None or d.tokenizer != BYTES:
         raise refusal or DataError(
             f"{run_name(spec)} was trained on tokens of {d.source} that are not in {store.data} any more, and "

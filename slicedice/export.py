@@ -22,7 +22,6 @@ from slicedice.data.tokenizer import Tokenizer, find_tokenizer
 from slicedice.hugging_face import ExportError
 from slicedice.spec import RunSpec, canonical_json, run_name
 from slicedice.store import Kind, Store
-from slicedice.store.files import read_json
 
 SHARD_BYTES = 5_000_000_000
 """Largest file of weights."""
@@ -132,18 +131,16 @@ def tokens_of(store: Store, spec: RunSpec, fingerprint: str) -> tuple[Tokenizer,
 
     Raises:
       ExportError: they are no longer in the store.
-      DataError: they are damaged.
+      DataError: the tokenizer's file is damaged.
     """
     if spec.data.tokenizer == "bytes":
         return find_tokenizer("bytes"), []
-    metas = store.data.glob("[!.]*/meta.json")
-    found = next((path.parent for path in metas if (read_json(path) or {}).get("fingerprint") == fingerprint), None)
-    if found is None:
+    tokens = data.find_store(fingerprint, store.data)
+    if tokens is None:
         raise ExportError(
             f"the tokens that the run was trained on, with their tokenizer, are not in {store.data} any more (their "
             f"fingerprint is {fingerprint}). Prepare the same text again."
         )
-    tokens = data.TokenStore(found)
     if tokens.tokenizer.kind != "tokenizer.model":
         return tokens.tokenizer, []
     texts = []

@@ -9,8 +9,17 @@ read by training, by evaluation and by plain scripts, on machines with and witho
 """
 
 from slicedice.data.batches import EvaluationBatch, evaluation_batches, train_batch
-from slicedice.data.build import open_store, prepare
+from slicedice.data.build import find_store, open_store, prepare
 from slicedice.data.errors import DataError
 from slicedice.data.store import TokenStore
 
-__all__ = ["DataError", "EvaluationBatch", "TokenStore", "evaluation_batches", "open_store", "prepare", "train_batch"]
+__all__ = [
+    "DataError",
+    "EvaluationBatch",
+    "TokenStore",
+    "evaluation_batches",
+    "find_store",
+    "open_store",
+    "prepare",
+    "train_batch",
+]

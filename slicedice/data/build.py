@@ -96,6 +96,18 @@ def open_store(source: str, tokenizer: str, root: Path, heldout_fraction: float 
     return _open(_request(Path(root), source, tokenizer, heldout_fraction, tokens), source)
 
 
+def find_store(fingerprint: str, root: Path) -> TokenStore | None:
+    """The store of a fingerprint, whatever text it is of; None if there is none that can be read."""
+    for path in sorted(Path(root).glob("[!.]*/meta.json")):
+        try:
+            store = TokenStore(path.parent)
+        except DataError:
+            continue
+        if store.fingerprint == fingerprint:
+            return store
+    return None
+
+
 def find_source(source: str, data_dir: str = "", module: str = "") -> Source:
     """The source of a name or path; the other arguments are for `SeqioText`.
 
