@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def _texts(name: str, count: int) -> list[str]:
     return [f"{name} document {i} " * (i % 7 + 1) for i in range(count)]
 
 
-def _write_tfds(root: Path, name: str, texts: list[str | bytes], column: str = "text") -> None:
+def _write_tfds(root: Path, name: str, texts: Sequence[str | bytes], column: str = "text") -> None:
     """Writes a data set in the format of TFDS, where its builder of that name looks for it."""
     dataset, config, version = NAMES.get(name, (name, "", "1.0.0"))
     rows = tf.data.Dataset.from_tensor_slices({column: [t.encode() if isinstance(t, str) else t for t in texts]})
