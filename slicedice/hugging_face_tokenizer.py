@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from slicedice.data.tokenizer_files import SPACE
+
 if TYPE_CHECKING:
     from slicedice.data.tokenizer import Tokenizer
 
 BYTE_END = "<|endoftext|>"
 """What the end of a document is called where tokens are bytes."""
-
-SPACE = "\u2581"
-"""How SentencePiece writes a space."""
 
 NEVER = -1e6
 """Log probability of pieces that stand for bytes, whose names no text should be taken for."""

@@ -14,7 +14,7 @@ from slicedice.data import DataError
 from slicedice.data.account import Account
 from slicedice.data.records import read_objects
 from slicedice.data.streams import opened
-from slicedice.evaluation.tasks import SHOTS, SUBJECTS, Example, Task, Unusable
+from slicedice.evaluation.tasks import SHOTS, SUBJECTS, Example, NoQuestion, Task
 
 Rows = Iterable[tuple[str, dict[str, Any]]]
 """Rows of a file, each with how messages name it: file:line."""
@@ -128,7 +128,7 @@ def _examples(task: Task, rows: Rows, account: Account) -> Iterator[tuple[str, E
     for where, row in rows:
         try:
             yield where, task.read(row)
-        except Unusable as error:
+        except NoQuestion as error:
             account.add(error.kind, f"{where} is no question of {task.name}: {error}.")
 
 

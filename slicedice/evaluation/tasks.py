@@ -44,7 +44,7 @@ SUBJECTS = {subject: group for group, subjects in GROUPS.items() for subject in 
 """The group of each of the 57 subjects, in the order of groups."""
 
 
-class Unusable(ValueError):
+class NoQuestion(ValueError):
     """A row that is no question; says of which kind the problem is, and what would be valid."""
 
     def __init__(self, kind: str, valid: str):
@@ -74,7 +74,7 @@ class Task:
     questions, shots: names of the original files of the questions and of the examples shown; of MMLU, folders of files.
     tfds: name in TensorFlow Datasets, "" if it is not there.
     splits: those of questions and examples there.
-    read: makes an example of a row, or raises `Unusable`.
+    read: makes an example of a row, or raises `NoQuestion`.
     """
 
     name: str
@@ -89,10 +89,10 @@ def hellaswag(row: dict[str, Any]) -> Example:
     """A row of `hellaswag_{train,val}.jsonl`."""
     activity, context, endings = _text(row, "activity_label"), _text(row, "ctx"), row.get("endings")
     if not isinstance(endings, list) or len(endings) < 2 or not all(isinstance(e, str) for e in endings):
-        raise Unusable("missing field", "its field `endings` has to be a list of texts")
+        raise NoQuestion("missing field", "its field `endings` has to be a list of texts")
     choices = tuple(" " + without_brackets(ending) for ending in endings)
     if any(not choice.strip() for choice in choices):
-        raise Unusable("missing field", "one of its endings is blank")
+        raise NoQuestion("missing field", "one of its endings is blank")
     return Example(without_brackets(f"{activity}: {context}"), choices, _index(row.get("label"), len(choices), "label"))
 
 
@@ -109,7 +109,7 @@ def boolq(row: dict[str, Any]) -> Example:
     """A row of BoolQ's `{train,dev}.jsonl`."""
     passage, question, answer = _text(row, "passage"), _text(row, "question"), row.get("answer")
     if not isinstance(answer, bool):
-        raise Unusable("no answer", "its field `answer` has to be true or false")
+        raise NoQuestion("no answer", "its field `answer` has to be true or false")
     return Example(f"{passage}\nQuestion: {question.rstrip('?')}?\nAnswer:", (" yes", " no"), 0 if answer else 1)
 
 
@@ -117,19 +117,21 @@ def mmlu(row: dict[str, Any]) -> Example:
     """The columns of a line of MMLU's `SUBJECT_{dev,val,test}.csv`: question, four choices, the right one's letter."""
     columns = row["columns"]
     if len(columns) != 6:
-        raise Unusable("missing field", f"it has {len(columns)} columns, and needs a question, four choices, a letter")
+        raise NoQuestion(
+            "missing field", f"it has {len(columns)} columns, and needs a question, four choices, a letter"
+        )
     question, *choices, letter = (column.strip() for column in columns)
     if not question or not all(choices):
-        raise Unusable("missing field", "its question or one of its choices is blank")
+        raise NoQuestion("missing field", "its question or one of its choices is blank")
     if letter not in ("A", "B", "C", "D"):
-        raise Unusable("no answer", f"its right answer is {letter!r:.20}, and has to be A, B, C or D")
+        raise NoQuestion("no answer", f"its right answer is {letter!r:.20}, and has to be A, B, C or D")
     return Example(f"Question: {question}\nAnswer:", tuple(f" {choice}" for choice in choices), "ABCD".index(letter))
 
 
 def _text(row: dict[str, Any], field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise Unusable("missing field", f"its field `{field}` has to be a text that is not blank")
+        raise NoQuestion("missing field", f"its field `{field}` has to be a text that is not blank")
     return value.strip()
 
 
@@ -138,7 +140,7 @@ def _index(value: Any, count: int, field: str) -> int:
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-        raise Unusable("no answer", f"its field `{field}` has to be a number from 0 to {count - 1}")
+        raise NoQuestion("no answer", f"its field `{field}` has to be a number from 0 to {count - 1}")
     return value
 
 

@@ -8,7 +8,7 @@ import pytest
 from slicedice.data import DataError
 from slicedice.data.account import Account
 from slicedice.evaluation.questions import load
-from slicedice.evaluation.tasks import GROUPS, SHOTS, SUBJECTS, TASKS, Example, Unusable, without_brackets
+from slicedice.evaluation.tasks import GROUPS, SHOTS, SUBJECTS, TASKS, Example, NoQuestion, without_brackets
 from slicedice.spec.config import EVALUATION_TASKS
 from tests.evaluation.files import boolq_row, hellaswag_row, mmlu_row, write_all, write_csv, write_lines
 
@@ -70,7 +70,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("task", "row", "kind"), BAD)
 def test_rows_that_are_no_questions(task: str, row: dict[str, Any], kind: str):
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(NoQuestion) as error:
         TASKS[task].read(row)
     assert error.value.kind == kind
 
