@@ -75,10 +75,14 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self._database = sqlite3.connect(path, isolation_level="DEFERRED")
-        # Sorting goes to disk beside the index, never to memory.
-        self._database.execute("PRAGMA temp_store = FILE")
-        self._database.execute("PRAGMA cache_size = -65536")  # KiB
-        self._database.executescript(_SCHEMA)
+        try:
+            # Sorting goes to disk beside the index, never to memory.
+            self._database.execute("PRAGMA temp_store = FILE")
+            self._database.execute("PRAGMA cache_size = -65536")  # KiB
+            self._database.executescript(_SCHEMA)
+        except sqlite3.Error:
+            self._database.close()
+            raise
 
     def state(self) -> dict[str, Any]:
         """What was last committed; empty at the beginning."""

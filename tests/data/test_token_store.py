@@ -66,6 +66,7 @@ def test_one_document_stays_however_little_is_held_out_by_then(tmp_path: Path):
     index.hold_out(0.5, "t")
     assert list(index.spans("t")) == [(0, 1)]
     assert list(index.spans(None)) == [(1, 1000)]
+    index.close()
 
 
 def test_more_held_out_contains_less(text: Path, tmp_path: Path):
