@@ -206,6 +206,11 @@ def _lock(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def _refusal(root: Path, source: str, error: OSError | sqlite3.Error) -> str:
+    if getattr(error, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+        return (
+            f"What an earlier preparation of {source} left in {root} is damaged ({error}). Remove the folders there "
+            "whose names end in .building, and run the command again."
+        )
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if full or getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
         return (

@@ -289,6 +289,16 @@ def test_what_was_encoded_before_a_refusal_is_gone_on_with(corpus: Path, tmp_pat
     assert store.fingerprint == prepare(str(corpus), "bytes", tmp_path / "anew", 0.1, skip_bad=True).fingerprint
 
 
+def test_a_damaged_index_is_told_with_what_to_remove(corpus: Path, tmp_path: Path, small_batches):
+    (corpus / "b" / "z.jsonl").write_text("no json\n")
+    with pytest.raises(DataError, match="is not JSON"):
+        prepare(str(corpus), "bytes", tmp_path / "stores", 0.1)
+    (index,) = (tmp_path / "stores").glob(".*.building/index.sqlite")
+    index.write_bytes(b"no database, but long enough to be taken for one" * 100)
+    with pytest.raises(DataError, match=r"is damaged \(file is not a database\).*end in \.building"):
+        prepare(str(corpus), "bytes", tmp_path / "stores", 0.1, skip_bad=True)
+
+
 def test_what_was_begun_of_text_that_changed_is_removed(corpus: Path, tmp_path: Path, small_batches):
     bad = corpus / "b" / "z.jsonl"
     bad.write_text("no json\n")
