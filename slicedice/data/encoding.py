@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slicedice.data.account import Account
-from slicedice.data.errors import DataError, Interrupted
+from slicedice.data.errors import DataError
 from slicedice.data.index import Entry
 from slicedice.data.sources import Document, Source
 from slicedice.data.tokenizer import Tokenizer, load_tokenizer, token_dtype
@@ -128,7 +128,7 @@ def encoded(source: Iterator[Batch], tokenizer: Tokenizer, processes: int) -> It
     """Encodes batches in their order, the first few here and the rest on `processes` others, if more than one.
 
     Raises:
-      Interrupted: one of the processes was killed.
+      DataError: one of the processes was killed.
     """
     size = 0
     for batch in source:
@@ -153,7 +153,7 @@ def encoded(source: Iterator[Batch], tokenizer: Tokenizer, processes: int) -> It
             first, result = waiting.popleft()
             yield first, result.result()
     except BrokenProcessPool as error:
-        raise Interrupted(
+        raise DataError(
             "A process that encodes text was killed, perhaps because memory ran out. Nothing that was written is lost; "
             "the same command goes on. Fewer --processes take less memory."
         ) from error

@@ -17,10 +17,6 @@ class Unusable(DataError):
     """A document that cannot be used, where such are refused."""
 
 
-class Interrupted(DataError):
-    """Work that did not end for a reason that lies outside of the text; the same command goes on with it."""
-
-
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turns the operating system's refusal to read `path` into a `DataError` that names it.

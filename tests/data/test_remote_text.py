@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from typing import ClassVar
 
 import pyarrow
 import pyarrow.parquet
@@ -15,8 +16,8 @@ from tests.data.reading import documents
 
 class Bucket(MemoryFileSystem):
     protocol = ("gs", "gcs")
-    store: dict = {}  # noqa: RUF012 - fsspec's way
-    pseudo_dirs = [""]  # noqa: RUF012
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
 
 
 @pytest.fixture

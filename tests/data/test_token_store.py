@@ -229,10 +229,10 @@ def test_a_store_of_an_unknown_tokenizer(store: TokenStore, tmp_path: Path):
     meta["tokenizer"]["kind"] = "words"
     (copy / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(DataError, match=r"words cannot be read.*Prepare the text again"):
-        TokenStore(copy).tokenizer  # noqa: B018
+        _ = TokenStore(copy).tokenizer
     (copy / "words").write_text("")
     with pytest.raises(DataError, match=r"needs a tokenizer of kind 'words'.*knows bytes, tokenizer.json"):
-        TokenStore(copy).tokenizer  # noqa: B018
+        _ = TokenStore(copy).tokenizer
 
 
 def test_arguments_out_of_range(text: Path, tmp_path: Path):

@@ -1,6 +1,5 @@
 """The page docs/your_text.md: its commands, run as they are written, on a small folder of text."""
 
-import contextlib
 import re
 import shlex
 import subprocess
@@ -28,11 +27,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A folder in which all commands of the page were run, and what each printed."""
     folder = tmp_path_factory.mktemp("page")
     (part,) = Embedded().parts()
-    with contextlib.closing(part.read(Account(skip=False))) as documents:  # type: ignore[type-var]
-        for number, document in zip(range(60), documents, strict=False):
-            room = folder / ("other_texts" if number >= 54 else "my_texts") / document.domain
-            room.mkdir(parents=True, exist_ok=True)
-            (room / f"{number}.txt").write_text(document.text)
+    for number, document in zip(range(60), part.read(Account(skip=False)), strict=False):
+        room = folder / ("other_texts" if number >= 54 else "my_texts") / document.domain
+        room.mkdir(parents=True, exist_ok=True)
+        (room / f"{number}.txt").write_text(document.text)
     return folder, [_run(folder, sys.executable, *shlex.split(command)[1:]) for command in COMMANDS]
 
 
