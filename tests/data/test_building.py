@@ -263,15 +263,19 @@ def test_a_batch_of_rows_after_another_file(tmp_path: Path):
     assert domain["share"] == 1.0
 
 
-def test_what_lies_beyond_the_budget_was_never_there(corpus: Path, tmp_path: Path, small_batches):
-    """However far reading goes ahead."""
-    (corpus / "b" / "z.jsonl").write_text("no json\n")
-    one, three = (prepare(str(corpus), "bytes", tmp_path / str(n), 0.1, 20_000, processes=n) for n in (1, 3))
-    skipping = prepare(str(corpus), "bytes", tmp_path / "skip", 0.1, 20_000, processes=3, skip_bad=True)
+def test_what_lies_beyond_the_budget_was_never_there(tmp_path: Path, small_batches, monkeypatch):
+    """However far reading goes ahead: three processes have read the bad line before the budget is known to be full."""
+    monkeypatch.setattr(encoding, "ALONE_BYTES", 1)
+    _domain(tmp_path, "t", [f"{i} " + "x" * 100 for i in range(200)])
+    path = tmp_path / "t.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:100], "no json\n", *lines[100:]]))
+    one, three = (prepare(str(path), "bytes", tmp_path / str(n), 0.1, 6000, processes=n) for n in (1, 3))
+    skipping = prepare(str(path), "bytes", tmp_path / "skip", 0.1, 6000, processes=3, skip_bad=True)
     assert one.fingerprint == three.fingerprint == skipping.fingerprint
     assert skipping.manifest["problems"]["counts"] == {}
-    with pytest.raises(DataError, match=r"z\.jsonl:1 is not JSON"):
-        prepare(str(corpus), "bytes", tmp_path / "all", 0.1, processes=3)
+    with pytest.raises(DataError, match=r"t\.jsonl:101 is not JSON"):
+        prepare(str(path), "bytes", tmp_path / "all", 0.1, processes=3)
 
 
 def test_what_was_encoded_before_a_refusal_is_gone_on_with(corpus: Path, tmp_path: Path, small_batches, monkeypatch):
