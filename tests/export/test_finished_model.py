@@ -1,6 +1,5 @@
 """The finished model of a run is restored as it was saved, and what cannot be restored is told by the run's folder."""
 
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +10,9 @@ import numpy as np
 import pytest
 
 from slicedice.training import CheckpointError, Checkpoints
+from tests.training.damage import DAMAGES, damage
 
 Model = tuple[Any, Any]
-
-ABANDONS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture
@@ -47,31 +45,16 @@ def test_a_run_without_a_finished_model(tmp_path: Path, saved):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.fixture
-def settled():
-    """Orbax abandons its other reads when one fails, and they complain when they end: let them, here."""
-    yield
-    time.sleep(0.3)
-
-
-@ABANDONS
-@pytest.mark.usefixtures("settled")
-@pytest.mark.parametrize("damage", ["cut", "overwritten", "removed"])
-def test_a_damaged_model(damage: str, saved):
+@pytest.mark.usefixtures("abandoned_reads")
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_model(how: str, saved):
     folder, model = saved
-    files = [path for path in (folder / "checkpoints").rglob("*") if path.is_file() and path.parent.name == "d"]
-    assert files
-    for path in files:
-        if damage == "removed":
-            path.unlink()
-        else:
-            path.write_bytes(path.read_bytes()[:20] if damage == "cut" else b"x" * path.stat().st_size)
+    damage(folder / "checkpoints", how)
     with pytest.raises(CheckpointError, match=f"the run {folder} cannot be read"):
         Checkpoints(folder / "checkpoints").restore_model(shapes(model))
 
 
-@ABANDONS
-@pytest.mark.usefixtures("settled")
+@pytest.mark.usefixtures("abandoned_reads")
 def test_a_model_of_other_shapes(saved):
     folder, (params, bias) = saved
     narrower = jax.tree.map(lambda x: x[..., :2] if x.ndim > 1 else x, params)

@@ -1,7 +1,6 @@
 """The loop: its metrics, its stops, and that a run which was interrupted is the run that was not."""
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from slicedice.data import train_batch
 from slicedice.training import CheckpointError, Checkpoints, Diverged, Hyper, Stopped, TrainState, loop, train
+from tests.training.damage import DAMAGES, damage
 
 STEPS = 6
 
@@ -241,34 +241,16 @@ def test_half_a_checkpoint_is_none(saved):
     assert Checkpoints(folder).restore(state).step == 3
 
 
-@pytest.fixture
-def settled():
-    """Orbax abandons its other reads when one fails, and they complain when they end: let them, here."""
-    yield
-    time.sleep(0.3)
-
-
-ABANDONS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@ABANDONS
-@pytest.mark.usefixtures("settled")
-@pytest.mark.parametrize("damage", ["cut", "overwritten", "removed"])
-def test_a_damaged_checkpoint(damage: str, saved):
+@pytest.mark.usefixtures("abandoned_reads")
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint(how: str, saved):
     state, folder = saved
-    files = [path for path in (folder / "training" / "3").rglob("*") if path.is_file() and path.parent.name == "d"]
-    assert files
-    for path in files:
-        if damage == "removed":
-            path.unlink()
-        else:
-            path.write_bytes(path.read_bytes()[:20] if damage == "cut" else b"x" * path.stat().st_size)
+    damage(folder / "training" / "3", how)
     with pytest.raises(CheckpointError, match=f"step 3 in {folder / 'training'} cannot be read.*--retry"):
         Checkpoints(folder).restore(state)
 
 
-@ABANDONS
-@pytest.mark.usefixtures("settled")
+@pytest.mark.usefixtures("abandoned_reads")
 def test_a_checkpoint_of_another_model(saved):
     state, folder = saved
     narrower = jax.tree.map(lambda x: x[..., :2] if x.ndim > 1 else x, state)
