@@ -17,7 +17,7 @@ from slicedice.commandline import door
 from slicedice.data import DataError, TokenStore
 from slicedice.evaluation import HELD_OUT, Settings
 from slicedice.report.tables import lines_table, plain_console, show
-from slicedice.spec import Execution, RunSpec, run_name
+from slicedice.spec import RunSpec, run_name
 from slicedice.spec.config import BYTES, EVALUATION_SETS, EVALUATION_TASKS, listed
 from slicedice.spec.errors import require
 from slicedice.store import Kind, Store, StoreError
@@ -70,10 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require(options.stride >= 0, "--stride", options.stride, "use a number of tokens, or 0")
     machine.settle_platform()
     store = Store(options.store)
-    asked = Execution(1, False, 1, "", 1.0, options.sets, options.tasks, options.data_dir)
-    for task in listed(asked, "evaluation_tasks"):
-        require(task in EVALUATION_TASKS, "--tasks", options.tasks, f"choose some of {', '.join(EVALUATION_TASKS)}")
-    evaluations = evaluation.find_all(asked)
+    sets, tasks = listed("--sets", options.sets), listed("--tasks", options.tasks, among=EVALUATION_TASKS)
+    evaluations = evaluation.find_all(evaluation.Asked(sets, tasks, options.data_dir))
     found = _matching(store, options.run)
     reports, refused = [], list(found.values())
     for id_ in (id_ for id_, refusal in found.items() if not refusal):

@@ -98,8 +98,9 @@ def _tell_of_evaluations(plan: Plan, store: Store, console: Console) -> None:
     """
     asked = {}
     for execution in {execution for _, execution in plan.runs.values()}:
-        evaluation.copy_tasks(execution, store.tasks)
-        asked[execution] = [wanted.name for wanted in evaluation.find_all(execution)]
+        wanted = evaluation.Asked.of(execution)
+        evaluation.copy_tasks(wanted, store.tasks)
+        asked[execution] = [found.name for found in evaluation.find_all(wanted)]
     lacking = [
         id_
         for id_, (_, execution) in plan.runs.items()

@@ -202,9 +202,10 @@ class Worker:
         ways = scorers(model, spec, training.routing_of(spec), window)
         ways = {name: self._stopping(score) for name, score in ways.items()}
         seen: set[str] = set()
-        for kind, name in evaluation.wanted(execution):
+        asked = evaluation.Asked.of(execution)
+        for kind, name in asked.each():
             try:
-                found = evaluation.find(kind, name, execution.evaluation_data, self.store.tasks)
+                found = evaluation.find(kind, name, asked.data_dir, self.store.tasks)
                 if found.name in seen:
                     raise DataError(f"{name} is called {found.name!r}, as another evaluation is. Rename one.")
                 name = found.name

@@ -1,4 +1,4 @@
-"""What the rooms' tests share: fresh random draws that can be repeated, specs of tiny runs, an end to what Orbax leaves."""
+"""What rooms' tests share: fresh random draws that can be repeated, specs of tiny runs, an end to what Orbax leaves."""
 
 import gc
 import os

@@ -27,6 +27,7 @@ from slicedice.data.tokenizer import padded_vocab_size
 from slicedice.data.tokenizer_training import train_tokenizer
 from slicedice.data.user_text import UserText
 from slicedice.report.tables import plain_console, show
+from slicedice.spec.config import absolute
 from slicedice.spec.errors import require
 from slicedice.store import Store
 
@@ -131,8 +132,8 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     source = find_source(options.source, options.data_dir, options.module)
     with Bar(console) as bar, _refusing():
         tokens = prepare(
-            options.source,
-            options.tokenizer,
+            absolute(options.source),
+            absolute(options.tokenizer),
             store.data,
             options.heldout_fraction,
             options.tokens,
@@ -165,8 +166,8 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
             raise DataError(f"{options.folder} is no token store: {said}.")
         tokens = TokenStore(Path(options.folder))
     else:
-        made = (options.source, options.tokenizer, Store(options.store).data, options.heldout_fraction, options.tokens)
-        tokens = open_store(*made)
+        text = absolute(options.source), absolute(options.tokenizer)
+        tokens = open_store(*text, Store(options.store).data, options.heldout_fraction, options.tokens)
     faults = check(tokens) if options.check else []
     if options.json:
         print(

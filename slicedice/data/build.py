@@ -46,7 +46,8 @@ def prepare(
     """Opens the token store of a text, and builds it first if it is not there or the text has changed.
 
     Args:
-      source: "embedded", the path of a file or folder of text, or "seqio:" and the name of a task or mixture.
+      source: "embedded", the path of a file or folder of text, or "seqio:" and the name of a task or mixture. A store
+        is opened again by the same spelling of a path.
       tokenizer: "bytes", or the path of a tokenizer's file.
       root: the folder that holds stores; it may be shared by many processes and machines.
       heldout_fraction: share of each domain's tokens to hold out, at least, in whole documents.
@@ -122,15 +123,8 @@ def find_source(source: str, data_dir: str = "", module: str = "") -> Source:
     return Embedded() if source == "embedded" else UserText(source)
 
 
-def named(source: str) -> str:
-    """A source or tokenizer as it is called from everywhere: paths are absolute, names and buckets stay."""
-    if source in ("embedded", "bytes") or ":" in source:
-        return source
-    return os.path.abspath(os.path.expanduser(source))
-
-
 def _request(root: Path, source: str, tokenizer: str, heldout_fraction: float, tokens: int) -> Path:
-    facts = json.dumps([named(source), named(tokenizer), heldout_fraction, tokens])
+    facts = json.dumps([source, tokenizer, heldout_fraction, tokens])
     return root / f"{hashlib.sha256(facts.encode()).hexdigest()[:12]}.json"
 
 

@@ -4,13 +4,14 @@ Knows no grid and no store. Importing it imports no JAX, so that a sweep can ask
 model computes is in `scoring`.
 """
 
-from slicedice.evaluation.asked import Evaluation, copy_tasks, find, find_all, wanted
+from slicedice.evaluation.asked import Asked, Evaluation, copy_tasks, find, find_all
 from slicedice.evaluation.cross_entropy import Scores, evaluate, held_out
 from slicedice.evaluation.documents import Settings
 from slicedice.evaluation.sets import HELD_OUT
 
 __all__ = [
     "HELD_OUT",
+    "Asked",
     "Evaluation",
     "Scores",
     "Settings",
@@ -19,5 +20,4 @@ __all__ = [
     "find",
     "find_all",
     "held_out",
-    "wanted",
 ]

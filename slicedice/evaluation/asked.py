@@ -1,7 +1,7 @@
 """What a run is asked to be evaluated on beside its held-out text, by name. Imports no JAX, and reads no text."""
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from slicedice.data import DataError
 from slicedice.evaluation.documents import DocumentEvaluation
@@ -15,27 +15,43 @@ from slicedice.spec.config import listed
 Evaluation = DocumentEvaluation | TaskEvaluation
 
 
-def wanted(execution: Execution) -> list[tuple[str, str]]:
-    """What an execution asks for: (kind, name or path) of each."""
-    sets = [("documents", name) for name in listed(execution, "evaluation_sets")]
-    return sets + [("tasks", name) for name in listed(execution, "evaluation_tasks")]
+class Asked(NamedTuple):
+    """What is asked for.
+
+    sets: names of evaluation sets, or paths. tasks: names.
+    data_dir: folder of the sets and tasks that are named; "" for none.
+    """
+
+    sets: list[str]
+    tasks: list[str]
+    data_dir: str
+
+    @classmethod
+    def of(cls, execution: Execution) -> "Asked":
+        """What an execution asks for."""
+        sets = listed("execution.evaluation_sets", execution.evaluation_sets)
+        tasks = listed("execution.evaluation_tasks", execution.evaluation_tasks)
+        return cls(sets, tasks, execution.evaluation_data)
+
+    def each(self) -> list[tuple[str, str]]:
+        """The kind, and the name or path, of each."""
+        return [*(("documents", name) for name in self.sets), *(("tasks", name) for name in self.tasks)]
 
 
-def copy_tasks(execution: Execution, copies: Path) -> None:
+def copy_tasks(asked: Asked, copies: Path) -> None:
     """Copies the tasks that lie in TFDS alone to where workers, which import no TensorFlow, find them.
 
     Raises:
       DataError: one is not there.
     """
-    for kind, name in wanted(execution):
-        task, data_dir = TASKS.get(name), execution.evaluation_data
-        if kind != "tasks" or task is None or not task.tfds or find_files(task, data_dir) is not None:
+    for task in (TASKS[name] for name in asked.tasks):
+        if not task.tfds or find_files(task, asked.data_dir) is not None:
             continue
-        folder = copy_of(task, data_dir, copies)
+        folder = copy_of(task, asked.data_dir, copies)
         if find_files(task, str(folder)) is None:
             from slicedice.evaluation import tfds_tasks
 
-            tfds_tasks.copy(task, data_dir, folder)
+            tfds_tasks.copy(task, asked.data_dir, folder)
 
 
 def find(kind: str, name: str, data_dir: str, copies: Path | None = None) -> Evaluation:
@@ -49,20 +65,16 @@ def find(kind: str, name: str, data_dir: str, copies: Path | None = None) -> Eva
     return TaskEvaluation(TASKS[name], data_dir, copies)
 
 
-def find_all(execution: Execution) -> list[Evaluation]:
-    """Finds all that an execution asks for.
+def find_all(asked: Asked) -> list[Evaluation]:
+    """Finds all that is asked for.
 
     Raises:
       DataError: one is not there, or two have one name.
     """
     found: dict[str, Evaluation] = {}
-    for evaluation, name in _each(execution):
+    for kind, name in asked.each():
+        evaluation = find(kind, name, asked.data_dir)
         if evaluation.name in found:
             raise DataError(f"{name} and another evaluation would both be called {evaluation.name!r}. Rename one.")
         found[evaluation.name] = evaluation
     return list(found.values())
-
-
-def _each(execution: Execution) -> Iterator[tuple[Evaluation, str]]:
-    for kind, name in wanted(execution):
-        yield find(kind, name, execution.evaluation_data), name

@@ -6,6 +6,7 @@ A field may be set to 0 or "" where the comment beside it says what then stands 
 import math
 import os
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -232,12 +233,12 @@ def _data(c: Config) -> DataSpec:
         f'use a number from 1, or 0 for all; "{EMBEDDED}" is taken as a whole',
     )
     return DataSpec(
-        **{**d.to_dict(), "source": _named(d.source), "tokenizer": _named(d.tokenizer), "tokens": d.tokens or None}
+        **{**d.to_dict(), "source": absolute(d.source), "tokenizer": absolute(d.tokenizer), "tokens": d.tokens or None}
     )
 
 
-def _named(text: str) -> str:
-    """The same text is the same run from wherever it is named: paths are absolute; names and buckets stay."""
+def absolute(text: str) -> str:
+    """A source, tokenizer or folder as it is called from everywhere: paths are absolute, names and buckets stay."""
     return text if text in (EMBEDDED, BYTES) or ":" in text else os.path.abspath(os.path.expanduser(text))
 
 
@@ -277,7 +278,8 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
     require(e.unroll > 0, "execution.unroll", e.unroll, "use a number above 0")
     require(e.checkpoint_seconds > 0, "execution.checkpoint_seconds", e.checkpoint_seconds, "use seconds above 0")
     require(e.evaluate_every >= 0, "execution.evaluate_every", e.evaluate_every, "use a number of steps, or 0")
-    sets = [name if name in ("paloma", *EVALUATION_SETS) else _named(name) for name in listed(e, "evaluation_sets")]
+    tasks = listed("execution.evaluation_tasks", e.evaluation_tasks, among=EVALUATION_TASKS)
+    sets = listed("execution.evaluation_sets", e.evaluation_sets)
     named = [name for name in sets if name in ("paloma", *EVALUATION_SETS)]
     require(
         not named or bool(e.evaluation_data.strip()),
@@ -285,28 +287,31 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
         e.evaluation_data,
         f"name the folder that {', '.join(named)} can be found in",
     )
-    for name in (tasks := listed(e, "evaluation_tasks")):
-        known = f"choose some of {', '.join(EVALUATION_TASKS)}, joined by commas"
-        require(name in EVALUATION_TASKS, "execution.evaluation_tasks", e.evaluation_tasks, known)
     given = {
         "micro_batch": micro_batch,
-        "evaluation_sets": ",".join(sets),
+        "evaluation_sets": ",".join(name if name in named else absolute(name) for name in sets),
         "evaluation_tasks": ",".join(tasks),
-        "evaluation_data": _named(e.evaluation_data) if e.evaluation_data.strip() else "",
+        "evaluation_data": absolute(e.evaluation_data) if e.evaluation_data.strip() else "",
     }
     return Execution(**{**e.to_dict(), **given})
 
 
-def listed(e: Config | Execution, field: str) -> list[str]:
-    """The names that a field of the execution joins by commas.
+def listed(field: str, text: str, among: Sequence[str] = ()) -> list[str]:
+    """The names that a field or flag joins by commas.
+
+    Args:
+      field: what messages call it.
+      text: its value.
+      among: the names that there are; empty for any.
 
     Raises:
-      SpecError: one is empty, or there twice.
+      SpecError: one is empty, there twice, or not `among` these.
     """
-    text: str = getattr(e, field)
     names = [name.strip() for name in text.split(",")] if text.strip() else []
     once = all(names) and len(set(names)) == len(names)
-    require(once, f"execution.{field}", text, "join names by commas, each once and none empty")
+    require(once, field, text, "join names by commas, each once and none empty")
+    known = f"choose some of {', '.join(among)}, joined by commas"
+    require(not among or set(names) <= set(among), field, text, known)
     return names
 
 

@@ -95,10 +95,10 @@ def _read(text: str) -> dict[str, Any]:
 
 
 def _build(kind: Any, content: Any) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         given = {name: hint for name, hint in hints.items() if name in content or name not in _later(kind)}
-        return kind(**{name: _build(hint, content[name]) for name, hint in given.items()})  # type: ignore[operator]
+        return kind(**{name: _build(hint, content[name]) for name, hint in given.items()})
     if isinstance(kind, types.UnionType):
         return None if content is None else _build(typing.get_args(kind)[0], content)
     if typing.get_origin(kind) is tuple:

@@ -215,6 +215,7 @@ def test_a_vocabulary_that_is_larger_than_the_models(desk: Desk):
     [
         (["--run", "nothing-*"], ["nothing-*", "status"]),
         (["--run", "tiny-*", "--tasks", "hella"], ["--tasks", "hella", "boolq, hellaswag, mmlu"]),
+        (["--run", "tiny-*", "--sets", "a,a"], ["--sets", "each once"]),
         (["--run", "tiny-*", "--tasks", "mmlu"], ["mmlu", "no data folder is given"]),
         (["--run", "tiny-*", "--sets", "nowhere"], ["nowhere"]),
         (["--run", "tiny-*", "--sets", "paloma"], ["paloma", "none is given"]),

@@ -13,11 +13,10 @@ import pytest
 
 from slicedice.data import DataError
 from slicedice.data.account import Account
-from slicedice.evaluation import copy_tasks, find
+from slicedice.evaluation import Asked, copy_tasks, find
 from slicedice.evaluation.multiple_choice import TaskEvaluation
 from slicedice.evaluation.questions import Question, load
 from slicedice.evaluation.tasks import TASKS
-from slicedice.spec import Execution
 from tests.evaluation.files import boolq_row, hellaswag_row, write_lines
 
 pytestmark = pytest.mark.filterwarnings("default")  # TensorFlow has warnings of its own
@@ -73,10 +72,10 @@ def test_original_files_come_first(tmp_path: Path, mocked: None):
 @pytest.mark.parametrize("task", ROWS)
 def test_a_copy_has_the_same_questions_and_needs_no_tensorflow(task: str, tmp_path: Path, mocked: None, monkeypatch):
     direct = load(TASKS[task], "", Account(skip=True))[0]
-    execution = Execution(1, False, 1, "", 1.0, "", task)
-    copy_tasks(execution, tmp_path / "tasks")
+    asked = Asked([], [task], "")
+    copy_tasks(asked, tmp_path / "tasks")
     monkeypatch.setattr(tfds, "load", lambda *_, **__: pytest.fail("TFDS is read again"))
-    copy_tasks(execution, tmp_path / "tasks")
+    copy_tasks(asked, tmp_path / "tasks")
     found = find("tasks", task, "", tmp_path / "tasks")
     assert isinstance(found, TaskEvaluation)
     assert found._load()[0] == direct
