@@ -67,6 +67,8 @@ def test_original_files_come_first(tmp_path: Path, mocked: None):
     write_lines(tmp_path / "dev.jsonl", [boolq_row(i) for i in range(3)])
     write_lines(tmp_path / "train.jsonl", [boolq_row(i) for i in range(5)])
     assert len(load(TASKS["boolq"], str(tmp_path), Account(skip=True))[0]) == 3
+    copy_tasks(Asked([], ["boolq"], str(tmp_path)), tmp_path / "tasks")
+    assert not (tmp_path / "tasks").exists(), "nothing to copy"
 
 
 @pytest.mark.parametrize("task", ROWS)
