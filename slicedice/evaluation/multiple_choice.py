@@ -71,13 +71,7 @@ class TaskEvaluation:
     def evaluate(
         self, scores: dict[str, Score], tokenizer: Tokenizer, settings: Settings, *, batch_size: int
     ) -> dict[str, Any]:
-        """Scores every answer of every question in every way of `scores`.
-
-        Args:
-          scores: ways to score, by name.
-          tokenizer: the model's.
-          settings: of windows.
-          batch_size: rows of whole windows in a batch.
+        """Scores every answer of every question in every way of `scores`; arguments as `DocumentEvaluation.evaluate` has.
 
         Returns:
           `kind` and `settings`; `scores`, for each way by group `MEASURES`, `questions` and `skipped` rows; of several
