@@ -71,7 +71,7 @@ class TaskEvaluation:
     def evaluate(
         self, scores: dict[str, Score], tokenizer: Tokenizer, settings: Settings, *, batch_size: int
     ) -> dict[str, Any]:
-        """Scores every answer of every question in every way of `scores`; takes what `DocumentEvaluation.evaluate` does.
+        """Scores every answer of every question in every way of `scores`; takes what `DocumentEvaluation` does.
 
         Returns:
           `kind` and `settings`; `scores`, for each way by group `MEASURES`, `questions` and `skipped` rows; of several
