@@ -3,8 +3,9 @@
 Hypothesis: loss falls with total expert parameters, whether they grow through the experts' size (fixed
 count) or their number (fixed granularity), and at equal totals depends little on which.
 
-Figures: 2 (12 at the small scales), and at the study's own scales 25, of runs that were evaluated on HellaSwag, while or
-after they trained (`--config.execution.evaluation_tasks=hellaswag`, or `python -m slicedice.evaluate --tasks hellaswag`).
+Figures: 2 (12 at the small scales), and at the study's own scales 25, of runs that were evaluated on HellaSwag, while
+or after they trained (`--config.execution.evaluation_tasks=hellaswag`, or `python -m slicedice.evaluate --tasks
+hellaswag`).
 Runs: 49 a scale, 4.6e20 FLOPs at 300m; at `nano` 26, 12 minutes on two cores.
 """
 
