@@ -160,7 +160,7 @@ class Worker:
     def _held_out(self, spec: RunSpec, execution: Execution, tokens: "TokenStore", model: "Decoder") -> dict[str, Any]:
         from slicedice import evaluation, training
 
-        routing = training.routing_of(spec)
+        routing = training.routing_of(spec, execution)
         return evaluation.held_out(model, tokens, spec, routing, batch_size=execution.micro_batch)
 
     def _watch(
@@ -199,7 +199,7 @@ class Worker:
         from slicedice.evaluation.scoring import scorers
 
         window = spec.data.sequence_length
-        ways = scorers(model, spec, training.routing_of(spec), window)
+        ways = scorers(model, spec, training.routing_of(spec, execution), window)
         ways = {name: self._stopping(score) for name, score in ways.items()}
         seen: set[str] = set()
         asked = evaluation.Asked.of(execution)

@@ -20,6 +20,9 @@ machine.settle_platform()
 # each core unless told otherwise before the first array is made: too few wait forever.
 os.environ.setdefault("NPROC", "32")
 
+# Read, as all of these, when JAX first looks for devices, which whatever test comes first has it do.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
 SEED = "SLICEDICE_TEST_SEED"
 
 TINY = {

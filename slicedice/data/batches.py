@@ -31,8 +31,13 @@ class EvaluationBatch(NamedTuple):
     target_bytes: float
 
 
-def train_batch(store: TokenStore, seed: int, step: int, batch_size: int, sequence_length: int) -> np.ndarray:
-    """Returns the training batch of a step.
+ALL = slice(None)
+
+
+def train_batch(
+    store: TokenStore, seed: int, step: int, batch_size: int, sequence_length: int, rows: slice = ALL
+) -> np.ndarray:
+    """Returns the training batch of a step, or some of its rows.
 
     The stream is cut into windows of S+1 tokens, S apart, so that each token but the first is a target
     once. Each epoch visits every window once in an order of its own; an epoch may begin within a batch.
@@ -43,9 +48,10 @@ def train_batch(store: TokenStore, seed: int, step: int, batch_size: int, sequen
       step: number of the batch from 0.
       batch_size: sequences, B.
       sequence_length: positions, S.
+      rows: which sequences of the batch to read: a host's share.
 
     Returns:
-      int32 [B, S+1]; inputs are `[:, :-1]`, targets `[:, 1:]`.
+      int32 [B, S+1], or as many rows as asked for; inputs are `[:, :-1]`, targets `[:, 1:]`.
 
     Raises:
       DataError: the training text is shorter than one window.
@@ -57,11 +63,12 @@ def train_batch(store: TokenStore, seed: int, step: int, batch_size: int, sequen
             f"{sequence_length:,} takes {sequence_length + 1:,}. Use a sequence length below "
             f"{store.train.size:,}, or more text."
         )
-    batch = np.empty((batch_size, sequence_length + 1), np.int32)
-    for row in range(batch_size):
+    wanted = range(batch_size)[rows]
+    batch = np.empty((len(wanted), sequence_length + 1), np.int32)
+    for place, row in enumerate(wanted):
         epoch, position = divmod(step * batch_size + row, windows)
         start = int(_order(windows, seed, epoch)[position]) * sequence_length
-        batch[row] = store.train[start : start + sequence_length + 1]
+        batch[place] = store.train[start : start + sequence_length + 1]
     return batch
 
 

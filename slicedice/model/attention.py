@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from slicedice.moe.experts import Initializer, project
+from slicedice.moe.experts import Initializer, project, weight
+from slicedice.parallel import gathered
 
 ROPE_THETA = 500_000.0
 NORM_EPS = 1e-6
@@ -61,7 +62,7 @@ class Attention(nnx.Module):
     def __init__(self, d_model: int, heads: int, *, init: Initializer, rngs: nnx.Rngs):
         self.heads = heads
         self.query, self.key, self.value, self.out = (
-            nnx.Param(init(rngs.params(), (d_model, d_model))) for _ in range(4)
+            weight(init, rngs.params(), d_model=d_model, heads=d_model) for _ in range(4)
         )
         self.query_norm, self.key_norm = RMSNorm(d_model, rngs=rngs), RMSNorm(d_model, rngs=rngs)
 
@@ -71,7 +72,8 @@ class Attention(nnx.Module):
         def heads(y):
             return y.reshape(*x.shape[:2], self.heads, -1)
 
-        query = rope(heads(self.query_norm(project(x, self.query[...]))))
-        key = rope(heads(self.key_norm(project(x, self.key[...]))))
-        value = heads(project(x, self.value[...]))
-        return project(causal_mix(query, key, value).reshape(x.shape), self.out[...])
+        query, key, value, out = (gathered(w, x.dtype) for w in (self.query, self.key, self.value, self.out))
+        query = rope(heads(self.query_norm(project(x, query))))
+        key = rope(heads(self.key_norm(project(x, key))))
+        value = heads(project(x, value))
+        return project(causal_mix(query, key, value).reshape(x.shape), out)

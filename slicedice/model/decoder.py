@@ -8,8 +8,12 @@ from jaxtyping import Array, Bool, Float, Int
 from slicedice.model.attention import RMSNorm
 from slicedice.model.block import Block
 from slicedice.moe import LayerAux, Routing
-from slicedice.moe.experts import project, truncated_normal
+from slicedice.moe.experts import project, truncated_normal, weight
+from slicedice.parallel import GATHERED, axes, gathered
 from slicedice.spec import ModelSpec
+
+ALL_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+"""Parameters that were put together from shards are not kept for the backward pass, but put together again."""
 
 
 class Decoder(nnx.Module):
@@ -23,12 +27,12 @@ class Decoder(nnx.Module):
         init = truncated_normal()
         embed_key, head_key, blocks_key = jax.random.split(key, 3)
         self.compute_dtype = jnp.dtype(compute_dtype)
-        self.embedding = nnx.Param(init(embed_key, (spec.vocab_size, spec.d_model)))
+        self.embedding = weight(init, embed_key, vocabulary=spec.vocab_size, d_model=spec.d_model)
         self.blocks = jax.vmap(
             lambda key: Block(spec, init=init, implementation=implementation, rngs=nnx.Rngs(params=key))
         )(jax.random.split(blocks_key, spec.layers))
         self.norm = RMSNorm(spec.d_model, rngs=nnx.Rngs(0))
-        self.head = nnx.Param(init(head_key, (spec.d_model, spec.vocab_size)))
+        self.head = weight(init, head_key, d_model=spec.d_model, vocabulary=spec.vocab_size)
 
     def __call__(
         self,
@@ -52,10 +56,31 @@ class Decoder(nnx.Module):
           Logits, and for each expert set a `SetAux` whose leaves have a leading axis of layers.
         """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-        x = self.embedding[...].astype(self.compute_dtype)[tokens]
+        x = look_up(gathered(self.embedding, self.compute_dtype), tokens)
 
         def layer(x, block):
             return block(x, mask, routing)
 
-        x, aux = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, self.blocks, unroll=unroll)
-        return project(self.norm(x), self.head[...], jnp.float32), aux
+        if remat or axes():
+            layer = jax.checkpoint(layer, policy=None if remat else ALL_BUT_GATHERED)
+        x, aux = jax.lax.scan(layer, x, self.blocks, unroll=unroll)
+        return project(self.norm(x), gathered(self.head, x.dtype), jnp.float32), aux
+
+
+@jax.custom_vjp
+def look_up(table: Float[Array, "V D"], tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+    """Rows of a table, whose gradient adds up in float32: some tokens are met thousands of times in a batch."""
+    return table[tokens]
+
+
+def _look_up_forward(table, tokens):
+    return table[tokens], (tokens, table.shape[0])
+
+
+def _look_up_backward(residuals, grad):
+    tokens, rows = residuals
+    total = jnp.zeros((rows, grad.shape[-1]), jnp.float32).at[tokens].add(grad.astype(jnp.float32))
+    return total.astype(grad.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)

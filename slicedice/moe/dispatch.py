@@ -1,7 +1,8 @@
-"""Moving tokens to rows sorted by expert and back, with gradients that gather too.
+"""Moving tokens to rows sorted by expert and back, with gradients of their own.
 
-The gradient of a gather is a scatter, unless one knows the way back: a row is read by one assignment, so
-both directions, forward and backward, are gathers here.
+The gradient of a gather is a scatter, unless one knows the way back: a row is read by one assignment, so where rows
+have all assignments, both directions, forward and backward, are gathers here. Where they have a few of them, those of
+one device's experts, going through all assignments would cost more than going through the rows, which is then done.
 """
 
 from typing import NamedTuple
@@ -20,29 +21,42 @@ class Plan(NamedTuple):
     assignment_of_row: which of the T*K assignments a row serves, T*K for none.
     row_of_assignment: row that serves an assignment, M for none.
     group_sizes: rows of each expert, fill included.
+    lost: kept assignments for which there was no row left.
     """
 
     token_of_row: Int[Array, " M"]
     assignment_of_row: Int[Array, " M"]
     row_of_assignment: Int[Array, "T K"]
     group_sizes: Int[Array, " E"]
+    lost: Int[Array, ""]
 
 
-def plan(assignment: Assignment, n: int, alignment: int) -> Plan:
-    """Lays out the kept assignments in rows sorted by expert, each expert beginning at a multiple of `alignment`."""
+def plan(assignment: Assignment, n: int, alignment: int, room: int | None = None) -> Plan:
+    """Lays out the kept assignments in rows sorted by expert, each expert beginning at a multiple of `alignment`.
+
+    Args:
+      assignment: experts from 0 to n - 1.
+      n: experts.
+      alignment: of the first row of each.
+      room: assignments that there are rows for, at the least; None for all.
+    """
     tokens, k = assignment.experts.shape
     total = tokens * k
-    rows = -(-(total + min(n, total) * (alignment - 1)) // alignment) * alignment
+    room = total if room is None else min(room, total)
+    rows = -(-(room + min(n, room) * (alignment - 1)) // alignment) * alignment
     order, counts = sort_by_expert(assignment.experts, assignment.kept, n)
     sizes = -(-counts // alignment) * alignment
-    shift = (jnp.cumsum(sizes) - sizes) - (jnp.cumsum(counts) - counts)
+    ends = jnp.cumsum(sizes)
+    shift = (ends - sizes) - (jnp.cumsum(counts) - counts)
     expert = assignment.experts.reshape(-1)[order]
     kept = jnp.arange(total) < counts.sum()
-    row = jnp.where(kept, jnp.arange(total, dtype=jnp.int32) + shift[expert], rows)
-    assignment_of_row = jnp.full(rows, total, jnp.int32).at[row].set(order, mode="drop", unique_indices=True)
+    row = jnp.where(kept, jnp.minimum(jnp.arange(total, dtype=jnp.int32) + shift[expert], rows), rows)
+    assignment_of_row = jnp.full(rows, total, jnp.int32).at[row].set(order, mode="drop")
     row_of_assignment = jnp.zeros(total, jnp.int32).at[order].set(row, unique_indices=True)
     token_of_row = jnp.where(assignment_of_row < total, assignment_of_row // k, 0)
-    return Plan(token_of_row, assignment_of_row, row_of_assignment.reshape(tokens, k), sizes)
+    sizes = jnp.diff(jnp.minimum(ends, rows), prepend=0)
+    lost = jnp.sum(kept & (row == rows))
+    return Plan(token_of_row, assignment_of_row, row_of_assignment.reshape(tokens, k), sizes, lost)
 
 
 @jax.custom_vjp
@@ -56,9 +70,8 @@ def _dispatch_forward(x, plan):
 
 
 def _dispatch_backward(plan, grad):
-    # Float32, since k gradients add up in it.
-    per_expert, kept = _of_assignments(grad, plan)
-    return jnp.einsum("tkd,tk->td", per_expert, kept, preferred_element_type=jnp.float32).astype(grad.dtype), None
+    ones = jnp.ones(plan.row_of_assignment.shape, jnp.float32)
+    return _sum_by_token(grad, ones, plan).astype(grad.dtype), None
 
 
 dispatch.defvjp(_dispatch_forward, _dispatch_backward)
@@ -71,30 +84,36 @@ def combine(rows: Float[Array, "M D"], weights: Float[Array, "T K"], plan: Plan)
 
 
 def _combine_forward(rows, weights, plan):
-    outputs, kept = _of_assignments(rows, plan)
-    total = jnp.einsum("tkd,tk->td", outputs, weights * kept, preferred_element_type=jnp.float32)
-    return total.astype(rows.dtype), (rows, weights, plan)
+    return _sum_by_token(rows, weights, plan).astype(rows.dtype), (rows, weights, plan)
 
 
 def _combine_backward(residuals, grad):
     rows, weights, plan = residuals
-    outputs, kept = _of_assignments(rows, plan)
-    dweights = jnp.einsum("tkd,td->tk", outputs, grad, preferred_element_type=jnp.float32) * kept
-    weight_of_row = weights.reshape(-1).at[plan.assignment_of_row].get(mode="fill", fill_value=0)
-    drows = grad[plan.token_of_row] * weight_of_row[:, None].astype(grad.dtype)
+    grad_of_row = grad[plan.token_of_row]
+    drows = grad_of_row * _of_rows(weights, plan)[:, None].astype(grad.dtype)
+    by_row = jnp.einsum("md,md->m", rows, grad_of_row, preferred_element_type=jnp.float32)
+    dweights = by_row.at[plan.row_of_assignment].get(mode="fill", fill_value=0)
     return drows.astype(rows.dtype), dweights.astype(weights.dtype), None
 
 
 combine.defvjp(_combine_forward, _combine_backward)
 
 
-def _of_assignments(rows: Float[Array, "M D"], plan: Plan) -> tuple[Float[Array, "T K D"], Float[Array, "T K"]]:
-    """The row of each assignment, and 1 where it has one, 0 where it was dropped and the row is another's.
+def _sum_by_token(rows: Float[Array, "M D"], weights: Float[Array, "T K"], plan: Plan) -> Float[Array, "T D"]:
+    """The sum of each token's rows by weight, in float32."""
+    tokens, k = weights.shape
+    if tokens * k <= rows.shape[0]:
+        # Clipping an index costs nothing; filling in zeros would pass over all of [T, K, D] once more.
+        of_assignments = rows.at[plan.row_of_assignment].get(mode="clip")
+        kept = plan.row_of_assignment < rows.shape[0]
+        return jnp.einsum("tkd,tk->td", of_assignments, weights * kept, preferred_element_type=jnp.float32)
+    weighted = rows * _of_rows(weights, plan)[:, None]
+    return jnp.zeros((tokens, rows.shape[1]), jnp.float32).at[plan.token_of_row].add(weighted)
 
-    Clipping an index costs nothing; filling in zeros would pass over all of [T, K, D] once more.
-    """
-    kept = plan.row_of_assignment < rows.shape[0]
-    return rows.at[plan.row_of_assignment].get(mode="clip"), kept.astype(jnp.float32)
+
+def _of_rows(weights: Float[Array, "T K"], plan: Plan) -> Float[Array, " M"]:
+    """The weight of the assignment that each row serves; 0 for none."""
+    return weights.reshape(-1).at[plan.assignment_of_row].get(mode="fill", fill_value=0)
 
 
 def all_offered(mask: Bool[Array, " T"], k: int) -> Bool[Array, "T K"]:

@@ -6,8 +6,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from slicedice.kernels import expert_ffn
+from slicedice.parallel import gathered, local_experts
 
 Initializer = jax.nn.initializers.Initializer
+
+
+def weight(init: Initializer, key: Array, **axes: int) -> nnx.Param:
+    """A parameter of the given logical axes and sizes, in order; the table in `parallel` says how each is sharded."""
+    return nnx.Param(init(key, tuple(axes.values())), axes=tuple(axes.items()))
 
 
 def project(
@@ -18,7 +24,7 @@ def project(
     Folded, the weight gradient contracts one axis; XLA's CPU backend takes several times longer over two.
     """
     rows = x.reshape(-1, x.shape[-1])
-    out = jnp.dot(rows, weights.astype(x.dtype), preferred_element_type=dtype or x.dtype)
+    out = jnp.dot(rows, weights, preferred_element_type=dtype or x.dtype)
     return out.reshape(*x.shape[:-1], weights.shape[-1])
 
 
@@ -26,27 +32,28 @@ class SwiGLU(nnx.Module):
     """An expert that is always on: the dense FFN, or a generalist. [..., D] -> [..., D]."""
 
     def __init__(self, d_model: int, width: int, *, init: Initializer, rngs: nnx.Rngs):
-        self.gate = nnx.Param(init(rngs.params(), (d_model, width)))
-        self.up = nnx.Param(init(rngs.params(), (d_model, width)))
-        self.down = nnx.Param(init(rngs.params(), (width, d_model)))
+        self.gate = weight(init, rngs.params(), d_model=d_model, width=width)
+        self.up = weight(init, rngs.params(), d_model=d_model, width=width)
+        self.down = weight(init, rngs.params(), width=width, d_model=d_model)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Computes down(silu(gate(x)) * up(x)) in the dtype of `x`."""
-        return project(jax.nn.silu(project(x, self.gate[...])) * project(x, self.up[...]), self.down[...])
+        gate, up, down = (gathered(weights, x.dtype) for weights in (self.gate, self.up, self.down))
+        return project(jax.nn.silu(project(x, gate)) * project(x, up), down)
 
 
 class RoutedExperts(nnx.Module):
-    """`n` SwiGLU experts of one width. [M, D] rows sorted by expert -> [M, D]."""
+    """`n` SwiGLU experts of one width, of which a device has its own. [M, D] rows sorted by expert -> [M, D]."""
 
     def __init__(self, n: int, d_model: int, width: int, *, init: Initializer, implementation: str, rngs: nnx.Rngs):
-        self.gate = nnx.Param(init(rngs.params(), (n, d_model, width)))
-        self.up = nnx.Param(init(rngs.params(), (n, d_model, width)))
-        self.down = nnx.Param(init(rngs.params(), (n, width, d_model)))
+        self.gate = weight(init, rngs.params(), experts=n, d_model=d_model, width=width)
+        self.up = weight(init, rngs.params(), experts=n, d_model=d_model, width=width)
+        self.down = weight(init, rngs.params(), experts=n, width=width, d_model=d_model)
         self.implementation = implementation
 
     def __call__(self, rows: Float[Array, "M D"], group_sizes: Int[Array, " E"], alignment: int) -> Float[Array, "M D"]:
         """Applies to each row the expert of its group; costs FLOPs in proportion to rows."""
-        gate, up, down = (weights[...].astype(rows.dtype) for weights in (self.gate, self.up, self.down))
+        gate, up, down = (local_experts(weights, rows.dtype) for weights in (self.gate, self.up, self.down))
         return expert_ffn(rows, gate, up, down, group_sizes, implementation=self.implementation, alignment=alignment)
 
 

@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from slicedice.kernels import row_alignment
 from slicedice.moe import dispatch as moving
-from slicedice.moe import routing
-from slicedice.moe.experts import Initializer, RoutedExperts, SwiGLU
+from slicedice.moe import exchange, routing
+from slicedice.moe.experts import Initializer, RoutedExperts, SwiGLU, weight
+from slicedice.parallel import EXPERT, gathered, size
 
 
 class RouterBias(nnx.Variable):
@@ -25,10 +26,12 @@ class Routing(NamedTuple):
 
     capacity_factor: None for dropless.
     group: tokens over which capacity and the balance loss are counted; None for all that are there.
+    slack: over a mesh's expert axis, assignments that a device has room for, over their mean.
     """
 
     capacity_factor: float | None = None
     group: int | None = None
+    slack: float = 2.0
 
 
 class SetAux(NamedTuple):
@@ -36,13 +39,15 @@ class SetAux(NamedTuple):
 
     load_balancing_loss, z_loss: unweighted, means over routing groups.
     load: tokens that chose each expert, dropped ones too, [E].
-    dropped: assignments that found no room.
+    dropped: assignments that found no room under the capacity.
+    lost: assignments that found no room on the device that has their expert; where there are any, outputs are wrong.
     """
 
     load_balancing_loss: Float[Array, ""]
     z_loss: Float[Array, ""]
     load: Int[Array, " E"]
     dropped: Int[Array, ""]
+    lost: Int[Array, ""]
 
 
 LayerAux = tuple[SetAux, ...]
@@ -69,7 +74,7 @@ class ExpertSet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.n, self.k, self.implementation = n, k, implementation
-        self.router = nnx.Param(init(rngs.params(), (d_model, n)))
+        self.router = weight(init, rngs.params(), d_model=d_model, choices=n)
         self.bias = RouterBias(jnp.zeros(n))
         self.experts = RoutedExperts(n, d_model, width, init=init, implementation=implementation, rngs=rngs)
 
@@ -77,14 +82,18 @@ class ExpertSet(nnx.Module):
         self, x: Float[Array, "T D"], mask: Bool[Array, " T"], routing_: Routing
     ) -> tuple[Float[Array, "T D"], SetAux]:
         """Routes tokens; those not in `mask` get zero and are counted nowhere."""
-        logits = jnp.dot(x.astype(jnp.float32), self.router[...], precision="highest")
+        logits = jnp.dot(x.astype(jnp.float32), gathered(self.router, jnp.float32), precision="highest")
         group = routing_.group or x.shape[0]
         assignment, aux = jax.vmap(lambda logits, mask: self._route(logits, mask, routing_.capacity_factor))(
             logits.reshape(-1, group, self.n), mask.reshape(-1, group)
         )
         assignment = jax.tree.map(lambda a: a.reshape(-1, self.k), assignment)
-        output = self._experts(x, assignment)
-        return output, SetAux(aux.load_balancing_loss.mean(), aux.z_loss.mean(), aux.load.sum(0), aux.dropped.sum())
+        if size(EXPERT) > 1:
+            output, lost = exchange.by_gathering(self._experts, x, assignment, self.n, routing_.slack)
+        else:
+            output, lost = self._experts(x, assignment, self.n)
+        means = aux.load_balancing_loss.mean(), aux.z_loss.mean()
+        return output, SetAux(*means, aux.load.sum(0), aux.dropped.sum(), lost)
 
     def _route(self, logits, mask, capacity_factor: float | None) -> tuple[routing.Assignment, SetAux]:
         probabilities = jax.nn.softmax(logits)
@@ -99,14 +108,16 @@ class ExpertSet(nnx.Module):
             z_loss=routing.router_z_loss(logits, mask),
             load=load,
             dropped=offered.sum() - kept.sum(),
+            lost=jnp.int32(0),
         )
         return routing.Assignment(experts, weights, kept), aux
 
-    def _experts(self, x, assignment: routing.Assignment):
-        alignment = row_alignment(assignment.experts.size, self.n, self.implementation)
-        plan = moving.plan(assignment, self.n, alignment)
+    def _experts(self, x, assignment: routing.Assignment, n: int, room: int | None = None):
+        """The `n` experts of this device, with rows for at least `room` assignments; and how many found none."""
+        alignment = row_alignment(room or assignment.experts.size, n, self.implementation)
+        plan = moving.plan(assignment, n, alignment, room)
         rows = self.experts(moving.dispatch(x, plan), plan.group_sizes, alignment)
-        return moving.combine(rows, assignment.weights, plan)
+        return moving.combine(rows, assignment.weights, plan), plan.lost
 
 
 class MoELayer(nnx.Module):

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from slicedice.spec.errors import SpecError, require
 from slicedice.spec.layer import LayerSpec, parse_layer
+from slicedice.spec.mesh import MeshShape, parse_mesh
 from slicedice.spec.model import ModelSpec
 from slicedice.spec.run import (
     BudgetSpec,
@@ -123,11 +124,13 @@ def study_config() -> Config:
 
     execution: Config = ConfigDict()
     config.execution = execution
-    execution.micro_batch = 8  # sequences; 0: the batch
+    execution.micro_batch = 8  # sequences of one device at a time; 0: all of its share of the batch
     execution.remat = False  # recompute activations in the backward pass: less memory, more time
     execution.unroll = 1  # layers in one turn of the scan over layers
     execution.implementation = ""  # of the grouped matmul; "": by platform
     execution.checkpoint_seconds = 300.0
+    execution.mesh = ""  # sizes of replica, data and expert, as in "data=8 expert=4"; "": one device
+    execution.expert_slack = 2.0  # over the expert axis: rows that a device has room for, over their mean
     # What a run is evaluated on beside its held-out text. It changes no weight, and `evaluate` does it any time later.
     execution.evaluation_sets = ""  # "paloma", some of its sets, files or folders of text, joined by commas
     execution.evaluation_tasks = ""  # some of boolq, hellaswag, mmlu, joined by commas
@@ -264,13 +267,16 @@ def _budget(c: Config) -> BudgetSpec:
 
 
 def _execution(e: Config, spec: RunSpec) -> Execution:
-    micro_batch = e.micro_batch or spec.budget.batch_size
-    unit = spec.router.group or 1
+    mesh = _mesh(e, spec)
+    share, unit = spec.budget.batch_size // mesh.devices, spec.router.group or 1
+    micro_batch = e.micro_batch or share
+    whole = f"budget.batch_size = {spec.budget.batch_size}"
     require(
-        micro_batch > 0 and spec.budget.batch_size % micro_batch == 0 and micro_batch % unit == 0,
+        micro_batch > 0 and share % micro_batch == 0 and micro_batch % unit == 0,
         "execution.micro_batch",
         e.micro_batch,
-        f"it has to divide budget.batch_size = {spec.budget.batch_size} and be a multiple of router.group = {unit}",
+        f"it has to divide {whole if mesh.devices == 1 else f'the {share} sequences of a device'} and be a multiple "
+        f"of router.group = {unit}",
     )
     require(
         e.implementation in IMPLEMENTATIONS, "execution.implementation", e.implementation, f"choose {IMPLEMENTATIONS}"
@@ -287,13 +293,35 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
         e.evaluation_data,
         f"name the folder that {', '.join(named)} can be found in",
     )
+    require(1 <= e.expert_slack < math.inf, "execution.expert_slack", e.expert_slack, "use a number from 1")
     given = {
         "micro_batch": micro_batch,
+        "mesh": str(mesh),
         "evaluation_sets": ",".join(name if name in named else absolute(name) for name in sets),
         "evaluation_tasks": ",".join(tasks),
         "evaluation_data": absolute(e.evaluation_data) if e.evaluation_data.strip() else "",
     }
     return Execution(**{**e.to_dict(), **given})
+
+
+def _mesh(e: Config, spec: RunSpec) -> MeshShape:
+    mesh = parse_mesh("execution.mesh", e.mesh)
+    batch, unit = spec.budget.batch_size, spec.router.group or 1
+    require(
+        batch % (mesh.devices * unit) == 0,
+        "execution.mesh",
+        e.mesh,
+        f"its {mesh.devices} devices have to share out budget.batch_size = {batch} sequences in whole routing groups "
+        f"of {unit}: use a number of devices that divides {batch // unit}",
+    )
+    fewest = min((s.n for s in spec.model.layer.experts), default=mesh.expert)
+    require(
+        mesh.expert <= fewest,
+        "execution.mesh",
+        e.mesh,
+        f"{mesh.expert} devices cannot share out the n = {fewest} experts of a set: use expert={fewest} or less",
+    )
+    return mesh
 
 
 def listed(field: str, text: str, among: Sequence[str] = ()) -> list[str]:

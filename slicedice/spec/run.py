@@ -6,6 +6,7 @@ may enter the second.
 
 from dataclasses import dataclass, field
 
+from slicedice.spec.mesh import MeshShape, parse_mesh
 from slicedice.spec.model import ModelSpec
 
 LATER = {"later": True}
@@ -106,11 +107,13 @@ class RunSpec:
 class Execution:
     """How a run is executed; never part of its id.
 
-    micro_batch: sequences for one forward and backward pass; the rest of a batch is accumulated.
+    micro_batch: sequences of a device for one forward and backward pass; the rest of a batch is accumulated.
     remat: recompute block activations in the backward pass.
     unroll: layers in one turn of the scan over layers.
     implementation: grouped-matmul implementation by name; "" chooses by platform.
     checkpoint_seconds: time between checkpoints.
+    mesh: sizes of the mesh's axes, as in "data=8 expert=4"; "" for one device.
+    expert_slack: over the mesh's expert axis, rows that a device has room for, over their mean.
     evaluation_sets, evaluation_tasks: what the run is evaluated on beside its held-out text, joined by commas.
     evaluation_data: folder of sets and tasks that are named; "" if there is none.
     evaluate_every: steps between evaluations while it trains; 0 for when it is over alone.
@@ -121,7 +124,14 @@ class Execution:
     unroll: int
     implementation: str
     checkpoint_seconds: float
+    mesh: str = ""
+    expert_slack: float = 2.0
     evaluation_sets: str = ""
     evaluation_tasks: str = ""
     evaluation_data: str = ""
     evaluate_every: int = 0
+
+    @property
+    def mesh_shape(self) -> MeshShape:
+        """`mesh`, read."""
+        return parse_mesh("execution.mesh", self.mesh)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 from slicedice.data import TokenStore, train_batch
 from slicedice.spec import RunSpec
 from slicedice.training.checkpoint import Checkpoints
-from slicedice.training.program import Hyper, Program, TrainState
+from slicedice.training.gradients import Hyper
+from slicedice.training.program import Program, TrainState
 
 Metrics = dict[str, float | int]
 
@@ -63,7 +65,7 @@ def train(
       Diverged: a loss was not finite.
       CheckpointError: the newest checkpoint cannot be read.
     """
-    hyper = Hyper.of(spec)
+    hyper, batch_size, length = Hyper.of(spec), spec.budget.batch_size, spec.data.sequence_length
     state = checkpoints.restore(program.init(jnp.uint32(spec.seed)))
     first = int(state.step)
     begin(first)
@@ -72,8 +74,9 @@ def train(
         evaluate(state)
     saved, pending = time.monotonic(), None
     for step in range(first, spec.budget.steps):
-        batch = train_batch(tokens, spec.seed, step, spec.budget.batch_size, spec.data.sequence_length)
-        state, metrics = program.step(state, jnp.asarray(batch), hyper)
+        read = partial(train_batch, tokens, spec.seed, step, batch_size, length)
+        batch = program.place(read, (batch_size, length + 1))
+        state, metrics = program.step(state, batch, hyper)
         # While this step runs, look at the one before.
         if pending is not None:
             _report(*pending, report)

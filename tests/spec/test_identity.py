@@ -61,6 +61,8 @@ NOT_SCIENCE = {
     "scale": "another",
     "model.waive": "",
     "execution.micro_batch": 4,
+    "execution.mesh": "data=2",
+    "execution.expert_slack": 3.0,
     "execution.remat": True,
     "execution.unroll": 2,
     "execution.implementation": "ragged_dot",

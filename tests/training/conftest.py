@@ -57,8 +57,9 @@ def start(program, rng: np.random.Generator) -> TrainState:
 
 
 @pytest.fixture
-def batch(rng: np.random.Generator) -> jnp.ndarray:
-    return jnp.asarray(rng.integers(0, 256, (8, 17)), jnp.int32)
+def batch(program, rng: np.random.Generator) -> jnp.ndarray:
+    rows = rng.integers(0, 256, (8, 17)).astype(np.int32)
+    return program().place(rows.__getitem__, rows.shape)
 
 
 @pytest.fixture(scope="session")

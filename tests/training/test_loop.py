@@ -179,7 +179,7 @@ def test_seeds_see_other_batches_and_other_initial_values(session, monkeypatch):
     monkeypatch.setattr(loop, "train_batch", recorded)
     first.train()
     second.train()
-    assert asked == [(seed, step, 8, 16) for seed in (0, 1) for step in range(STEPS)]
+    assert asked == [(seed, step, 8, 16, slice(0, 8, 1)) for seed in (0, 1) for step in range(STEPS)]
     monkeypatch.setattr(loop, "train_batch", lambda store, seed, *arguments: train_batch(store, 0, *arguments))
     third = session("c", seed=1)
     third.train()

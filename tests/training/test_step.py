@@ -12,7 +12,8 @@ from slicedice.model import Decoder
 from slicedice.moe import RouterBias
 from slicedice.spec import program_key
 from slicedice.training import Hyper, Program, TrainState
-from slicedice.training.program import load_metrics, move_bias, routing_of
+from slicedice.training.gradients import routing_of
+from slicedice.training.program import load_metrics, move_bias
 
 
 def _copy(state: TrainState) -> TrainState:
@@ -46,7 +47,9 @@ def test_a_step_is_its_definition(program, run, start, batch):
     @jax.jit
     def defined(params, bias):
         def loss(params):
-            logits, (aux,) = nnx.merge(graphdef, params, bias)(batch[:, :-1], routing=routing_of(spec))
+            logits, (aux,) = nnx.merge(graphdef, params, bias)(
+                batch[:, :-1], routing=routing_of(spec, program().execution)
+            )
             log_z = jax.nn.logsumexp(logits, axis=-1)
             chosen = jnp.take_along_axis(logits, batch[:, 1:, None], axis=-1)[..., 0]
             value = (log_z - chosen).mean() + 0.1 * (log_z**2).mean()

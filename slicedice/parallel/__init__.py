@@ -1,0 +1,26 @@
+"""Past one device: the mesh, the one table from logical axes to mesh axes, and what moves over it.
+
+Every part of the model is written for one device's share. Run inside `jax.shard_map` it finds the mesh's axes around
+it, and moves what it has to; on one device there are none, and nothing moves.
+"""
+
+from slicedice.parallel.gathering import GATHERED, gathered, local_experts
+from slicedice.parallel.mesh import AXES, DATA, EXPERT, REPLICA, axes, batch_sharding, make_mesh, size
+from slicedice.parallel.table import partition, partition_specs, shardings
+
+__all__ = [
+    "AXES",
+    "DATA",
+    "EXPERT",
+    "GATHERED",
+    "REPLICA",
+    "axes",
+    "batch_sharding",
+    "gathered",
+    "local_experts",
+    "make_mesh",
+    "partition",
+    "partition_specs",
+    "shardings",
+    "size",
+]

@@ -1,0 +1,103 @@
+"""Parameters put together for use, in the dtype they are used in, and their gradients brought back in float32.
+
+Each device keeps a shard of every parameter. What is gathered travels in the dtype that it is multiplied in; gradients
+are added up over devices in float32, each device receiving the sum of its own shard only.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array
+
+from slicedice.kernels.varying import vary_over
+from slicedice.parallel.mesh import EXPERT, axes, size
+from slicedice.parallel.table import partition
+
+GATHERED = "gathered"
+"""What gathered parameters are called for `jax.checkpoint`: they are gathered again rather than kept."""
+
+
+class _Layout(NamedTuple):
+    """How a parameter lies on the mesh.
+
+    shape: of one device's shard.
+    over: for each axis of the parameter, the mesh axes that shard it.
+    experts: of the parameter's first axis, if devices are to have but their own experts; 0 if they are to have it all.
+    """
+
+    shape: tuple[int, ...]
+    over: tuple[tuple[str, ...], ...]
+    experts: int = 0
+
+    def gather(self, shard: Array) -> Array:
+        """What a device multiplies with, of its shard and those of others."""
+        # First, so that in the gradient, where everything is transposed, what is summed over is a shard.
+        whole, over = vary_over(shard, axes()), self.over
+        if self.experts:
+            whole = self._own_experts(whole)
+            over = tuple(tuple(name for name in names if name != EXPERT) for names in over)
+        for place, names in enumerate(over):
+            if names:
+                whole = jax.lax.all_gather(whole, names, axis=place, tiled=True)
+        return whole
+
+    def _own_experts(self, shard: Array) -> Array:
+        place = next((place for place, names in enumerate(self.over) if EXPERT in names), None)
+        if place == 0:
+            return shard
+        # A device has a part of every expert, or all of them. Padded, they can be shared out.
+        devices = size(EXPERT)
+        shard = jnp.pad(shard, [(0, -self.experts % devices), *((0, 0) for _ in shard.shape[1:])])
+        if place is not None:
+            return jax.lax.all_to_all(shard, EXPERT, split_axis=0, concat_axis=place, tiled=True)
+        own = shard.shape[0] // devices
+        return jax.lax.dynamic_slice_in_dim(shard, jax.lax.axis_index(EXPERT) * own, own)
+
+    def reduce(self, grad: Array) -> Array:
+        """The transpose: the sum over devices of gradients of the shard, in the dtype of `grad`."""
+        varying = tuple(name for names in self.over for name in names)
+        (total,) = jax.linear_transpose(self.gather, vary_over(jnp.zeros(self.shape, grad.dtype), varying))(grad)
+        return total
+
+
+def gathered(parameter: nnx.Param, dtype: jax.typing.DTypeLike) -> Array:
+    """The whole of a parameter in `dtype`."""
+    return _assembled(parameter, dtype, own=False)
+
+
+def local_experts(parameter: nnx.Param, dtype: jax.typing.DTypeLike) -> Array:
+    """Of a parameter whose first axis is experts, those of this device, in `dtype`: [ceil(n / devices), ...].
+
+    Where the expert axis does not divide n, the last devices' last experts are zeros, to which no token is sent.
+    """
+    return _assembled(parameter, dtype, own=True)
+
+
+def _assembled(parameter: nnx.Param, dtype: jax.typing.DTypeLike, *, own: bool) -> Array:
+    shard = parameter[...]
+    if not axes():
+        return shard.astype(dtype)
+    named = parameter.get_metadata()["axes"]
+    over = partition(named, {name: size(name) for name in axes()})
+    layout = _Layout(shard.shape, over, named[0][1] if own and size(EXPERT) > 1 else 0)
+    return checkpoint_name(_gather(layout, jnp.dtype(dtype), shard), GATHERED)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(layout: _Layout, dtype: jnp.dtype, shard: Array) -> Array:
+    return layout.gather(shard.astype(dtype))
+
+
+def _gather_forward(layout: _Layout, dtype: jnp.dtype, shard: Array):
+    return _gather(layout, dtype, shard), None
+
+
+def _gather_backward(layout: _Layout, dtype: jnp.dtype, _: None, grad: Array):
+    return (layout.reduce(grad.astype(jnp.float32)),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
