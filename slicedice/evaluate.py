@@ -179,7 +179,7 @@ class _Run:
         from slicedice.work import use_compilation_cache
 
         use_compilation_cache(self._store)
-        model, routing = self._model(), training.routing_of(self.spec, self.folder.execution())
+        model, routing = self._model(), training.routing_of(self.spec)
         origin = provenance(self.tokens.fingerprint)
         if not evaluations:
             return [self._held_out(model, routing, origin)]

@@ -3,6 +3,9 @@
 Every launcher starts this. Runs are named by id, as arguments or as lines on standard input, and their
 folders say what they are; a run that another process holds, or that has a result, is passed over. However a
 run ends, its folder says so, a line "RUN KIND" is printed, and the next one begins.
+
+Several processes train one run when each is started with --processes, as on a pod's hosts: with the same store and the
+same runs as arguments. All see the same files; the first one writes them.
 """
 
 import argparse
@@ -13,17 +16,17 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from slicedice.data import DataError
-from slicedice.spec import Execution, RunSpec, program_key, run_name
+from slicedice.evaluating import Evaluator
+from slicedice.spec import Execution, RunSpec, SpecError, program_key, run_name
+from slicedice.spec.errors import require
 from slicedice.store import Kind, RunFolder, Store, StoreError, metrics
-from slicedice.store.files import NO_ROOM
+from slicedice.store.files import is_disk_full
+from slicedice.store.run import Onlooker
 
 if TYPE_CHECKING:
-    from slicedice.data import TokenStore
-    from slicedice.model import Decoder
     from slicedice.training import Program, TrainState
 
 log = logging.getLogger("slicedice.work")
@@ -34,9 +37,15 @@ TAIL_STEPS = 50
 DISK_FULL = 28
 """Exit status of a worker that could not write: nothing else that writes there will fare better."""
 
+LOST_PEER = 75
+"""Exit status of a process whose run cannot go on without the others: to be started again with them."""
 
-class _Stop(Exception):
-    """An evaluation was asked to stop."""
+
+LOST_PEER_WORDS = "Gloo", "heartbeat", "oordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED"
+
+
+class LostPeerError(RuntimeError):
+    """Of several processes on a run, one was lost or failed."""
 
 
 class Worker:
@@ -56,21 +65,34 @@ class Worker:
         return self._stop or (self.parent is not None and os.getppid() != self.parent)
 
     def train(self, run: str) -> Kind | None:
-        """Trains one run to a result or a failure, which is written; None if it was not ours to train."""
-        folder = self.store.run(run)
-        spec, execution = self.store.read_spec(run), folder.execution()
+        """Trains one run to a result or a failure, which is written; None if it was not ours to train.
+
+        Raises:
+          LostPeerError: the run has several processes, and cannot go on with those that are left.
+        """
+        import jax
+
+        from slicedice import parallel
+
+        folder, spec = self.store.run(run), self.store.read_spec(run)
+        if not parallel.leads():
+            folder = Onlooker(folder, jax.process_index())
+        execution = folder.execution()
         with folder.lock() as ours, _log_to(folder):
-            if not ours or folder.result():
+            if not parallel.greatest(ours and not folder.result()):
                 return None
             log.info("%s · %s", run_name(spec), run)
             kind = self._attempt(folder, spec, execution)
             while kind is Kind.OUT_OF_MEMORY and (less := lighter(execution, spec)):
                 log.warning("out of memory; again with %s", less)
+                _wait_for_all()
                 execution = less
                 kind = self._attempt(folder, spec, execution)
             return kind
 
     def _attempt(self, folder: RunFolder, spec: RunSpec, execution: Execution) -> Kind:
+        import jax
+
         from slicedice import training
 
         folder.forget_failure()
@@ -84,29 +106,37 @@ class Worker:
                 raise
             log.exception("the run failed")
             kind = Kind.OUT_OF_MEMORY if is_out_of_memory(error) else Kind.CRASHED
+            alone = jax.process_count() == 1
+            if not alone and is_lost_peer(error):
+                kind = Kind.PREEMPTED
             folder.fail(kind, f"{type(error).__name__}: {error}")
+            if not alone and kind is not Kind.OUT_OF_MEMORY:
+                # The others wait for what this one will not send any more.
+                raise LostPeerError(f"{folder.path.name} {kind}") from error
             return kind
 
     def _train(self, folder: RunFolder, spec: RunSpec, execution: Execution) -> Kind:
-        from slicedice import data, evaluation, training
+        from slicedice import data, evaluation, parallel, training
         from slicedice.provenance import provenance
 
         d = spec.data
         tokens = data.open_store(d.source, d.tokenizer, self.store.data, d.heldout_fraction, d.tokens or 0)
         if folder.begin_on(tokens.fingerprint):
             log.warning("what had been trained was on other text: the run starts over")
+        parallel.greatest(0)  # until the first process has looked
         key = program_key(spec, execution)
         if key not in self._programs:
             self._programs[key] = training.Program(spec, execution)
         program = self._programs[key]
+        evaluator = Evaluator(spec, execution, tokens, self.store.tasks, self.should_stop)
         last = spec.budget.steps
 
         def begin(step: int) -> None:
             writer.begin(step)
-            metrics.cut(folder.evaluation_lines, step + 1)
+            folder.cut_evaluations(step + 1)
 
         with (
-            contextlib.closing(metrics.Writer(folder.metrics)) as writer,
+            contextlib.closing(folder.record()) as writer,
             contextlib.closing(training.Checkpoints(folder.checkpoints)) as checkpoints,
         ):
             try:
@@ -119,7 +149,7 @@ class Worker:
                     begin=begin,
                     report=writer.write,
                     should_stop=self.should_stop,
-                    evaluate=lambda state: self._watch(folder, spec, execution, tokens, program, state),
+                    evaluate=lambda state: _watch(folder, evaluator, program, state),
                     evaluate_every=execution.evaluate_every,
                 )
             except training.Diverged as diverged:
@@ -127,7 +157,7 @@ class Worker:
                 log.warning("%s", diverged)
             else:
                 kind, steps, model = Kind.DONE, last, program.model(state)
-                losses = self._held_out(spec, execution, tokens, model)
+                losses = evaluator.held_out(model)
                 if not math.isfinite(losses["held_out"]["macro"]["nats"]):  # the last step was one too many
                     kind = Kind.DIVERGED
                 checkpoints.save_model(state)
@@ -145,10 +175,10 @@ class Worker:
             checkpoints.drop_training_state()
         if kind is Kind.DONE:
             if execution.evaluate_every:
-                metrics.cut(folder.evaluation_lines, last)
+                folder.cut_evaluations(last)
                 folder.append_evaluation(last, evaluation.HELD_OUT, losses)
             # The result is there: whatever an evaluation does, the run is done.
-            for name, content in self._evaluations(spec, execution, tokens, model):
+            for name, content in evaluator.others(model):
                 if "scores" in content:
                     folder.write_evaluation(name, {**content, "provenance": provenance(tokens.fingerprint)})
                     if execution.evaluate_every:
@@ -157,82 +187,20 @@ class Worker:
                     folder.write_evaluation(name, content)
         return kind
 
-    def _held_out(self, spec: RunSpec, execution: Execution, tokens: "TokenStore", model: "Decoder") -> dict[str, Any]:
-        from slicedice import evaluation, training
 
-        routing = training.routing_of(spec, execution)
-        return evaluation.held_out(model, tokens, spec, routing, batch_size=execution.micro_batch)
+def _watch(folder: RunFolder, evaluator: Evaluator, program: "Program", state: "TrainState") -> None:
+    """Evaluates a state in training, and adds the lines that are not there yet of its step."""
+    from slicedice import evaluation, parallel
 
-    def _watch(
-        self,
-        folder: RunFolder,
-        spec: RunSpec,
-        execution: Execution,
-        tokens: "TokenStore",
-        program: "Program",
-        state: "TrainState",
-    ) -> None:
-        """Evaluates a state in training, and adds the lines that are not there yet of its step."""
-        from slicedice import evaluation
-
-        step, model = int(state.step), program.model(state)
-        known = {line["name"] for line in metrics.read(folder.evaluation_lines) if line["step"] == step}
-        if evaluation.HELD_OUT not in known:
-            folder.append_evaluation(step, evaluation.HELD_OUT, self._held_out(spec, execution, tokens, model))
-        for name, content in self._evaluations(spec, execution, tokens, model, but=known):
-            if "scores" in content:
-                folder.append_evaluation(step, name, content["scores"])
-
-    def _evaluations(
-        self,
-        spec: RunSpec,
-        execution: Execution,
-        tokens: "TokenStore",
-        model: "Decoder",
-        but: Container[str] = (),
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Name and content of each evaluation that the run is asked for; of one that fails, why, in the log as well.
-
-        Ends early, with a line in the log, when the worker is asked to stop.
-        """
-        from slicedice import evaluation, training
-        from slicedice.evaluation.scoring import scorers
-
-        window = spec.data.sequence_length
-        ways = scorers(model, spec, training.routing_of(spec, execution), window)
-        ways = {name: self._stopping(score) for name, score in ways.items()}
-        seen: set[str] = set()
-        asked = evaluation.Asked.of(execution)
-        for kind, name in asked.each():
-            try:
-                found = evaluation.find(kind, name, asked.data_dir, self.store.tasks)
-                if found.name in seen:
-                    raise DataError(f"{name} is called {found.name!r}, as another evaluation is. Rename one.")
-                name = found.name
-                seen.add(name)
-                if name in but:
-                    continue
-                settings = evaluation.Settings(window, window)
-                content = found.evaluate(ways, tokens.tokenizer, settings, batch_size=execution.micro_batch)
-            except _Stop:
-                log.warning("asked to stop: not evaluated on %s; `python -m slicedice.evaluate` does it", name)
-                return
-            except Exception as error:
-                if is_disk_full(error):
-                    raise
-                log.warning("the evaluation on %s failed: %s", name, error, exc_info=not isinstance(error, DataError))
-                content = {"kind": "failed", "reason": f"{error}" or type(error).__name__}
-            yield name, content
-
-    def _stopping(self, score: Callable[..., Any]) -> Callable[..., Any]:
-        """The same way to score, which raises when the worker is asked to stop."""
-
-        def scored(*batch: Any) -> Any:
-            if self.should_stop():
-                raise _Stop
-            return score(*batch)
-
-        return scored
+    step, model = int(state.step), program.model(state)
+    known = {line["name"] for line in metrics.read(folder.evaluation_lines) if line["step"] == step}
+    if not parallel.leads():
+        known = set()
+    if not parallel.greatest(evaluation.HELD_OUT in known):
+        folder.append_evaluation(step, evaluation.HELD_OUT, evaluator.held_out(model))
+    for name, content in evaluator.others(model, but=known):
+        if "scores" in content:
+            folder.append_evaluation(step, name, content["scores"])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -242,11 +210,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk was full; Orbax reports that in errors of its own, by the system's words."""
-    if (isinstance(error, OSError) and error.errno in NO_ROOM) or any(os.strerror(n) in str(error) for n in NO_ROOM):
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether another process of the run is gone, by the words of those who notice: Gloo, and JAX's coordination."""
+    if any(
+        word in str(error) for word in ("Gloo", "heartbeat", "oordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+    ):
         return True
-    return error.__cause__ is not None and is_disk_full(error.__cause__)
+    return error.__cause__ is not None and is_lost_peer(error.__cause__)
+
+
+def _wait_for_all() -> None:
+    """Waits until every process has come to the same end of its attempt.
+
+    Raises:
+      LostPeerError: one has not, in a minute.
+    """
+    import jax
+    from orbax.checkpoint import multihost
+
+    if jax.process_count() > 1:
+        try:
+            multihost.sync_global_processes("slicedice_again", timeout=60)
+        except Exception as error:
+            raise LostPeerError("not every process was out of memory") from error
 
 
 def lighter(execution: Execution, spec: RunSpec) -> Execution | None:
@@ -282,17 +268,41 @@ def use_compilation_cache(store: Store) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def _join(options: argparse.Namespace) -> None:
+    """Joins the other processes, if there are to be any."""
+    named = (options.process is not None, options.coordinator is not None)
+    require(options.processes >= 0, "--processes", options.processes, "use a number from 0")
+    require(
+        named == ((True, True) if options.processes > 1 else (False, False)),
+        "--processes",
+        options.processes,
+        "more than one take --process and --coordinator as well, and 0 or 1 neither",
+    )
+    if options.processes == 1:
+        return
+    require(
+        bool(options.runs), "--processes", options.processes, "name the runs as arguments, the same in each process"
+    )
+    from slicedice import parallel
+
+    parallel.join(options.coordinator, options.processes or None, options.process)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the worker; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m slicedice.work", description=__doc__, allow_abbrev=False)
     parser.add_argument("--store", required=True, help="folder where runs live")
     parser.add_argument("--parent", type=int, help="stop, with a checkpoint, when this process is no longer the parent")
+    parser.add_argument("--processes", type=int, default=1, help="how many train each run together; 0: as JAX finds")
+    parser.add_argument("--process", type=int, help="which of them this is, from 0")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of the first of them")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="ids; read from standard input if none is given")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for talkative in ("absl", "jax"):  # Orbax tells every step of a save, JAX of every platform it lacks
         logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
+        _join(options)
         store = Store(options.store)
         use_compilation_cache(store)
         worker = Worker(store, options.parent)
@@ -302,9 +312,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 break
             kind: Any = worker.train(line.strip())
             print(line.strip(), kind or "passed_over", flush=True)
-    except StoreError as error:
+    except (StoreError, SpecError) as error:
         print(error, file=sys.stderr)
         return 1
+    except LostPeerError as error:
+        print(error, flush=True)
+        logging.shutdown()
+        os._exit(LOST_PEER)  # the ordinary way out waits for the others
     except Exception as error:
         if not is_disk_full(error):
             raise

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from slicedice import parallel
 from slicedice.evaluation.rows import Score
 from slicedice.model import Decoder
 from slicedice.moe import Routing
@@ -19,7 +21,7 @@ WITHOUT_CAPACITY = "without_capacity"
 
 
 class Scorer:
-    """Nats of rows of tokens under a model.
+    """Nats of rows of tokens under a model, on the devices that it lies on.
 
     Args:
       model: the model.
@@ -28,7 +30,7 @@ class Scorer:
 
     def __init__(self, model: Decoder, routing: Routing):
         self._graphdef, self._state = nnx.split(model)
-        self._routing = routing
+        self._routing, self._mesh = routing, parallel.mesh_of(self._state)
 
     def __call__(
         self, tokens: Int[np.ndarray, "B S1"], text: Bool[np.ndarray, "B S"], counted: Bool[np.ndarray, "B S"]
@@ -36,11 +38,12 @@ class Scorer:
         """Cross-entropy in nats, summed over the targets of each row that count.
 
         Args:
-          tokens: ids; inputs are `[:, :-1]`, targets `[:, 1:]`.
+          tokens: ids; inputs are `[:, :-1]`, targets `[:, 1:]`. As many rows for each device of a mesh.
           text: False where an input is padding, which then takes no expert's room.
           counted: where a target counts.
         """
-        return _nats(self._graphdef, self._routing, self._state, *map(jnp.asarray, (tokens, text, counted)))
+        batch = (parallel.place(rows.__getitem__, rows.shape, self._mesh) for rows in (tokens, text, counted))
+        return _nats(self._graphdef, self._routing, self._mesh, self._state, *batch)
 
 
 def scorers(model: Decoder, spec: RunSpec, routing: Routing, window: int) -> dict[str, Score]:
@@ -63,15 +66,25 @@ def scorers(model: Decoder, spec: RunSpec, routing: Routing, window: int) -> dic
     }
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _nats(
     graphdef: nnx.GraphDef,
     routing: Routing,
+    mesh: Mesh | None,
     state: nnx.State,
     tokens: Int[Array, "B S1"],
     text: Bool[Array, "B S"],
     counted: Bool[Array, "B S"],
 ) -> Float[Array, " B"]:
-    logits, _ = nnx.merge(graphdef, state)(tokens[:, :-1], text, routing)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-    return jnp.where(counted, losses, 0.0).sum(1)
+    def compute(state, tokens, text, counted):
+        logits, _ = nnx.merge(graphdef, state)(tokens[:, :-1], text, routing)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+        return jnp.where(counted, losses, 0.0).sum(1)
+
+    if mesh is None:
+        return compute(state, tokens, text, counted)
+    share = PartitionSpec(mesh.axis_names)
+    specs = (parallel.partition_specs(state, mesh), share, share, share)
+    nats = jax.shard_map(compute, mesh=mesh, in_specs=specs, out_specs=share)(state, tokens, text, counted)
+    # Whole on every device, since every process reads it.
+    return jax.lax.with_sharding_constraint(nats, NamedSharding(mesh, PartitionSpec()))

@@ -9,13 +9,13 @@ from jaxtyping import Array, Float, Int
 from slicedice.moe.routing import Assignment
 from slicedice.parallel import EXPERT, size
 
-Apply = Callable[[Float[Array, "T D"], Assignment, int, int], tuple[Float[Array, "T D"], Int[Array, ""]]]
+Apply = Callable[[Float[Array, "T D"], Assignment, int, int | None], tuple[Float[Array, "T D"], Int[Array, ""]]]
 """Experts of one device on the assignments kept: of tokens, assignment, experts here, and assignments to have room for;
 returns outputs, and how many assignments found no room."""
 
 
 def by_gathering(
-    apply: Apply, x: Float[Array, "T D"], assignment: Assignment, n: int, slack: float
+    apply: Apply, x: Float[Array, "T D"], assignment: Assignment, n: int, slack: float | None
 ) -> tuple[Float[Array, "T D"], Int[Array, ""]]:
     """Every device of the axis sees the tokens of all, adds up what its experts make of them, and keeps its share of
     the sum over devices.
@@ -28,7 +28,7 @@ def by_gathering(
       x: this device's tokens.
       assignment: of these, to all n experts.
       n: experts.
-      slack: assignments that a device has room for, over their mean.
+      slack: assignments that a device has room for, over their mean; None for all.
 
     Returns:
       Outputs of this device's tokens, and how many assignments to its experts found no room.
@@ -41,6 +41,6 @@ def by_gathering(
     x, experts, weights = (jax.lax.all_gather(part, EXPERT, tiled=True) for part in (x, experts, assignment.weights))
     experts = experts.astype(jnp.int32) - own * jax.lax.axis_index(EXPERT)
     here = (experts >= 0) & (experts < own)
-    room = int(slack * -(-experts.size // devices))
+    room = None if slack is None else int(slack * -(-experts.size // devices))
     output, lost = apply(x, Assignment(jnp.where(here, experts, 0), weights, here), own, room)
     return jax.lax.psum_scatter(output, EXPERT, tiled=True), lost

@@ -26,12 +26,12 @@ class Routing(NamedTuple):
 
     capacity_factor: None for dropless.
     group: tokens over which capacity and the balance loss are counted; None for all that are there.
-    slack: over a mesh's expert axis, assignments that a device has room for, over their mean.
+    slack: over a mesh's expert axis, assignments that a device has room for, over their mean; None for all there are.
     """
 
     capacity_factor: float | None = None
     group: int | None = None
-    slack: float = 2.0
+    slack: float | None = None
 
 
 class SetAux(NamedTuple):

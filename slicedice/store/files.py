@@ -12,6 +12,13 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of errors that mean no room: on the disk, or in the user's share of it."""
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the disk was full; Orbax reports that in errors of its own, by the system's words."""
+    if (isinstance(error, OSError) and error.errno in NO_ROOM) or any(os.strerror(n) in str(error) for n in NO_ROOM):
+        return True
+    return error.__cause__ is not None and is_disk_full(error.__cause__)
+
+
 class StoreError(RuntimeError):
     """A store that cannot be used, and why."""
 

@@ -62,6 +62,19 @@ class Writer:
         self._file.close()
 
 
+class Mute(Writer):
+    """Writes nothing: of several processes on a run, one does."""
+
+    def __init__(self):
+        super().__init__(Path(os.devnull))
+
+    def begin(self, step: int) -> None:
+        """Drops nothing."""
+
+    def write(self, metrics: Metrics) -> None:
+        """Appends nothing."""
+
+
 def read(path: Path) -> Iterator[Metrics]:
     """Yields the lines that are whole; stops at the first that is not."""
     try:

@@ -135,6 +135,14 @@ class RunFolder:
         with open(self.evaluation_lines, "ab") as file:
             file.write(json.dumps({"step": step, "name": name, "scores": scores}).encode() + b"\n")
 
+    def cut_evaluations(self, step: int) -> None:
+        """Drops the lines of evaluations after `step` steps or more."""
+        metrics.cut(self.evaluation_lines, step)
+
+    def record(self) -> metrics.Writer:
+        """What the run's metrics are written with."""
+        return metrics.Writer(self.metrics)
+
     def evaluations(self) -> dict[str, dict[str, Any] | None]:
         """What evaluations of the finished run found, by name; None, by file name, for what cannot be read."""
         found: dict[str, dict[str, Any] | None] = {}
@@ -215,6 +223,48 @@ class RunFolder:
         finally:
             os.close(descriptor)
         return False
+
+
+class Onlooker(RunFolder):
+    """The folder of a run for a process that trains it with others, and leaves writing to the first of them.
+
+    Its log is its own: `log-1.txt` of the second process, and so on.
+    """
+
+    def __init__(self, folder: RunFolder, process: int):
+        super().__init__(folder.path)
+        self.log = self.path / f"log-{process}.txt"
+
+    def finish(self, kind: Kind, content: dict[str, Any]) -> None:
+        """Left to the first process, as are all below."""
+
+    def fail(self, kind: Kind, reason: str) -> None:
+        """See `finish`."""
+
+    def forget_failure(self) -> None:
+        """See `finish`."""
+
+    def begin_on(self, fingerprint: str) -> bool:
+        """See `finish`."""
+        return False
+
+    def write_evaluation(self, name: str, content: dict[str, Any]) -> None:
+        """See `finish`."""
+
+    def append_evaluation(self, step: int, name: str, scores: dict[str, Any]) -> None:
+        """See `finish`."""
+
+    def cut_evaluations(self, step: int) -> None:
+        """See `finish`."""
+
+    def record(self) -> metrics.Writer:
+        """See `finish`."""
+        return metrics.Mute()
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """See `finish`."""
+        yield False
 
 
 def _fault(result: dict[str, Any]) -> str:

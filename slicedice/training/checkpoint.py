@@ -41,15 +41,18 @@ class Checkpoints:
         """Saves the state after its last step."""
         self._manager.save(int(state.step), args=ocp.args.StandardSave(_by_path(state)), force=True)  # pyright: ignore
 
-    def restore(self, like: TrainState) -> TrainState:
-        """Returns the newest state saved, or `like` itself if there is none.
+    def restore(self, like: TrainState) -> TrainState | None:
+        """Returns the newest state saved, on whatever devices it was saved from; None if there is none.
+
+        Args:
+          like: shapes, and the sharding that each array is to have, as `Program.like`.
 
         Raises:
           CheckpointError: the checkpoint cannot be read: it is damaged, of another model, or there is no room for it.
         """
         step = self._manager.latest_step()
         if step is None:
-            return like
+            return None
         try:
             leaves = self._manager.restore(step, args=ocp.args.StandardRestore(_by_path(like)))  # pyright: ignore
         except Exception as error:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -32,7 +33,7 @@ class Hyper(NamedTuple):
             spec.router.alpha or 0.0,
             spec.router.gamma or 0.0,
         )
-        return cls(*(jnp.float32(number) for number in numbers))
+        return cls(*(np.float32(number) for number in numbers))  # pyright: ignore[reportArgumentType]
 
 
 class Losses(NamedTuple):
@@ -56,10 +57,9 @@ class Counts(NamedTuple):
     lost: Array
 
 
-def routing_of(spec: RunSpec, execution: Execution) -> Routing:
-    """How the run's tokens reach experts in training."""
-    group = spec.router.group and spec.router.group * spec.data.sequence_length
-    return Routing(spec.router.capacity_factor, group, execution.expert_slack)
+def routing_of(spec: RunSpec) -> Routing:
+    """How the run's tokens reach experts."""
+    return Routing(spec.router.capacity_factor, spec.router.group and spec.router.group * spec.data.sequence_length)
 
 
 def gradients(
@@ -116,7 +116,7 @@ def _loss(
     model: Decoder, spec: RunSpec, execution: Execution, batch: Array, hyper: Hyper
 ) -> tuple[Array, tuple[Losses, Counts]]:
     inputs, targets = batch[:, :-1], batch[:, 1:]
-    routing = routing_of(spec, execution)
+    routing = routing_of(spec)._replace(slack=execution.expert_slack)
     logits, aux = model(inputs, routing=routing, remat=execution.remat, unroll=execution.unroll)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
     output_z = (jax.nn.logsumexp(logits, axis=-1) ** 2).mean()

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
+from slicedice import parallel
 from slicedice.data import TokenStore, train_batch
 from slicedice.spec import RunSpec
 from slicedice.training.checkpoint import Checkpoints
 from slicedice.training.gradients import Hyper
-from slicedice.training.program import Program, TrainState
+from slicedice.training.program import LOST, Program, TrainState
 
 Metrics = dict[str, float | int]
+
+GO_ON, SAVE, STOP = range(3)
+"""What a process wishes to do after a step; several do the greatest of their wishes."""
 
 
 class Stopped(Exception):
@@ -27,6 +31,10 @@ class Diverged(Exception):
     def __init__(self, step: int):
         super().__init__(f"the loss was not finite at step {step}")
         self.step = step
+
+
+class NoRoom(RuntimeError):
+    """Tokens were sent to experts whose device had no room for them: the step was not the run's."""
 
 
 def train(
@@ -63,10 +71,11 @@ def train(
     Raises:
       Stopped: `should_stop` said so; the state is saved.
       Diverged: a loss was not finite.
+      NoRoom: a device was sent more than `execution.expert_slack` allows for.
       CheckpointError: the newest checkpoint cannot be read.
     """
     hyper, batch_size, length = Hyper.of(spec), spec.budget.batch_size, spec.data.sequence_length
-    state = checkpoints.restore(program.init(jnp.uint32(spec.seed)))
+    state = checkpoints.restore(program.like) or program.init(np.uint32(spec.seed))
     first = int(state.step)
     begin(first)
     is_evaluated = _multiples(evaluate_every, spec.budget.steps)
@@ -74,8 +83,7 @@ def train(
         evaluate(state)
     saved, pending = time.monotonic(), None
     for step in range(first, spec.budget.steps):
-        read = partial(train_batch, tokens, spec.seed, step, batch_size, length)
-        batch = program.place(read, (batch_size, length + 1))
+        batch = program.place(partial(train_batch, tokens, spec.seed, step, batch_size, length))
         state, metrics = program.step(state, batch, hyper)
         # While this step runs, look at the one before.
         if pending is not None:
@@ -85,15 +93,18 @@ def train(
             _report(*pending, report)  # which finds out whether there is anything to evaluate
             pending = None
             evaluate(state)
-        last, stop = step + 1 == spec.budget.steps, should_stop()
-        if not last and (stop or time.monotonic() - saved > checkpoint_seconds):
+        if step + 1 == spec.budget.steps:
+            break
+        due = time.monotonic() - saved > checkpoint_seconds
+        wish = parallel.greatest(STOP if should_stop() else SAVE if due else GO_ON)
+        if wish > GO_ON:
             # Metrics come first, so that every step of a checkpoint has its line.
             if pending is not None:
                 _report(*pending, report)
             pending = None
             checkpoints.save(state)
             saved = time.monotonic()
-            if stop:
+            if wish == STOP:
                 raise Stopped(f"stopped after step {step}")
     if pending is not None:
         _report(*pending, report)
@@ -108,6 +119,12 @@ def _multiples(every: int, steps: int) -> Callable[[int], bool]:
 
 def _report(step: int, metrics: dict[str, jax.Array], report: Callable[[Metrics], None]) -> None:
     values: Metrics = {"step": step, **{name: value.item() for name, value in metrics.items()}}
+    if values.get(LOST):
+        raise NoRoom(
+            f"at step {step}, {values[LOST]:,} assignments of tokens to experts found no room on the device of their "
+            "expert. Nothing of that step was kept: with a greater execution.expert_slack and --retry the run goes on "
+            "from its last checkpoint."
+        )
     report(values)
     if not math.isfinite(values["loss"]):
         raise Diverged(step)

@@ -41,7 +41,7 @@ class Program:
 
     Attributes:
       mesh: what it trains on; None for one device.
-      shardings: where each array of a `TrainState` lies.
+      like: shapes of a `TrainState`, and where each array lies.
     """
 
     def __init__(self, spec: RunSpec, execution: Execution, devices: Sequence[Any] = ()):
@@ -53,36 +53,37 @@ class Program:
           devices: to make the mesh of; those of all processes if there are none.
 
         Raises:
-          ValueError: there are too few devices for the mesh.
+          ValueError: there are too few devices for the mesh, or several processes of which some would have none.
         """
         self.spec, self.execution = spec, execution
+        count = execution.mesh_shape.devices
+        if not devices and jax.process_count() > 1 and count != jax.device_count():
+            raise ValueError(
+                f"{jax.process_count()} processes have {jax.device_count()} devices, and execution.mesh = "
+                f"{execution.mesh!r} takes {count}: each process has to have its share"
+            )
         self.mesh = parallel.make_mesh(execution.mesh_shape.as_dict(), devices or jax.devices())
         self.graphdef, _, _ = self._split(nnx.eval_shape(lambda: self._model(jnp.uint32(0))))
-        self.shapes: TrainState = jax.eval_shape(self._init, jax.ShapeDtypeStruct((), jnp.uint32))
+        shapes: TrainState = jax.eval_shape(self._init, jax.ShapeDtypeStruct((), jnp.uint32))
         # On one device too they are named, as those of a restored state are: otherwise the step would be compiled once
         # for each.
-        self.shardings: TrainState = parallel.shardings(self.shapes, self.mesh)
+        shardings = parallel.shardings(shapes, self.mesh)
+        self.like: TrainState = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
+        )
         # Random initial values compile slowly and run once: unoptimised, on CPU, in a quarter of the time.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        self.init = jax.jit(self._init, compiler_options=quick, out_shardings=self.shardings)
-        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, None))
+        self.init = jax.jit(self._init, compiler_options=quick, out_shardings=shardings)
+        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings, None))
 
     def model(self, state: TrainState) -> Decoder:
         """The model of a state."""
         return nnx.merge(self.graphdef, state.params, state.bias)
 
-    def place(self, rows: Callable[[slice], np.ndarray], shape: tuple[int, ...]) -> Array:
-        """An array of `shape`, its first axis spread over all devices, of which this process reads only its own.
-
-        Args:
-          rows: returns a slice of the first axis.
-          shape: of the whole.
-        """
-
-        def read(index: Any) -> np.ndarray:
-            return rows(slice(*index[0].indices(shape[0])))
-
-        return jax.make_array_from_callback(shape, parallel.batch_sharding(self.mesh), read)
+    def place(self, rows: Callable[[slice], np.ndarray]) -> Array:
+        """A batch on its devices, of which this process reads its own share: `rows(slice)` are some of its rows."""
+        shape = self.spec.budget.batch_size, self.spec.data.sequence_length + 1
+        return parallel.place(rows, shape, self.mesh)
 
     def _model(self, seed: Int[Array, ""]) -> Decoder:
         return Decoder(

@@ -61,7 +61,7 @@ def trained(programs) -> Callable[..., Trained]:
         state, first, metrics = program.init(jnp.uint32(0)), None, []
         for step in range(20):
             rows = np.random.default_rng(step).integers(0, 256, (16, 17)).astype(np.int32)
-            batch = program.place(rows.__getitem__, rows.shape)
+            batch = program.place(rows.__getitem__)
             state, found = program.step(state, batch, Hyper.of(program.spec))
             metrics.append({name: value.item() for name, value in found.items()})
             first = first or jax.tree.map(np.asarray, state)

@@ -10,7 +10,7 @@ from slicedice.training import Hyper
 def _lost(program) -> float:
     rows = np.full((16, 17), 7, np.int32)  # one token, so that all choose the same experts
     state = program.init(jnp.uint32(0))
-    _, metrics = program.step(state, program.place(rows.__getitem__, rows.shape), Hyper.of(program.spec))
+    _, metrics = program.step(state, program.place(rows.__getitem__), Hyper.of(program.spec))
     return metrics["lost_assignments"].item()
 
 

@@ -59,7 +59,7 @@ def start(program, rng: np.random.Generator) -> TrainState:
 @pytest.fixture
 def batch(program, rng: np.random.Generator) -> jnp.ndarray:
     rows = rng.integers(0, 256, (8, 17)).astype(np.int32)
-    return program().place(rows.__getitem__, rows.shape)
+    return program().place(rows.__getitem__)
 
 
 @pytest.fixture(scope="session")

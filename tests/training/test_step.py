@@ -47,9 +47,7 @@ def test_a_step_is_its_definition(program, run, start, batch):
     @jax.jit
     def defined(params, bias):
         def loss(params):
-            logits, (aux,) = nnx.merge(graphdef, params, bias)(
-                batch[:, :-1], routing=routing_of(spec, program().execution)
-            )
+            logits, (aux,) = nnx.merge(graphdef, params, bias)(batch[:, :-1], routing=routing_of(spec))
             log_z = jax.nn.logsumexp(logits, axis=-1)
             chosen = jnp.take_along_axis(logits, batch[:, 1:, None], axis=-1)[..., 0]
             value = (log_z - chosen).mean() + 0.1 * (log_z**2).mean()
