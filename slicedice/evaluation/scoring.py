@@ -5,7 +5,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
@@ -13,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from slicedice import parallel
 from slicedice.evaluation.rows import Score
 from slicedice.model import Decoder
+from slicedice.model.cross_entropy import token_nats
 from slicedice.moe import Routing
 from slicedice.spec import RunSpec
 
@@ -77,14 +77,17 @@ def _nats(
     counted: Bool[Array, "B S"],
 ) -> Float[Array, " B"]:
     def compute(state, tokens, text, counted):
-        logits, _ = nnx.merge(graphdef, state)(tokens[:, :-1], text, routing)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-        return jnp.where(counted, losses, 0.0).sum(1)
+        model = nnx.merge(graphdef, state)
+        x, _ = model.hidden(tokens[:, :-1], text, routing)
+        head = parallel.gathered(model.head, x.dtype)
+        nats = token_nats(x.reshape(-1, x.shape[-1]), head, tokens[:, 1:].reshape(-1))
+        return jnp.where(counted, nats.reshape(counted.shape), 0.0).sum(1)
 
     if mesh is None:
         return compute(state, tokens, text, counted)
     share = PartitionSpec(mesh.axis_names)
     specs = (parallel.partition_specs(state, mesh), share, share, share)
-    nats = jax.shard_map(compute, mesh=mesh, in_specs=specs, out_specs=share)(state, tokens, text, counted)
+    shared = jax.shard_map(compute, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False)
+    nats = shared(state, tokens, text, counted)
     # Whole on every device, since every process reads it.
     return jax.lax.with_sharding_constraint(nats, NamedSharding(mesh, PartitionSpec()))

@@ -5,11 +5,11 @@ import importlib
 import logging
 from typing import Any, Protocol, cast
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
 from slicedice.kernels.groups import Groups
+from slicedice.kernels.platform import platform
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ def load(name: str) -> Implementation:
     return cast(Implementation, importlib.import_module(f"slicedice.kernels.{name}"))
 
 
-@functools.cache
 def choose(implementation: str = "") -> str:
     """Resolves the name of an implementation, "" by platform, and says once what was chosen.
 
@@ -74,14 +73,14 @@ def choose(implementation: str = "") -> str:
     """
     if implementation and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation = {implementation!r}: choose one of {', '.join(IMPLEMENTATIONS)}")
-    platform = jax.default_backend()
+    where = platform()
     if implementation == "native":
         from slicedice.kernels import native
 
-        if platform != "cpu" or not native.available():
+        if where != "cpu" or not native.available():
             raise ValueError("implementation = 'native' needs the CPU and a C++ compiler; the log says what failed")
-    name = implementation or _of_platform(platform)
-    _say(platform, name)
+    name = implementation or _of_platform(where)
+    _say(where, name)
     return name
 
 

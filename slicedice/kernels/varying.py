@@ -13,12 +13,7 @@ def vary_as(x: Array, *others: Array) -> Array:
 
     The gradient of what was the same on every device is then summed over devices, as it has to be.
     """
-    return vary_over(x, tuple(_axes(*others)))
-
-
-def vary_over(x: Array, axes: tuple[str, ...]) -> Array:
-    """`x`, typed as varying over these mesh axes as well."""
-    missing = tuple(name for name in axes if name not in _axes(x))
+    missing = tuple(_axes(*others) - _axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from slicedice.kernels.platform import platform
+from slicedice.model.splash import fits, splash
 from slicedice.moe.experts import Initializer, project, weight
 from slicedice.parallel import gathered
 
@@ -12,15 +14,17 @@ ROPE_THETA = 500_000.0
 NORM_EPS = 1e-6
 
 
-class RMSNorm(nnx.RMSNorm):
-    """RMSNorm with a gain: computed in float32, result in the dtype of its input."""
+class RMSNorm(nnx.Module):
+    """RMSNorm with a gain (arXiv 1910.07467): computed in float32, result in the dtype of its input."""
 
-    def __init__(self, d_model: int, *, rngs: nnx.Rngs):
-        super().__init__(d_model, epsilon=NORM_EPS, rngs=rngs)
+    def __init__(self, d_model: int):
+        self.scale = nnx.Param(jnp.ones(d_model), axes=(("gain", d_model),))
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Normalises the last axis."""
-        return super().__call__(x).astype(x.dtype)
+        wide = x.astype(jnp.float32)
+        normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + NORM_EPS)
+        return (normal * gathered(self.scale, jnp.float32)).astype(x.dtype)
 
 
 def rope(x: Float[Array, "B S H C"]) -> Float[Array, "B S H C"]:
@@ -43,9 +47,13 @@ def causal_mix(
     """Softmax attention over positions up to one's own, scores and sums in float32.
 
     On CPU it is written out, and normalised after the product with values, because forward and backward pass
-    then take about half the time of JAX's own (`benchmarks/attention.py`).
+    then take about half the time of JAX's own (`benchmarks/attention.py`). On TPU it is a kernel that holds no scores
+    in memory.
     """
-    if jax.default_backend() != "cpu":
+    where = platform()
+    if where == "tpu" and fits(query.shape[1]):
+        return splash(query, key, value)
+    if where != "cpu":
         return jax.nn.dot_product_attention(query, key, value, is_causal=True)
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     scores = jnp.einsum("bhqc,bhkc->bhqk", query, key, preferred_element_type=jnp.float32)
@@ -64,7 +72,7 @@ class Attention(nnx.Module):
         self.query, self.key, self.value, self.out = (
             weight(init, rngs.params(), d_model=d_model, heads=d_model) for _ in range(4)
         )
-        self.query_norm, self.key_norm = RMSNorm(d_model, rngs=rngs), RMSNorm(d_model, rngs=rngs)
+        self.query_norm, self.key_norm = RMSNorm(d_model), RMSNorm(d_model)
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Attends causally, in the dtype of `x`."""

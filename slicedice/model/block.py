@@ -18,7 +18,7 @@ class Block(nnx.Module):
     def __init__(self, spec: ModelSpec, *, init: Initializer, implementation: str, rngs: nnx.Rngs):
         layer = spec.layer
         self.attention = Attention(spec.d_model, spec.heads, init=init, rngs=rngs)
-        self.attention_norm = RMSNorm(spec.d_model, rngs=rngs)
+        self.attention_norm = RMSNorm(spec.d_model)
         self.moe = MoELayer(
             tuple((e.n, e.k, spec.width(e.g)) for e in layer.experts),
             spec.width(layer.generalist) if layer.generalist else 0,
@@ -27,8 +27,8 @@ class Block(nnx.Module):
             implementation=implementation,
             rngs=rngs,
         )
-        self.moe_norm = RMSNorm(spec.d_model, rngs=rngs)
-        self.routed_norm = RMSNorm(spec.d_model, rngs=rngs) if layer.wiring == "parallel" else None
+        self.moe_norm = RMSNorm(spec.d_model)
+        self.routed_norm = RMSNorm(spec.d_model) if layer.wiring == "parallel" else None
 
     def __call__(
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing: Routing

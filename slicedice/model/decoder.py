@@ -1,5 +1,7 @@
 """The OLMo2-style decoder: embeddings, scanned blocks, a norm, and a head of its own."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -31,10 +33,23 @@ class Decoder(nnx.Module):
         self.blocks = jax.vmap(
             lambda key: Block(spec, init=init, implementation=implementation, rngs=nnx.Rngs(params=key))
         )(jax.random.split(blocks_key, spec.layers))
-        self.norm = RMSNorm(spec.d_model, rngs=nnx.Rngs(0))
+        self.norm = RMSNorm(spec.d_model)
         self.head = weight(init, head_key, d_model=spec.d_model, vocabulary=spec.vocab_size)
 
-    def __call__(
+    def __call__(self, *arguments: Any, **settings: Any) -> tuple[Float[Array, "B S V"], LayerAux]:
+        """Runs the model.
+
+        Args:
+          *arguments: those of `hidden`.
+          **settings: those of `hidden`.
+
+        Returns:
+          Logits, and for each expert set a `SetAux` whose leaves have a leading axis of layers.
+        """
+        x, aux = self.hidden(*arguments, **settings)
+        return project(x, gathered(self.head, x.dtype), jnp.float32), aux
+
+    def hidden(
         self,
         tokens: Int[Array, "B S"],
         mask: Bool[Array, "B S"] | None = None,
@@ -42,8 +57,8 @@ class Decoder(nnx.Module):
         *,
         remat: bool = False,
         unroll: int = 1,
-    ) -> tuple[Float[Array, "B S V"], LayerAux]:
-        """Runs the model.
+    ) -> tuple[Float[Array, "B S D"], LayerAux]:
+        """Runs the model up to its last norm: what the head multiplies.
 
         Args:
           tokens: token ids.
@@ -53,7 +68,7 @@ class Decoder(nnx.Module):
           unroll: layers in one turn of the scan: more is faster to run and slower to compile.
 
         Returns:
-          Logits, and for each expert set a `SetAux` whose leaves have a leading axis of layers.
+          Values in the compute dtype, and for each expert set a `SetAux` whose leaves have a leading axis of layers.
         """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         x = look_up(gathered(self.embedding, self.compute_dtype), tokens)
@@ -64,7 +79,7 @@ class Decoder(nnx.Module):
         if remat or axes():
             layer = jax.checkpoint(layer, policy=None if remat else ALL_BUT_GATHERED)
         x, aux = jax.lax.scan(layer, x, self.blocks, unroll=unroll)
-        return project(self.norm(x), gathered(self.head, x.dtype), jnp.float32), aux
+        return self.norm(x), aux
 
 
 @jax.custom_vjp

@@ -13,7 +13,6 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
-from slicedice.kernels.varying import vary_over
 from slicedice.parallel.mesh import EXPERT, axes, size
 from slicedice.parallel.table import partition
 
@@ -35,14 +34,14 @@ class _Layout(NamedTuple):
 
     def gather(self, shard: Array) -> Array:
         """What a device multiplies with, of its shard and those of others."""
-        # First, so that in the gradient, where everything is transposed, what is summed over is a shard.
-        whole, over = vary_over(shard, axes()), self.over
+        whole, over = shard, self.over
         if self.experts:
             whole = self._own_experts(whole)
             over = tuple(tuple(name for name in names if name != EXPERT) for names in over)
         for place, names in enumerate(over):
-            if names:
-                whole = jax.lax.all_gather(whole, names, axis=place, tiled=True)
+            # One axis at a time: over several, the TPU's compiler turns the gradient's sum into one over whole arrays.
+            for name in reversed(names):
+                whole = jax.lax.all_gather(whole, name, axis=place, tiled=True)
         return whole
 
     def _own_experts(self, shard: Array) -> Array:
@@ -58,10 +57,11 @@ class _Layout(NamedTuple):
         return jax.lax.dynamic_slice_in_dim(shard, jax.lax.axis_index(EXPERT) * own, own)
 
     def reduce(self, grad: Array) -> Array:
-        """The transpose: the sum over devices of gradients of the shard, in the dtype of `grad`."""
-        varying = tuple(name for names in self.over for name in names)
-        (total,) = jax.linear_transpose(self.gather, vary_over(jnp.zeros(self.shape, grad.dtype), varying))(grad)
-        return total
+        """The sum over devices of their gradients of the shard, in the dtype of `grad`."""
+        like = jax.ShapeDtypeStruct(self.shape, grad.dtype)
+        (total,) = jax.linear_transpose(self.gather, like)(grad)
+        over = {name for names in self.over for name in names}
+        return jax.lax.psum(total, tuple(name for name in axes() if name not in over))
 
 
 def gathered(parameter: nnx.Param, dtype: jax.typing.DTypeLike) -> Array:

@@ -10,8 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from slicedice import parallel
-from slicedice.kernels.varying import vary_over
 from slicedice.model import Decoder
+from slicedice.model.cross_entropy import mean_loss
 from slicedice.moe import Routing
 from slicedice.spec import Execution, RunSpec
 
@@ -99,7 +99,7 @@ def gradients(
     if micro_batches.shape[0] == 1:
         grads, (losses, counts) = gradient(params, micro_batches[0])
     else:
-        zeros = jax.tree.map(_zeros, jax.eval_shape(gradient, params, micro_batches[0]))
+        zeros = optax.tree.zeros_like(jax.eval_shape(gradient, params, micro_batches[0]))
         (grads, (losses, counts)), _ = jax.lax.scan(accumulate, zeros, micro_batches)
     # Gradients have been added up over devices where parameters were put together.
     losses, counts = jax.lax.psum((losses, counts), parallel.axes())
@@ -107,23 +107,18 @@ def gradients(
     return grads, losses, counts
 
 
-def _zeros(like: jax.ShapeDtypeStruct) -> Array:
-    varying = like.manual_axis_type.varying if like.manual_axis_type else ()
-    return vary_over(jnp.zeros(like.shape, like.dtype), tuple(varying))
-
-
 def _loss(
     model: Decoder, spec: RunSpec, execution: Execution, batch: Array, hyper: Hyper
 ) -> tuple[Array, tuple[Losses, Counts]]:
     inputs, targets = batch[:, :-1], batch[:, 1:]
     routing = routing_of(spec)._replace(slack=execution.expert_slack)
-    logits, aux = model(inputs, routing=routing, remat=execution.remat, unroll=execution.unroll)
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-    output_z = (jax.nn.logsumexp(logits, axis=-1) ** 2).mean()
+    x, aux = model.hidden(inputs, routing=routing, remat=execution.remat, unroll=execution.unroll)
+    head = parallel.gathered(model.head, x.dtype)
+    z_weight = spec.optimizer.output_z_loss
+    loss, cross_entropy = mean_loss(x.reshape(-1, x.shape[-1]), head, targets.reshape(-1), z_weight)
     # Weights over n_layers: means over layers, summed over the expert sets of one layer.
     balance = sum((a.load_balancing_loss.mean() for a in aux), jnp.float32(0))
     router_z = sum((a.z_loss.mean() for a in aux), jnp.float32(0))
-    loss = cross_entropy + spec.optimizer.output_z_loss * output_z
     loss += hyper.alpha * balance + (spec.router.z_loss or 0.0) * router_z
     dropped = sum((a.dropped.sum() for a in aux), jnp.int32(0))
     lost = sum((a.lost.sum() for a in aux), jnp.int32(0))

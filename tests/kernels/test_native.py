@@ -30,7 +30,7 @@ def forgetful(tmp_path, monkeypatch):
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *args, **kwargs: None)
 
     def forget():
-        for function in (native.available, native._key, choose):
+        for function in (native.available, native._key):
             function.cache_clear()
 
     forget()

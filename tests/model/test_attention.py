@@ -56,7 +56,7 @@ def test_causal_mix_is_softmax_attention(scale: float, rng):
 @pytest.mark.parametrize("backend", ["cpu", "tpu"])
 def test_attention_is_its_definition(rng, monkeypatch: pytest.MonkeyPatch, backend: str):
     """Norms run over the full width, before heads are parted; each head scores with 1/sqrt(C)."""
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(attention, "platform", lambda: backend)
     d, heads, b, s = 12, 3, 2, 7
     module = attention.Attention(d, heads, init=truncated_normal(), rngs=nnx.Rngs(params=0))
     w = [rng.standard_normal((d, d)) / d**0.5 for _ in range(4)]

@@ -2,7 +2,8 @@
 
 The two add up the same numbers in another order, and nothing else. In float32 that moves losses and gradients by under
 1e-6 of their size. Adam's first steps, which are about as long for a small gradient as for a large one, make more of
-it, and so does the one token in thousands whose two best experts tie: hence 1e-3 after twenty steps.
+it, and so does the one token in thousands whose two best experts tie, which may then go to the other: hence 1e-3 after
+twenty steps, and a load that may be off by a token or two.
 """
 
 from typing import Any
@@ -40,7 +41,11 @@ def test_eight_devices_train_what_one_does(layer: str, mesh: str, execution: dic
 def _agree_on_metrics(many: Trained, one: Trained) -> None:
     for step, (got, want) in enumerate(zip(many.metrics, one.metrics, strict=True)):
         assert got.pop("lost_assignments", 0) == 0
-        assert got == pytest.approx(want, rel=3e-4 if step else 1e-6, abs=1e-6), f"step {step}"
+        counted = {name: got.pop(name) for name in ("load_imbalance", "dropped_share", "dead_experts") if name in got}
+        assert counted == pytest.approx({name: want[name] for name in counted}, abs=0.05 if step else 0), f"step {step}"
+        rest = {name: want[name] for name in got}
+        assert got == pytest.approx(rest, rel=3e-4 if step else 1e-6, abs=1e-6), f"step {step}"
+        assert {*got, *counted} == {*want}
     losses = [metrics["loss"] for metrics in one.metrics]
     assert losses[-1] < losses[0] - 0.1, "nothing was learned, so nothing was compared"
 

@@ -81,7 +81,9 @@ class Job:
     def train_until(self, step: int) -> None:
         deadline = time.monotonic() + 200
         while not self.folder.metrics.exists() or len(self.folder.metrics.read_text().splitlines()) < step:
-            assert time.monotonic() < deadline and all(p.poll() is None for p in self.processes), self.kill()
+            alive = all(process.poll() is None for process in self.processes)
+            assert alive, self.kill()
+            assert time.monotonic() < deadline
             time.sleep(0.05)
 
     def kill(self) -> list[tuple[int, str]]:
