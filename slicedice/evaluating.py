@@ -52,8 +52,9 @@ class Evaluator:
 
         Ends early, with a line in the log, when asked to stop.
         """
-        from slicedice import parallel, training
+        from slicedice import training
         from slicedice.evaluation.scoring import scorers
+        from slicedice.parallel.processes import greatest
 
         window = self.spec.data.sequence_length
         ways = scorers(model, self.spec, training.routing_of(self.spec), window)
@@ -67,7 +68,7 @@ class Evaluator:
                     raise DataError(f"{name} is called {found.name!r}, as another evaluation is. Rename one.")
                 name = found.name
                 seen.add(name)
-                if parallel.greatest(name in but):  # of what is there already, only the process that writes it is sure
+                if greatest(name in but):  # of what is there already, only the process that writes it is sure
                     continue
                 settings = evaluation.Settings(window, window)
                 content = found.evaluate(ways, self.tokens.tokenizer, settings, batch_size=self._batch_size)
@@ -83,10 +84,10 @@ class Evaluator:
 
     def _stopping(self, score: Callable[..., Any]) -> Callable[..., Any]:
         """The same way to score, which raises when asked to stop."""
-        from slicedice import parallel
+        from slicedice.parallel.processes import greatest
 
         def scored(*batch: Any) -> Any:
-            if parallel.greatest(self.should_stop()):
+            if greatest(self.should_stop()):
                 raise _Stop
             return score(*batch)
 

@@ -72,14 +72,14 @@ class Worker:
         """
         import jax
 
-        from slicedice import parallel
+        from slicedice.parallel import processes
 
         folder, spec = self.store.run(run), self.store.read_spec(run)
-        if not parallel.leads():
+        if not processes.leads():
             folder = Onlooker(folder, jax.process_index())
         execution = folder.execution()
         with folder.lock() as ours, _log_to(folder):
-            if not parallel.greatest(ours and not folder.result()):
+            if not processes.greatest(ours and not folder.result()):
                 return None
             log.info("%s · %s", run_name(spec), run)
             kind = self._attempt(folder, spec, execution)
@@ -116,14 +116,15 @@ class Worker:
             return kind
 
     def _train(self, folder: RunFolder, spec: RunSpec, execution: Execution) -> Kind:
-        from slicedice import data, evaluation, parallel, training
+        from slicedice import data, evaluation, training
+        from slicedice.parallel import processes
         from slicedice.provenance import provenance
 
         d = spec.data
         tokens = data.open_store(d.source, d.tokenizer, self.store.data, d.heldout_fraction, d.tokens or 0)
         if folder.begin_on(tokens.fingerprint):
             log.warning("what had been trained was on other text: the run starts over")
-        parallel.greatest(0)  # until the first process has looked
+        processes.greatest(0)  # until the first process has looked
         key = program_key(spec, execution)
         if key not in self._programs:
             self._programs[key] = training.Program(spec, execution)
@@ -190,13 +191,14 @@ class Worker:
 
 def _watch(folder: RunFolder, evaluator: Evaluator, program: "Program", state: "TrainState") -> None:
     """Evaluates a state in training, and adds the lines that are not there yet of its step."""
-    from slicedice import evaluation, parallel
+    from slicedice import evaluation
+    from slicedice.parallel import processes
 
     step, model = int(state.step), program.model(state)
     known = {line["name"] for line in metrics.read(folder.evaluation_lines) if line["step"] == step}
-    if not parallel.leads():
+    if not processes.leads():
         known = set()
-    if not parallel.greatest(evaluation.HELD_OUT in known):
+    if not processes.greatest(evaluation.HELD_OUT in known):
         folder.append_evaluation(step, evaluation.HELD_OUT, evaluator.held_out(model))
     for name, content in evaluator.others(model, but=known):
         if "scores" in content:
@@ -283,9 +285,9 @@ def _join(options: argparse.Namespace) -> None:
     require(
         bool(options.runs), "--processes", options.processes, "name the runs as arguments, the same in each process"
     )
-    from slicedice import parallel
+    from slicedice.parallel import processes
 
-    parallel.join(options.coordinator, options.processes or None, options.process)
+    processes.join(options.coordinator, options.processes or None, options.process)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

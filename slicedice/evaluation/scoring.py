@@ -9,11 +9,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from slicedice import parallel
 from slicedice.evaluation.rows import Score
 from slicedice.model import Decoder
 from slicedice.model.cross_entropy import token_nats
 from slicedice.moe import Routing
+from slicedice.parallel.gathering import gathered
+from slicedice.parallel.placing import mesh_of, partition_specs, place
 from slicedice.spec import RunSpec
 
 AS_TRAINED = "as_trained"
@@ -30,7 +31,7 @@ class Scorer:
 
     def __init__(self, model: Decoder, routing: Routing):
         self._graphdef, self._state = nnx.split(model)
-        self._routing, self._mesh = routing, parallel.mesh_of(self._state)
+        self._routing, self._mesh = routing, mesh_of(self._state)
 
     def __call__(
         self, tokens: Int[np.ndarray, "B S1"], text: Bool[np.ndarray, "B S"], counted: Bool[np.ndarray, "B S"]
@@ -42,7 +43,7 @@ class Scorer:
           text: False where an input is padding, which then takes no expert's room.
           counted: where a target counts.
         """
-        batch = (parallel.place(rows.__getitem__, rows.shape, self._mesh) for rows in (tokens, text, counted))
+        batch = (place(rows.__getitem__, rows.shape, self._mesh) for rows in (tokens, text, counted))
         return _nats(self._graphdef, self._routing, self._mesh, self._state, *batch)
 
 
@@ -79,14 +80,14 @@ def _nats(
     def compute(state, tokens, text, counted):
         model = nnx.merge(graphdef, state)
         x, _ = model.hidden(tokens[:, :-1], text, routing)
-        head = parallel.gathered(model.head, x.dtype)
+        head = gathered(model.head, x.dtype)
         nats = token_nats(x.reshape(-1, x.shape[-1]), head, tokens[:, 1:].reshape(-1))
         return jnp.where(counted, nats.reshape(counted.shape), 0.0).sum(1)
 
     if mesh is None:
         return compute(state, tokens, text, counted)
     share = PartitionSpec(mesh.axis_names)
-    specs = (parallel.partition_specs(state, mesh), share, share, share)
+    specs = (partition_specs(state, mesh), share, share, share)
     shared = jax.shard_map(compute, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False)
     nats = shared(state, tokens, text, counted)
     # Whole on every device, since every process reads it.

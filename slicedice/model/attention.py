@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from slicedice.kernels.platform import platform
 from slicedice.model.splash import fits, splash
 from slicedice.moe.experts import Initializer, project, weight
-from slicedice.parallel import gathered
+from slicedice.parallel.gathering import gathered
 
 ROPE_THETA = 500_000.0
 NORM_EPS = 1e-6

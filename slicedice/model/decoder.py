@@ -11,7 +11,8 @@ from slicedice.model.attention import RMSNorm
 from slicedice.model.block import Block
 from slicedice.moe import LayerAux, Routing
 from slicedice.moe.experts import project, truncated_normal, weight
-from slicedice.parallel import GATHERED, axes, gathered
+from slicedice.parallel.gathering import GATHERED, gathered
+from slicedice.parallel.mesh import axes
 from slicedice.spec import ModelSpec
 
 ALL_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)

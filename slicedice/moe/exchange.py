@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from slicedice.moe.routing import Assignment
-from slicedice.parallel import EXPERT, size
+from slicedice.parallel.mesh import size
+from slicedice.parallel.table import EXPERT
 
 Apply = Callable[[Float[Array, "T D"], Assignment, int, int | None], tuple[Float[Array, "T D"], Int[Array, ""]]]
 """Experts of one device on the assignments kept: of tokens, assignment, experts here, and assignments to have room for;

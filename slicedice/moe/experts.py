@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from slicedice.kernels import expert_ffn
-from slicedice.parallel import gathered, local_experts
+from slicedice.parallel.gathering import gathered, local_experts
 
 Initializer = jax.nn.initializers.Initializer
 

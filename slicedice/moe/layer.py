@@ -14,7 +14,9 @@ from slicedice.kernels import row_alignment
 from slicedice.moe import dispatch as moving
 from slicedice.moe import exchange, routing
 from slicedice.moe.experts import Initializer, RoutedExperts, SwiGLU, weight
-from slicedice.parallel import EXPERT, gathered, size
+from slicedice.parallel.gathering import gathered
+from slicedice.parallel.mesh import size
+from slicedice.parallel.table import EXPERT
 
 
 class RouterBias(nnx.Variable):

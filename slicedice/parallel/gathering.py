@@ -13,8 +13,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
-from slicedice.parallel.mesh import EXPERT, axes, size
-from slicedice.parallel.table import partition
+from slicedice.parallel.mesh import axes, size
+from slicedice.parallel.table import EXPERT, partition
 
 GATHERED = "gathered"
 """What gathered parameters are called for `jax.checkpoint`: they are gathered again rather than kept."""

@@ -7,17 +7,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-REPLICA = "replica"
-"""Copies of everything, across slices of a pod, between which only gradients travel."""
-
-DATA = "data"
-"""Parameters and optimizer state are sharded over it, and gathered for use (ZeRO, arXiv 1910.02054)."""
-
-EXPERT = "expert"
-"""Each of its devices has its own experts; tokens travel to them."""
-
-AXES = (REPLICA, DATA, EXPERT)
-"""From the slowest links to the fastest. Sequences are spread over all of them."""
+from slicedice.parallel.table import AXES, REPLICA
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[Any]) -> Mesh | None:

@@ -1,16 +1,21 @@
-"""Which mesh axes shard which logical axis of a parameter: the one table.
+"""The axes of a mesh, and which of them shard which logical axis of a parameter: the one table.
 
 A parameter names its logical axes and their sizes as `axes`, as in (("experts", 8), ("d_model", 64), ("width", 32)).
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-import jax
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+REPLICA = "replica"
+"""Copies of everything, across slices of a pod, between which only gradients travel."""
 
-from slicedice.parallel.mesh import DATA, EXPERT
+DATA = "data"
+"""Parameters and optimizer state are sharded over it, and gathered for use (ZeRO, arXiv 1910.02054)."""
+
+EXPERT = "expert"
+"""Each of its devices has its own experts; tokens travel to them."""
+
+AXES = (REPLICA, DATA, EXPERT)
+"""From the slowest links to the fastest. Sequences are spread over all of them."""
 
 LogicalAxes = tuple[tuple[str, int], ...]
 
@@ -44,30 +49,3 @@ def partition(axes: LogicalAxes, mesh: Mapping[str, int]) -> tuple[tuple[str, ..
                     parts *= mesh[mesh_axis]
                     free.remove(mesh_axis)
     return tuple(over)
-
-
-def partition_specs(tree: Any, mesh: Mesh) -> Any:
-    """`tree` with a `PartitionSpec` for each array: by the table if it is a variable that names its axes, else whole.
-
-    Axes in front of those that a variable names, as that of layers, stay whole.
-    """
-
-    def spec(variable: Any) -> Any:
-        if not isinstance(variable, nnx.Variable):
-            return PartitionSpec()
-        named = variable.get_metadata().get("axes")
-        if named is None:
-            return variable.replace(PartitionSpec())
-        leading = [None] * (len(variable.shape) - len(named))
-        return variable.replace(PartitionSpec(*leading, *(over or None for over in partition(named, mesh.shape))))
-
-    return jax.tree.map(spec, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-
-
-def shardings(tree: Any, mesh: Mesh | None) -> Any:
-    """`tree` with the sharding of each array; without a mesh, this process's first device."""
-    if mesh is None:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.tree.map(lambda _: here, tree)
-    specs = partition_specs(tree, mesh)
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))

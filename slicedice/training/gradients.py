@@ -9,10 +9,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from slicedice import parallel
 from slicedice.model import Decoder
 from slicedice.model.cross_entropy import mean_loss
 from slicedice.moe import Routing
+from slicedice.parallel.gathering import gathered
+from slicedice.parallel.mesh import axes
 from slicedice.spec import Execution, RunSpec
 
 
@@ -91,7 +92,7 @@ def gradients(
 
     gradient = jax.grad(loss, has_aux=True)
     micro_batches = batch.reshape(-1, execution.micro_batch, batch.shape[1])
-    parts = micro_batches.shape[0] * jax.lax.axis_size(parallel.axes())
+    parts = micro_batches.shape[0] * jax.lax.axis_size(axes())
 
     def accumulate(total, micro_batch):
         return jax.tree.map(jnp.add, total, gradient(params, micro_batch)), None
@@ -102,7 +103,7 @@ def gradients(
         zeros = optax.tree.zeros_like(jax.eval_shape(gradient, params, micro_batches[0]))
         (grads, (losses, counts)), _ = jax.lax.scan(accumulate, zeros, micro_batches)
     # Gradients have been added up over devices where parameters were put together.
-    losses, counts = jax.lax.psum((losses, counts), parallel.axes())
+    losses, counts = jax.lax.psum((losses, counts), axes())
     grads, losses = jax.tree.map(lambda total: total / parts, (grads, losses))
     return grads, losses, counts
 
@@ -113,7 +114,7 @@ def _loss(
     inputs, targets = batch[:, :-1], batch[:, 1:]
     routing = routing_of(spec)._replace(slack=execution.expert_slack)
     x, aux = model.hidden(inputs, routing=routing, remat=execution.remat, unroll=execution.unroll)
-    head = parallel.gathered(model.head, x.dtype)
+    head = gathered(model.head, x.dtype)
     z_weight = spec.optimizer.output_z_loss
     loss, cross_entropy = mean_loss(x.reshape(-1, x.shape[-1]), head, targets.reshape(-1), z_weight)
     # Weights over n_layers: means over layers, summed over the expert sets of one layer.

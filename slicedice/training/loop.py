@@ -8,8 +8,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from slicedice import parallel
 from slicedice.data import TokenStore, train_batch
+from slicedice.parallel.processes import greatest
 from slicedice.spec import RunSpec
 from slicedice.training.checkpoint import Checkpoints
 from slicedice.training.gradients import Hyper
@@ -96,7 +96,7 @@ def train(
         if step + 1 == spec.budget.steps:
             break
         due = time.monotonic() - saved > checkpoint_seconds
-        wish = parallel.greatest(STOP if should_stop() else SAVE if due else GO_ON)
+        wish = greatest(STOP if should_stop() else SAVE if due else GO_ON)
         if wish > GO_ON:
             # Metrics come first, so that every step of a checkpoint has its line.
             if pending is not None:

@@ -16,9 +16,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
-from slicedice import parallel
 from slicedice.model import Decoder
 from slicedice.moe import RouterBias
+from slicedice.parallel import placing
+from slicedice.parallel.mesh import make_mesh
 from slicedice.spec import Execution, RunSpec
 from slicedice.training.gradients import Counts, Hyper, Losses, gradients
 from slicedice.training.optimizer import adamw, rate_at
@@ -62,12 +63,12 @@ class Program:
                 f"{jax.process_count()} processes have {jax.device_count()} devices, and execution.mesh = "
                 f"{execution.mesh!r} takes {count}: each process has to have its share"
             )
-        self.mesh = parallel.make_mesh(execution.mesh_shape.as_dict(), devices or jax.devices())
+        self.mesh = make_mesh(execution.mesh_shape.as_dict(), devices or jax.devices())
         self.graphdef, _, _ = self._split(nnx.eval_shape(lambda: self._model(jnp.uint32(0))))
         shapes: TrainState = jax.eval_shape(self._init, jax.ShapeDtypeStruct((), jnp.uint32))
         # On one device too they are named, as those of a restored state are: otherwise the step would be compiled once
         # for each.
-        shardings = parallel.shardings(shapes, self.mesh)
+        shardings = placing.shardings(shapes, self.mesh)
         self.like: TrainState = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
         )
@@ -83,7 +84,7 @@ class Program:
     def place(self, rows: Callable[[slice], np.ndarray]) -> Array:
         """A batch on its devices, of which this process reads its own share: `rows(slice)` are some of its rows."""
         shape = self.spec.budget.batch_size, self.spec.data.sequence_length + 1
-        return parallel.place(rows, shape, self.mesh)
+        return placing.place(rows, shape, self.mesh)
 
     def _model(self, seed: Int[Array, ""]) -> Decoder:
         return Decoder(
@@ -134,7 +135,7 @@ class Program:
             return compute(params, bias, batch, hyper)
         # The optimizer, outside, is elementwise but for a norm: the compiler shards it as its arguments are. JAX's own
         # account of what varies over the mesh is off, since kernels of other libraries do not keep it.
-        whole, specs = PartitionSpec(), parallel.partition_specs(params, self.mesh)
+        whole, specs = PartitionSpec(), placing.partition_specs(params, self.mesh)
         share = PartitionSpec(self.mesh.axis_names)
         return jax.shard_map(
             compute,

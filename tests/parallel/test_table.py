@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from slicedice.parallel import partition
+from slicedice.parallel.table import partition
 
 EXPERTS = (("experts", 6), ("d_model", 16), ("width", 8))
 DENSE = (("d_model", 48), ("heads", 48))
