@@ -13,7 +13,7 @@ from slicedice.evaluation.rows import Score
 from slicedice.model import Decoder
 from slicedice.model.cross_entropy import token_nats
 from slicedice.moe import Routing
-from slicedice.parallel.gathering import gathered
+from slicedice.parallel.mesh import batch_sharding
 from slicedice.parallel.placing import mesh_of, partition_specs, place
 from slicedice.spec import RunSpec
 
@@ -43,7 +43,8 @@ class Scorer:
           text: False where an input is padding, which then takes no expert's room.
           counted: where a target counts.
         """
-        batch = (place(rows.__getitem__, rows.shape, self._mesh) for rows in (tokens, text, counted))
+        where = batch_sharding(self._mesh or jax.local_devices()[0])
+        batch = (place(rows.__getitem__, rows.shape, where) for rows in (tokens, text, counted))
         return _nats(self._graphdef, self._routing, self._mesh, self._state, *batch)
 
 
@@ -79,9 +80,9 @@ def _nats(
 ) -> Float[Array, " B"]:
     def compute(state, tokens, text, counted):
         model = nnx.merge(graphdef, state)
-        x, _ = model.hidden(tokens[:, :-1], text, routing)
-        head = gathered(model.head, x.dtype)
-        nats = token_nats(x.reshape(-1, x.shape[-1]), head, tokens[:, 1:].reshape(-1))
+        tables = model.tables()
+        x, _ = model.hidden(tables, tokens[:, :-1], text, routing)
+        nats = token_nats(x.reshape(-1, x.shape[-1]), tables.head, tokens[:, 1:].reshape(-1))
         return jnp.where(counted, nats.reshape(counted.shape), 0.0).sum(1)
 
     if mesh is None:

@@ -1,6 +1,6 @@
 """The OLMo2-style decoder: embeddings, scanned blocks, a norm, and a head of its own."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,13 @@ from slicedice.spec import ModelSpec
 
 ALL_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
 """Parameters that were put together from shards are not kept for the backward pass, but put together again."""
+
+
+class Tables(NamedTuple):
+    """The two largest parameters of a small model, whole: what a step puts together once for all its micro-batches."""
+
+    embedding: Float[Array, "V D"]
+    head: Float[Array, "D V"]
 
 
 class Decoder(nnx.Module):
@@ -37,21 +44,30 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(spec.d_model)
         self.head = weight(init, head_key, d_model=spec.d_model, vocabulary=spec.vocab_size)
 
-    def __call__(self, *arguments: Any, **settings: Any) -> tuple[Float[Array, "B S V"], LayerAux]:
+    def __call__(
+        self, tokens: Int[Array, "B S"], *arguments: Any, **settings: Any
+    ) -> tuple[Float[Array, "B S V"], LayerAux]:
         """Runs the model.
 
         Args:
-          *arguments: those of `hidden`.
-          **settings: those of `hidden`.
+          tokens: token ids.
+          *arguments: as those of `hidden`.
+          **settings: as those of `hidden`.
 
         Returns:
           Logits, and for each expert set a `SetAux` whose leaves have a leading axis of layers.
         """
-        x, aux = self.hidden(*arguments, **settings)
-        return project(x, gathered(self.head, x.dtype), jnp.float32), aux
+        tables = self.tables()
+        x, aux = self.hidden(tables, tokens, *arguments, **settings)
+        return project(x, tables.head, jnp.float32), aux
+
+    def tables(self) -> Tables:
+        """Embedding and head, in the compute dtype."""
+        return Tables(gathered(self.embedding, self.compute_dtype), gathered(self.head, self.compute_dtype))
 
     def hidden(
         self,
+        tables: Tables,
         tokens: Int[Array, "B S"],
         mask: Bool[Array, "B S"] | None = None,
         routing: Routing = Routing(),  # noqa: B008 - a NamedTuple of constants
@@ -62,6 +78,7 @@ class Decoder(nnx.Module):
         """Runs the model up to its last norm: what the head multiplies.
 
         Args:
+          tables: the model's own.
           tokens: token ids.
           mask: False where a position is padding, which then takes no expert's room and is not counted.
           routing: capacity and routing groups.
@@ -72,7 +89,7 @@ class Decoder(nnx.Module):
           Values in the compute dtype, and for each expert set a `SetAux` whose leaves have a leading axis of layers.
         """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-        x = look_up(gathered(self.embedding, self.compute_dtype), tokens)
+        x = look_up(tables.embedding, tokens)
 
         def layer(x, block):
             return block(x, mask, routing)

@@ -77,14 +77,25 @@ def local_experts(parameter: nnx.Param, dtype: jax.typing.DTypeLike) -> Array:
     return _assembled(parameter, dtype, own=True)
 
 
+def scattered(parameter: nnx.Param, grad: Array) -> Array:
+    """The sum over devices of their gradients of the whole of a parameter, of which each gets its shard; in float32.
+
+    For who puts a parameter together once and adds up its gradient over several uses.
+    """
+    grad = grad.astype(jnp.float32)
+    return _layout(parameter, own=False).reduce(grad) if axes() else grad
+
+
 def _assembled(parameter: nnx.Param, dtype: jax.typing.DTypeLike, *, own: bool) -> Array:
-    shard = parameter[...]
     if not axes():
-        return shard.astype(dtype)
+        return parameter[...].astype(dtype)
+    return checkpoint_name(_gather(_layout(parameter, own=own), jnp.dtype(dtype), parameter[...]), GATHERED)
+
+
+def _layout(parameter: nnx.Param, *, own: bool) -> _Layout:
     named = parameter.get_metadata()["axes"]
     over = partition(named, {name: size(name) for name in axes()})
-    layout = _Layout(shard.shape, over, named[0][1] if own and size(EXPERT) > 1 else 0)
-    return checkpoint_name(_gather(layout, jnp.dtype(dtype), shard), GATHERED)
+    return _Layout(parameter.shape, over, named[0][1] if own and size(EXPERT) > 1 else 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

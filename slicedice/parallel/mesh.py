@@ -49,11 +49,11 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any]) -> Mesh | None:
     return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def batch_sharding(mesh: Mesh | None) -> jax.sharding.Sharding:
-    """How a batch's sequences, its leading axis, lie on devices: in order, over all axes."""
-    if mesh is None:
-        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+def batch_sharding(where: Mesh | Any) -> jax.sharding.Sharding:
+    """How a batch's sequences, its leading axis, lie on a mesh, in order over all axes, or on one device."""
+    if isinstance(where, Mesh):
+        return NamedSharding(where, PartitionSpec(where.axis_names))
+    return jax.sharding.SingleDeviceSharding(where)
 
 
 def axes() -> tuple[str, ...]:

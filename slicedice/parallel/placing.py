@@ -8,7 +8,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from slicedice.parallel.mesh import batch_sharding
 from slicedice.parallel.table import partition
 
 
@@ -30,13 +29,12 @@ def partition_specs(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(spec, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def shardings(tree: Any, mesh: Mesh | None) -> Any:
-    """`tree` with the sharding of each array; without a mesh, this process's first device."""
-    if mesh is None:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.tree.map(lambda _: here, tree)
-    specs = partition_specs(tree, mesh)
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+def shardings(tree: Any, where: Mesh | Any) -> Any:
+    """`tree` with the sharding of each array on a mesh, or on one device."""
+    if not isinstance(where, Mesh):
+        return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(where), tree)
+    specs = partition_specs(tree, where)
+    return jax.tree.map(lambda spec: NamedSharding(where, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
@@ -46,16 +44,16 @@ def mesh_of(tree: Any) -> Mesh | None:
     return meshes.pop() if meshes else None
 
 
-def place(rows: Callable[[slice], np.ndarray], shape: tuple[int, ...], mesh: Mesh | None) -> jax.Array:
+def place(rows: Callable[[slice], np.ndarray], shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> jax.Array:
     """An array whose first axis is spread over all devices; this process asks only for what its devices have.
 
     Args:
       rows: returns a slice of the first axis.
       shape: of the whole.
-      mesh: see `batch_sharding`.
+      sharding: see `batch_sharding`.
     """
 
     def read(index: Any) -> np.ndarray:
         return rows(slice(*index[0].indices(shape[0])))
 
-    return jax.make_array_from_callback(shape, batch_sharding(mesh), read)
+    return jax.make_array_from_callback(shape, sharding, read)

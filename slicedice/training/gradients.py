@@ -1,18 +1,18 @@
 """The loss of a batch and its gradients, of one device's share of it, added up over the mesh around this code."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from slicedice.model import Decoder
 from slicedice.model.cross_entropy import mean_loss
+from slicedice.model.decoder import Tables
 from slicedice.moe import Routing
-from slicedice.parallel.gathering import gathered
+from slicedice.parallel.gathering import scattered
 from slicedice.parallel.mesh import axes
 from slicedice.spec import Execution, RunSpec
 
@@ -86,37 +86,51 @@ def gradients(
     Returns:
       Gradients of this device's shards, and losses and counts of all devices' sequences.
     """
+    # Embedding and head are put together, and their gradients brought back, once for all micro-batches.
+    of_tables: Any
+    of_tables, of_layers = nnx.split_state(params, lambda path, _: path[0] in Tables._fields, ...)
 
-    def loss(params, micro_batch):
-        return _loss(nnx.merge(graphdef, params, bias), spec, execution, micro_batch, hyper)
+    def model(of_layers: nnx.State) -> Decoder:
+        return nnx.merge(graphdef, of_tables, of_layers, bias)
+
+    def loss(parts, micro_batch):
+        layers, tables = parts
+        return _loss(model(layers), tables, spec, execution, micro_batch, hyper)
 
     gradient = jax.grad(loss, has_aux=True)
+    parts = of_layers, model(of_layers).tables()
     micro_batches = batch.reshape(-1, execution.micro_batch, batch.shape[1])
-    parts = micro_batches.shape[0] * jax.lax.axis_size(axes())
+    count = micro_batches.shape[0] * jax.lax.axis_size(axes())
 
     def accumulate(total, micro_batch):
-        return jax.tree.map(jnp.add, total, gradient(params, micro_batch)), None
+        return jax.tree.map(jnp.add, total, gradient(parts, micro_batch)), None
 
     if micro_batches.shape[0] == 1:
-        grads, (losses, counts) = gradient(params, micro_batches[0])
+        total = gradient(parts, micro_batches[0])
     else:
-        zeros = optax.tree.zeros_like(jax.eval_shape(gradient, params, micro_batches[0]))
-        (grads, (losses, counts)), _ = jax.lax.scan(accumulate, zeros, micro_batches)
-    # Gradients have been added up over devices where parameters were put together.
+        zeros = jax.tree.map(_zeros, jax.eval_shape(gradient, parts, micro_batches[0]))
+        total, _ = jax.lax.scan(accumulate, zeros, micro_batches)
+    (grads, tables), (losses, counts) = total
+    # Gradients of layers have been added up over devices where their parameters were put together; these have not.
+    own = {name: of_tables[name].replace(scattered(of_tables[name], grad)) for name, grad in tables._asdict().items()}
     losses, counts = jax.lax.psum((losses, counts), axes())
-    grads, losses = jax.tree.map(lambda total: total / parts, (grads, losses))
+    grads, losses = jax.tree.map(lambda sum_: sum_ / count, (nnx.merge_state(grads, nnx.State(own)), losses))
     return grads, losses, counts
 
 
+def _zeros(like: jax.ShapeDtypeStruct) -> Array:
+    """What parts are added up in: floats in float32."""
+    return jnp.zeros(like.shape, jnp.float32 if like.dtype == jnp.bfloat16 else like.dtype)
+
+
 def _loss(
-    model: Decoder, spec: RunSpec, execution: Execution, batch: Array, hyper: Hyper
+    model: Decoder, tables: Tables, spec: RunSpec, execution: Execution, batch: Array, hyper: Hyper
 ) -> tuple[Array, tuple[Losses, Counts]]:
     inputs, targets = batch[:, :-1], batch[:, 1:]
     routing = routing_of(spec)._replace(slack=execution.expert_slack)
-    x, aux = model.hidden(inputs, routing=routing, remat=execution.remat, unroll=execution.unroll)
-    head = gathered(model.head, x.dtype)
+    x, aux = model.hidden(tables, inputs, routing=routing, remat=execution.remat, unroll=execution.unroll)
     z_weight = spec.optimizer.output_z_loss
-    loss, cross_entropy = mean_loss(x.reshape(-1, x.shape[-1]), head, targets.reshape(-1), z_weight)
+    loss, cross_entropy = mean_loss(x.reshape(-1, x.shape[-1]), tables.head, targets.reshape(-1), z_weight)
     # Weights over n_layers: means over layers, summed over the expert sets of one layer.
     balance = sum((a.load_balancing_loss.mean() for a in aux), jnp.float32(0))
     router_z = sum((a.z_loss.mean() for a in aux), jnp.float32(0))

@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 from slicedice.model import Decoder
 from slicedice.moe import RouterBias
 from slicedice.parallel import placing
-from slicedice.parallel.mesh import make_mesh
+from slicedice.parallel.mesh import batch_sharding, make_mesh
 from slicedice.spec import Execution, RunSpec
 from slicedice.training.gradients import Counts, Hyper, Losses, gradients
 from slicedice.training.optimizer import adamw, rate_at
@@ -68,7 +68,8 @@ class Program:
         shapes: TrainState = jax.eval_shape(self._init, jax.ShapeDtypeStruct((), jnp.uint32))
         # On one device too they are named, as those of a restored state are: otherwise the step would be compiled once
         # for each.
-        shardings = placing.shardings(shapes, self.mesh)
+        where = self.mesh or (devices or jax.local_devices())[0]
+        shardings, self._share = placing.shardings(shapes, where), batch_sharding(where)
         self.like: TrainState = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
         )
@@ -83,8 +84,16 @@ class Program:
 
     def place(self, rows: Callable[[slice], np.ndarray]) -> Array:
         """A batch on its devices, of which this process reads its own share: `rows(slice)` are some of its rows."""
-        shape = self.spec.budget.batch_size, self.spec.data.sequence_length + 1
-        return placing.place(rows, shape, self.mesh)
+        return placing.place(rows, self._batch_shape, self._share)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The step for the compiler; its devices need not be here."""
+        batch = jax.ShapeDtypeStruct(self._batch_shape, jnp.int32, sharding=self._share)
+        return self.step.lower(self.like, batch, jax.eval_shape(lambda: Hyper.of(self.spec)))
+
+    @property
+    def _batch_shape(self) -> tuple[int, int]:
+        return self.spec.budget.batch_size, self.spec.data.sequence_length + 1
 
     def _model(self, seed: Int[Array, ""]) -> Decoder:
         return Decoder(

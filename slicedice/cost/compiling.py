@@ -1,0 +1,82 @@
+"""A program's step through the real compiler: `python -m slicedice.cost.compiling`, a child process of `plan`.
+
+Reads requests as lines of JSON on standard input and answers each with one; whoever asks need not import JAX. The
+compiler for TPUs is in the package libtpu, and takes no TPU.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from typing import Any
+
+NO_COMPILER = "no compiler"
+"""The answer where libtpu is not installed."""
+
+
+def main() -> int:
+    """Answers requests until there are no more."""
+    # The compiler is asked for chips that are not here, by several processes at once.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    for line in sys.stdin:
+        print(json.dumps(_answer(json.loads(line))), flush=True)
+    return 0
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    """What the compiler says of the step of `spec` under `execution` on `topology`."""
+    import jax
+
+    from slicedice.cost.hlo import collectives
+    from slicedice.spec import Execution, from_json
+    from slicedice.training import Program
+
+    began = time.monotonic()
+    try:
+        devices = _devices(request["topology"], request["slices"])
+    except Exception as error:
+        return {"error": NO_COMPILER, "reason": str(error)}
+    try:
+        with jax.default_device(devices[0]):
+            program = Program(from_json(request["spec"]), Execution(**request["execution"]), devices)
+            compiled = program.lower().compile()
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            return {"error": f"{type(error).__name__}: {error}"[:2000], "seconds": time.monotonic() - began}
+        return {"fits": False, "bytes": _wanted(str(error)), "seconds": time.monotonic() - began}
+    memory, text = compiled.memory_analysis(), compiled.as_text() or ""
+    assert memory is not None
+    moved = collectives(text)
+    return {
+        "fits": True,
+        "bytes": memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        "state_bytes": memory.argument_size_in_bytes,
+        "traffic": sum(one.received for one in moved),
+        "collectives": [one._asdict() for one in moved],
+        "seconds": time.monotonic() - began,
+    }
+
+
+def _devices(topology: str, slices: int) -> list[Any]:
+    from jax.experimental import topologies
+
+    several = {"num_slices": slices} if slices > 1 else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **several).devices
+
+
+def _wanted(message: str) -> int | None:
+    """How many bytes the compiler would have taken, where it says so."""
+    found = re.search(r"\(([\d.]+)([KMG])\) exceeds|Used ([\d.]+)([KMG]) of", message)
+    if not found:
+        return None
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return int(float(number) * 2 ** {"K": 10, "M": 20, "G": 30}[unit])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What a compiled program sends between devices, read off its HLO text.
+
+Sizes are those of the ring algorithms, bytes that a device receives: of g devices, a gather or a scattered sum of S
+bytes in all takes (g-1)/g * S, a sum that all have twice that.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+
+_WIDTH = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.+?) ({'|'.join(KINDS)})(-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+class Collective(NamedTuple):
+    """One kind of transfer of a step.
+
+    kind: one of `KINDS`. shape: of its result, as in "bf16[832,832]". count: how often in a step.
+    received: bytes that a device receives by it in a step.
+    """
+
+    kind: str
+    shape: str
+    count: int
+    received: float
+
+
+def collectives(text: str) -> list[Collective]:
+    """Every transfer of a compiled program, loops counted as often as they turn; the largest first.
+
+    Args:
+      text: the optimised HLO, `Compiled.as_text()`.
+    """
+    computations = _computations(text)
+    counts: Counter[tuple[str, str]] = Counter()
+    received: dict[tuple[str, str], float] = {}
+    entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
+    for name, lines, turns in _reached(entry, computations, 1):
+        if _goes_on(name, lines):
+            continue
+        for line in lines:
+            if found := _INSTRUCTION.match(line):
+                result, kind, start = found.groups()
+                arrays = _ARRAY.findall(result)
+                if start and len(arrays) > 1:  # operands, then results
+                    arrays = arrays[len(arrays) // 2 :] if kind != "collective-permute" else arrays[:1]
+                size = sum(_bytes(dtype, dims) for dtype, dims in arrays)
+                key = kind, " ".join(f"{dtype}[{dims}]" for dtype, dims in arrays)
+                counts[key] += turns
+                received[key] = received.get(key, 0.0) + turns * _received(kind, size, _group(line))
+    found = [Collective(*key, counts[key], received[key]) for key in counts]
+    return sorted(found, key=lambda one: -one.received)
+
+
+def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
+    found: dict[str, tuple[bool, list[str]]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            lines = []
+            found[head[2]] = bool(head[1]), lines
+        else:
+            lines.append(line)
+    return found
+
+
+def _goes_on(name: str, lines: list[str]) -> bool:
+    """Whether a transfer here is one that has started elsewhere: TPUs write it out wherever it goes on."""
+    return "async_collective_fusion" in name or any("AsyncCollectiveDone" in line for line in lines)
+
+
+def _reached(name: str, computations: dict, turns: int) -> Iterator[tuple[str, list[str], int]]:
+    """The lines of a computation and of all that it calls, with how often each is gone through."""
+    lines = computations[name][1]
+    yield name, lines, turns
+    for line in lines:
+        loop = re.search(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", line)
+        if loop:
+            yield from _reached(loop[2], computations, turns * _turns(line, computations[loop[1]][1]))
+            continue
+        called = re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line)
+        for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
+            called += re.findall(r"%?([\w.\-]+)", branches)
+        for one in called:
+            if one in computations:
+                yield from _reached(one, computations, turns)
+
+
+def _turns(line: str, condition: list[str]) -> int:
+    """How often a loop turns: what the compiler says, or else what its counter is compared with."""
+    if known := re.search(r"known_trip_count[^\d]*(\d+)", line):
+        return int(known[1])
+    limits = [int(number) for text in condition for number in re.findall(r"s32\[\][^=]* constant\((\d+)\)", text)]
+    return max(limits, default=1)
+
+
+def _group(line: str) -> int:
+    """How many devices take part together."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(listed[1].split(","))
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
+        return int(iota[2])
+    return 2  # pairs
+
+
+def _received(kind: str, size: int, devices: int) -> float:
+    share = (devices - 1) / devices
+    if kind == "all-reduce":
+        return 2 * share * size
+    if kind == "reduce-scatter":
+        return (devices - 1) * size  # its result is one share
+    return float(size) if kind == "collective-permute" else share * size
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    size = _WIDTH.get(dtype, 0)
+    for dim in filter(None, dims.split(",")):
+        size *= int(dim)
+    return size
