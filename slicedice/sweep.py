@@ -20,13 +20,12 @@ from rich.console import Console
 
 from slicedice import explain, files, machine
 from slicedice.commandline import door, overrides, split
-from slicedice.cost import RATES, cost
-from slicedice.data.tokenizer import find_tokenizer
 from slicedice.grid import GridError, Plan, enumerate_runs, load_config, load_grid
-from slicedice.launching import to_train, train_missing
+from slicedice.launching import train_missing
+from slicedice.plan import add_arguments, plan_verb
 from slicedice.report.claims import judge
 from slicedice.report.reference import caption, compare
-from slicedice.report.results import read_results, settings
+from slicedice.report.results import read_results
 from slicedice.report.tables import (
     cell_table,
     claim_table,
@@ -34,7 +33,6 @@ from slicedice.report.tables import (
     lines_table,
     listed,
     plain_console,
-    plan_table,
     show,
     status_table,
 )
@@ -67,7 +65,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--retry", action="store_true", help="train crashed and out-of-memory runs again, and only these")
     p.add_argument("--launcher", default="local", help=f"one of {', '.join(files.names('launch'))}, or a path")
     p.add_argument("--max_concurrent", type=int, default=0, help="runs at once; 0 for as many as pay")
-    p.add_argument("--device", choices=sorted(RATES), help="plan hours for this device")
     p.add_argument(
         "--missing", action="store_true", help="report the runs that are not done, and the figures without them"
     )
@@ -76,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--dry_run", action="store_true", help="say what would be trained, and train nothing")
     p.add_argument("--json", action="store_true", help="print JSON, and write no tables, figures or page")
+    add_arguments(p)
     return p
 
 
@@ -93,14 +91,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require(not options.dry_run or options.verb == "run", "--dry_run", True, f"{options.verb} trains nothing anyway")
     draws = options.verb in ("run", "report") and not (options.json or options.missing or options.dry_run)
     require(draws or not options.evaluation_sets, "--evaluation_sets", True, "it goes with what draws figures")
+    plans = options.verb == "plan" or options.dry_run
+    for flag in ("device", "topology", "mfu", "price", "fit", "compile"):
+        value = getattr(options, flag)
+        require(plans or value in (None, False), f"--{flag}", value, "it goes with plan")
     require(options.max_concurrent >= 0, "--max_concurrent", options.max_concurrent, "use a number from 0")
     console, store = plain_console(stderr=options.json), Store(options.store)
     if wanted:
         return _explain(options, [*unknown, *given], store, console)
     scales = _scales(options)
     plan = _enumerate(options.grid, scales, options, [*unknown, *given])
-    if options.verb == "plan" or options.dry_run:
-        return _plan(plan, store, options, console)
+    if plans:
+        return plan_verb(plan, store, options, console)
     if options.verb == "run":
         train_missing(plan, store, options.launcher, options.max_concurrent, retry=options.retry, console=console)
     if options.verb == "status":
@@ -137,42 +139,6 @@ def _scales(options: argparse.Namespace) -> list[str]:
             "here. Name the scales to train with --scale, as in --scale nano; `plan` says what they cost."
         )
     return list(scales)
-
-
-def _plan(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
-    for tokenizer in {spec.data.tokenizer for spec, _ in plan.runs.values()}:
-        find_tokenizer(tokenizer)
-    missing = set(to_train(plan, store, retry=options.retry))
-    device = options.device or machine.accelerator() or "cpu"
-    costs = {id_: cost(spec, execution, RATES[device]) for id_, (spec, execution) in plan.runs.items()}
-    total = {
-        "device": device,
-        "count": len(plan.runs),
-        "to_train": len(missing),
-        "flops": sum(costs[id_].flops for id_ in missing),
-        "hours": sum(costs[id_].seconds for id_ in missing) / 3600,
-    }
-    varied = settings(plan.runs)
-    if options.json:
-        runs = [
-            {
-                "id": id_,
-                "name": run_name(spec),
-                "settings": varied[id_],
-                "to_train": id_ in missing,
-                **costs[id_].as_dict(),
-            }
-            for id_, (spec, _) in plan.runs.items()
-        ]
-        print(json.dumps({**total, "runs": runs}))
-        return 0
-    show(plan_table(plan, varied, costs, missing), console)
-    console.print(
-        f"{total['to_train']} of {total['count']} runs to train: {total['flops']:.2e} FLOPs, "
-        f"{total['hours']:,.2f} hours on one {device} at {RATES[device].sustained:.1e} FLOP/s.",
-        soft_wrap=True,
-    )
-    return 0
 
 
 def _status(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:

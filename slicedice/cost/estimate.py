@@ -3,63 +3,69 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from slicedice.cost.footprint import memory_parts
 from slicedice.cost.rates import Rate
+from slicedice.cost.traffic import traffic
 from slicedice.spec import Execution, RunSpec
 
-FLOAT32 = 4
+RECOMPUTED = 4 / 3
+"""FLOPs of a rematerialised step over those of one that is not: a forward pass more."""
 
 
 @dataclass(frozen=True)
 class Cost:
     """What one run takes.
 
-    parameters, active_parameters: both embeddings included. tokens, flops: of the whole training.
-    bytes: memory of one device that holds everything. seconds: on one device.
+    parameters, active_parameters: both embeddings included. tokens, flops: of the whole training. flops_per_token: of
+    training, forward and backward. memory: bytes of a device by what they are for. traffic: bytes that a device
+    receives from others in a step, by what they are for. seconds: on the devices of its mesh.
     """
 
     parameters: int
     active_parameters: int
+    flops_per_token: int
     tokens: int
     flops: int
-    bytes: int
+    memory: dict[str, int]
+    traffic: dict[str, int]
+    devices: int
     seconds: float
+
+    @property
+    def bytes(self) -> int:
+        """Memory of a device."""
+        return sum(self.memory.values())
+
+    @property
+    def device_hours(self) -> float:
+        """Hours times devices."""
+        return self.seconds * self.devices / 3600
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON types."""
-        return asdict(self)
+        return {**asdict(self), "bytes": self.bytes, "traffic_bytes": sum(self.traffic.values())}
 
 
 def cost(spec: RunSpec, execution: Execution, rate: Rate) -> Cost:
-    """Estimates the cost of a run."""
-    parameters = spec.model.parameters()
+    """Estimates the cost of a run on devices of a kind, as many as its mesh has."""
     return Cost(
-        parameters=parameters,
+        parameters=spec.model.parameters(),
         active_parameters=spec.model.parameters(active=True),
+        flops_per_token=spec.model.flops_per_token(spec.data.sequence_length),
         tokens=spec.tokens,
         flops=spec.flops,
-        bytes=memory(spec, execution),
-        seconds=spec.flops / rate.sustained,
+        memory=memory_parts(spec, execution, fused_attention=rate.dimensions > 1),
+        traffic=traffic(spec, execution),
+        devices=execution.mesh_shape.devices,
+        seconds=spec.budget.steps * step_seconds(spec, execution, rate),
     )
 
 
-def memory(spec: RunSpec, execution: Execution) -> int:
-    """Bytes of parameters, gradients and AdamW's two moments, all float32, and of activations."""
-    return 4 * FLOAT32 * spec.model.parameters() + activation_bytes(spec, execution)
+def step_seconds(spec: RunSpec, execution: Execution, rate: Rate) -> float:
+    """Time of a step: what it computes and what it waits for, one after the other.
 
-
-def activation_bytes(spec: RunSpec, execution: Execution) -> int:
-    """Bytes kept for the backward pass of one micro-batch: a first estimate, from the shapes of the layers.
-
-    A token keeps about 12 values of width D in a block's attention and norms, H*S attention shares in float32 and
-    in the compute dtype, and for each of its k experts 2 rows of width D and 2 of width F. Rematerialised blocks
-    keep their input alone, and one block's worth is there at a time. Logits and their gradient are float32.
+    `rate.utilization` is that of the FLOPs a run is defined by; what rematerialisation adds comes on top.
     """
-    model, sequence = spec.model, spec.data.sequence_length
-    tokens = execution.micro_batch * sequence
-    size = 2 if spec.compute_dtype == "bfloat16" else FLOAT32
-    routed = sum(e.k * (2 * model.d_model + 2 * model.width(e.g)) for e in model.layer.experts)
-    always_on = 3 * model.width(model.layer.generalist) if model.layer.generalist else 0
-    shares = model.heads * sequence * (size + FLOAT32)
-    block = (12 * model.d_model + routed + always_on) * size + shares
-    kept = model.layers * model.d_model * size + block if execution.remat else model.layers * block
-    return tokens * (kept + 2 * FLOAT32 * model.vocab_size)
+    flops = spec.flops / spec.budget.steps * (RECOMPUTED if execution.remat else 1)
+    computing = flops / (rate.sustained * execution.mesh_shape.devices)
+    return computing + (sum(traffic(spec, execution).values()) / rate.links if execution.mesh else 0.0)

@@ -50,9 +50,13 @@ def collectives(text: str) -> list[Collective]:
                 if start and len(arrays) > 1:  # operands, then results
                     arrays = arrays[len(arrays) // 2 :] if kind != "collective-permute" else arrays[:1]
                 size = sum(_bytes(dtype, dims) for dtype, dims in arrays)
+                received_ = _received(kind, size, _group(line))
+                if kind == "all-reduce" and "all-reduce-scatter" in name:
+                    # How TPUs write a sum of which each device gets its share.
+                    kind, received_ = "reduce-scatter", received_ / 2
                 key = kind, " ".join(f"{dtype}[{dims}]" for dtype, dims in arrays)
                 counts[key] += turns
-                received[key] = received.get(key, 0.0) + turns * _received(kind, size, _group(line))
+                received[key] = received.get(key, 0.0) + turns * received_
     found = [Collective(*key, counts[key], received[key]) for key in counts]
     return sorted(found, key=lambda one: -one.received)
 

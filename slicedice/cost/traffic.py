@@ -5,9 +5,9 @@ Of g devices, gathering or scattering the sum of S bytes takes (g-1)/g * S, a su
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from slicedice.cost.weights import FLOAT32, compute_bytes, weights
+from slicedice.cost.weights import FLOAT32, Weight, compute_bytes, weights
 from slicedice.parallel.table import EXPERT, partition
 from slicedice.spec import Execution, RunSpec
 
@@ -20,38 +20,39 @@ def traffic(spec: RunSpec, execution: Execution) -> dict[str, int]:
     sizes = {name: size for name, size in execution.mesh_shape.as_dict().items() if size > 1}
     total: Counter[str] = Counter(parameters=0, gradients=0, tokens=0)
     if sizes:
-        micro_batches = spec.budget.batch_size // (execution.mesh_shape.devices * execution.micro_batch)
-        for part, received in (*_of_weights(spec, execution, sizes), *_of_tokens(spec, execution, sizes)):
-            total[part] += round(micro_batches * received)
+        times = spec.budget.batch_size // (execution.mesh_shape.devices * execution.micro_batch)
+        for weight in weights(spec):
+            # The embedding and the head are put together once a step, layers in every micro-batch, twice.
+            for part, received in _of_weight(weight, sizes):
+                total[part] += round(received * (times * weight.layers if weight.layers else 1))
+        for received in _of_tokens(spec, execution, sizes):
+            total["tokens"] += round(times * received)
     return dict(total)
 
 
-def _of_weights(spec: RunSpec, execution: Execution, mesh: Mapping[str, int]):
-    for weight in weights(spec):
-        over = partition(weight.axes, mesh)
-        # Layers' parameters are gathered again for the backward pass.
-        times = weight.layers * 2 if weight.layers else 1
-        size = weight.size
-        sharded = {name for names in over for name in names}
-        if weight.is_experts and EXPERT in mesh:
-            n, peers = weight.axes[0][1], mesh[EXPERT]
-            size = size // n * -(-n // peers)  # of this device's experts alone
-            if EXPERT in sharded and EXPERT not in over[0]:
-                swapped = (peers - 1) / peers * size / math.prod(mesh[name] for name in sharded - {EXPERT})
-                yield "parameters", times * weight.bytes * swapped
-                yield "gradients", weight.copies * FLOAT32 * swapped
-            apart = sharded - {EXPERT}
-        else:
-            apart = sharded
-        parts = math.prod(mesh[name] for name in apart)
-        yield "parameters", times * weight.bytes * size * (1 - 1 / parts)
-        yield "gradients", weight.copies * FLOAT32 * size * (1 - 1 / parts)
-        rest = math.prod(mesh[name] for name in mesh if name not in sharded)
-        shard = weight.size / math.prod(mesh[name] for name in sharded)
-        yield "gradients", weight.copies * FLOAT32 * 2 * (1 - 1 / rest) * shard
+def _of_weight(weight: Weight, mesh: Mapping[str, int]) -> Iterator[tuple[str, float]]:
+    """Of one copy of a parameter, each time that its gradient is taken."""
+    over = partition(weight.axes, mesh)
+    apart = {name for names in over for name in names}
+    shard, size, moved = weight.size / _product(mesh, apart), weight.size, 0.0
+    rest = _product(mesh, mesh.keys() - apart)
+    if weight.is_experts and EXPERT in mesh:
+        n, peers = weight.axes[0][1], mesh[EXPERT]
+        size = size // n * -(-n // peers)  # this device's own experts
+        if EXPERT in apart and EXPERT not in over[0]:  # of which all devices have a part
+            moved = (1 - 1 / peers) * size / _product(mesh, apart - {EXPERT})
+        apart = apart - {EXPERT}
+    moved += size * (1 - 1 / _product(mesh, apart))
+    yield "parameters", moved * weight.bytes * (2 if weight.layers else 1)
+    yield "gradients", moved * FLOAT32 + 2 * (1 - 1 / rest) * shard * FLOAT32
 
 
-def _of_tokens(spec: RunSpec, execution: Execution, mesh: Mapping[str, int]):
+def _product(mesh: Mapping[str, int], names: Iterable[str]) -> int:
+    return math.prod(mesh[name] for name in names)
+
+
+def _of_tokens(spec: RunSpec, execution: Execution, mesh: Mapping[str, int]) -> Iterator[float]:
+    """Of each expert set, for one micro-batch."""
     peers = mesh.get(EXPERT, 1)
     tokens = execution.micro_batch * spec.data.sequence_length
     others = (peers - 1) * tokens
@@ -62,4 +63,4 @@ def _of_tokens(spec: RunSpec, execution: Execution, mesh: Mapping[str, int]):
         index = 2 if e.n < 2**15 else 4
         out = there + e.k * (index + FLOAT32)
         forward = (out + there) * (2 if execution.remat else 1)
-        yield "tokens", spec.model.layers * others * (forward + 2 * there + e.k * FLOAT32)
+        yield spec.model.layers * others * (forward + 2 * there + e.k * FLOAT32)

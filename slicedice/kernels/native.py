@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from slicedice.kernels import cache
+from slicedice import cache
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.varying import vary_as
 

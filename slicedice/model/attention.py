@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from slicedice.kernels.platform import platform
-from slicedice.model.splash import fits, splash
+from slicedice.model.splash import MIXED, fits, splash
 from slicedice.moe.experts import Initializer, project, weight
 from slicedice.parallel.gathering import gathered
 
@@ -48,20 +49,21 @@ def causal_mix(
 
     On CPU it is written out, and normalised after the product with values, because forward and backward pass
     then take about half the time of JAX's own (`benchmarks/attention.py`). On TPU it is a kernel that holds no scores
-    in memory.
+    in memory. What comes of it has the name that `jax.checkpoint` keeps.
     """
     where = platform()
     if where == "tpu" and fits(query.shape[1]):
         return splash(query, key, value)
     if where != "cpu":
-        return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        return checkpoint_name(jax.nn.dot_product_attention(query, key, value, is_causal=True), MIXED)
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     scores = jnp.einsum("bhqc,bhkc->bhqk", query, key, preferred_element_type=jnp.float32)
     past = jnp.tri(query.shape[2], dtype=bool)
     scores = jnp.where(past, scores / query.shape[3] ** 0.5, -jnp.inf)
     shares = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     mixed = jnp.einsum("bhqk,bhkc->bhqc", shares.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    return (mixed / shares.sum(-1, keepdims=True)).astype(value.dtype).swapaxes(1, 2)
+    mixed = (mixed / shares.sum(-1, keepdims=True)).astype(value.dtype).swapaxes(1, 2)
+    return checkpoint_name(mixed, MIXED)
 
 
 class Attention(nnx.Module):

@@ -7,16 +7,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from slicedice.model.attention import RMSNorm
+from slicedice.kernels.platform import platform
+from slicedice.model.attention import MIXED, RMSNorm
 from slicedice.model.block import Block
 from slicedice.moe import LayerAux, Routing
 from slicedice.moe.experts import project, truncated_normal, weight
-from slicedice.parallel.gathering import GATHERED, gathered
+from slicedice.moe.layer import EXPERT_ROWS
+from slicedice.parallel.gathering import gathered
 from slicedice.parallel.mesh import axes
 from slicedice.spec import ModelSpec
 
-ALL_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
-"""Parameters that were put together from shards are not kept for the backward pass, but put together again."""
+PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(MIXED, EXPERT_ROWS),
+)
+"""Results of matrix products are kept for the backward pass, of attention and of experts. The rest costs little to have
+again, and in float32 would take five times their memory; parameters of other devices are gathered again."""
 
 
 class Tables(NamedTuple):
@@ -82,7 +88,7 @@ class Decoder(nnx.Module):
           tokens: token ids.
           mask: False where a position is padding, which then takes no expert's room and is not counted.
           routing: capacity and routing groups.
-          remat: recompute block activations in the backward pass.
+          remat: keep only each block's input for the backward pass, and compute the block again.
           unroll: layers in one turn of the scan: more is faster to run and slower to compile.
 
         Returns:
@@ -94,8 +100,10 @@ class Decoder(nnx.Module):
         def layer(x, block):
             return block(x, mask, routing)
 
-        if remat or axes():
-            layer = jax.checkpoint(layer, policy=None if remat else ALL_BUT_GATHERED)
+        if remat:
+            layer = jax.checkpoint(layer)
+        elif axes() or platform() != "cpu":  # one CPU has memory enough, and is short of arithmetic
+            layer = jax.checkpoint(layer, policy=PRODUCTS)
         x, aux = jax.lax.scan(layer, x, self.blocks, unroll=unroll)
         return self.norm(x), aux
 

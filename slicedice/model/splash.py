@@ -7,6 +7,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Float
 
+MIXED = "mixed"
+"""What attention's outputs are called for `jax.checkpoint`."""
+
 BLOCK = 512
 """Positions in a block, at most."""
 
@@ -49,6 +52,7 @@ def splash(
         ),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=MIXED,
         interpret=interpret,
     )
     query, key, value = (x.swapaxes(1, 2) for x in (query * width**-0.5, key, value))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from slicedice.kernels import row_alignment
@@ -17,6 +18,9 @@ from slicedice.moe.experts import Initializer, RoutedExperts, SwiGLU, weight
 from slicedice.parallel.gathering import gathered
 from slicedice.parallel.mesh import size
 from slicedice.parallel.table import EXPERT
+
+EXPERT_ROWS = "expert_rows"
+"""What experts' outputs are called for `jax.checkpoint`."""
 
 
 class RouterBias(nnx.Variable):
@@ -118,7 +122,7 @@ class ExpertSet(nnx.Module):
         """The `n` experts of this device, with rows for at least `room` assignments; and how many found none."""
         alignment = row_alignment(room or assignment.experts.size, n, self.implementation)
         plan = moving.plan(assignment, n, alignment, room)
-        rows = self.experts(moving.dispatch(x, plan), plan.group_sizes, alignment)
+        rows = checkpoint_name(self.experts(moving.dispatch(x, plan), plan.group_sizes, alignment), EXPERT_ROWS)
         return moving.combine(rows, assignment.weights, plan), plan.lost
 
 

@@ -10,14 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from slicedice.parallel.mesh import axes, size
 from slicedice.parallel.table import EXPERT, partition
-
-GATHERED = "gathered"
-"""What gathered parameters are called for `jax.checkpoint`: they are gathered again rather than kept."""
 
 
 class _Layout(NamedTuple):
@@ -89,7 +85,7 @@ def scattered(parameter: nnx.Param, grad: Array) -> Array:
 def _assembled(parameter: nnx.Param, dtype: jax.typing.DTypeLike, *, own: bool) -> Array:
     if not axes():
         return parameter[...].astype(dtype)
-    return checkpoint_name(_gather(_layout(parameter, own=own), jnp.dtype(dtype), parameter[...]), GATHERED)
+    return _gather(_layout(parameter, own=own), jnp.dtype(dtype), parameter[...])
 
 
 def _layout(parameter: nnx.Param, *, own: bool) -> _Layout:

@@ -1,20 +1,21 @@
 """Tables for the terminal."""
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from slicedice.cost import Cost
-from slicedice.grid import Plan
 from slicedice.report.captions import verdict
 from slicedice.report.claims import Judgement
 from slicedice.report.results import Results, Row
 from slicedice.report.statistics import cells, dense_beside
 from slicedice.spec import run_name
 from slicedice.store import Kind
+
+if TYPE_CHECKING:
+    from slicedice.planning import Planned, Where
 
 MOST_LINES = 200
 """Of a status: to lay out thousands takes seconds, and no one reads them."""
@@ -90,14 +91,20 @@ def _table(title: str, lines: list[dict[str, str]], *, left: tuple[str, ...]) ->
     return table
 
 
-def plan_table(plan: Plan, varied: dict[str, str], costs: dict[str, Cost], missing: set[str]) -> Table:
+def plan_table(planned: "dict[str, Planned]", varied: dict[str, str], where: "Where", missing: set[str]) -> Table:
     """A line for each run and what it costs."""
     lines = []
-    for id_, (spec, _) in plan.runs.items():
-        c = costs[id_]
+    for id_, one in planned.items():
+        c, answer = one.cost, one.answer or {}
+        on_pod = {
+            "mesh": one.execution.mesh.replace("replica", "r").replace("data", "d").replace("expert", "e"),
+            "batch": f"{one.execution.micro_batch}{' remat' if one.execution.remat else ''}",
+            "GB moved": f"{sum(c.traffic.values()) / 1e9:,.2f}",
+        }
+        compiled = f"{answer['bytes'] / 2**30:,.2f}" if answer.get("bytes") else ""
         lines.append(
             {
-                "run": run_name(spec),
+                "run": run_name(one.spec),
                 "settings": varied[id_],
                 "id": id_,
                 "to train": "yes" if id_ in missing else "no",
@@ -105,11 +112,15 @@ def plan_table(plan: Plan, varied: dict[str, str], costs: dict[str, Cost], missi
                 "active": f"{c.active_parameters / 1e6:,.1f}M",
                 "tokens": f"{c.tokens / 1e6:,.1f}M",
                 "FLOPs": f"{c.flops:.2e}",
+                **(on_pod if where.topology else {}),
                 "GiB": f"{c.bytes / 2**30:,.2f}",
+                "compiled": compiled,
+                "fits": {True: "yes", False: "no", None: ""}[one.fits],
                 "hours": f"{c.seconds / 3600:,.2f}",
+                "price": "" if where.price is None else f"{where.price * c.device_hours:,.2f}",
             }
         )
-    return _table("Plan, by arithmetic", lines, left=("run", "settings", "id", "to train"))
+    return _table("Plan, by arithmetic", lines, left=("run", "settings", "id", "to train", "mesh", "batch"))
 
 
 def count_table(rows: list[Row]) -> Table:

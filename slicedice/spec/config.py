@@ -125,7 +125,7 @@ def study_config() -> Config:
     execution: Config = ConfigDict()
     config.execution = execution
     execution.micro_batch = 8  # sequences of one device at a time; 0: all of its share of the batch
-    execution.remat = False  # recompute activations in the backward pass: less memory, more time
+    execution.remat = False  # compute each block again in the backward pass: less memory, more time
     execution.unroll = 1  # layers in one turn of the scan over layers
     execution.implementation = ""  # of the grouped matmul; "": by platform
     execution.checkpoint_seconds = 300.0

@@ -108,7 +108,7 @@ class Execution:
     """How a run is executed; never part of its id.
 
     micro_batch: sequences of a device for one forward and backward pass; the rest of a batch is accumulated.
-    remat: recompute block activations in the backward pass.
+    remat: keep only each block's input for the backward pass, and compute the block again.
     unroll: layers in one turn of the scan over layers.
     implementation: grouped-matmul implementation by name; "" chooses by platform.
     checkpoint_seconds: time between checkpoints.

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slicedice.kernels import cache, reference
+from slicedice import cache
+from slicedice.kernels import reference
 from slicedice.kernels.groups import Groups
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Where the kernels keep what is made once for a machine: compiled code, and what came of a check."""
+"""Where things are kept that are made once for a machine: compiled code, what came of a check, what a compiler said."""
 
 import contextlib
 import fcntl

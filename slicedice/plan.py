@@ -1,0 +1,151 @@
+"""The verb `plan` of the sweep door: what would be trained, on what, and what it costs."""
+
+import argparse
+import json
+from typing import Any
+
+from rich.console import Console
+
+from slicedice import machine
+from slicedice.cost import RATES, checking
+from slicedice.cost.topology import parse_topology
+from slicedice.data.tokenizer import find_tokenizer
+from slicedice.grid import Plan
+from slicedice.launching import to_train
+from slicedice.planning import Planned, Where, compile_runs, measured_rate, plan_runs
+from slicedice.report.results import settings
+from slicedice.report.tables import plan_table, show
+from slicedice.spec import run_name
+from slicedice.spec.errors import require
+from slicedice.store import Store
+
+NO_LIBTPU = (
+    "The TPU's compiler is not here: `pip install 'jax[tpu]'` brings it (the package libtpu, for Linux on x86), and no "
+    "TPU is needed. What follows is by arithmetic alone."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the verb."""
+    p = parser.add_argument_group("plan")
+    p.add_argument("--device", choices=sorted(RATES), help="plan hours for one of this device")
+    p.add_argument("--topology", help='plan for a pod or machine, as in "v5p:4x4x4" or "h100:8"')
+    p.add_argument("--mfu", type=float, help="share of the peak to plan with; else what this store's runs reached")
+    p.add_argument("--price", type=float, help="of one device for an hour")
+    p.add_argument(
+        "--fit", action="store_true", help="choose micro-batch and rematerialisation too, not only the mesh"
+    )
+    p.add_argument("--compile", action="store_true", help="ask the TPU's compiler what every program takes")
+
+
+def plan_verb(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
+    """Prints the plan; returns 0, or 1 if a run does not fit, or was to be compiled and was not."""
+    where = _where(store, options)
+    for tokenizer in {spec.data.tokenizer for spec, _ in plan.runs.values()}:
+        find_tokenizer(tokenizer)
+    missing = set(to_train(plan, store, retry=options.retry))
+    planned = plan_runs(plan, where[0], search=options.fit)
+    compiles = options.compile and checking.has_compiler()
+    if options.compile and not compiles:
+        console.print(NO_LIBTPU, soft_wrap=True)
+    if compiles:
+        to_compile = {id_: one for id_, one in planned.items() if id_ in missing}
+        planned |= compile_runs(to_compile, where[0], search=options.fit, tell=lambda line: _tell(console, line))
+    total = _total(planned, missing, where[0])
+    if options.json:
+        varied = settings(plan.runs)
+        runs = [_run(id_, one, where[0], missing, varied[id_]) for id_, one in planned.items()]
+        print(json.dumps({**total, "runs": runs}))
+    else:
+        show(plan_table(planned, settings(plan.runs), where[0], missing), console)
+        console.print(_said(total, *where), soft_wrap=True, highlight=False)
+        for line in _misfits(planned, missing, where[0]):
+            console.print(line, soft_wrap=True, highlight=False)
+    unchecked = options.compile and any(planned[id_].fits is None for id_ in missing)
+    return 1 if total["misfits"] or unchecked else 0
+
+
+def _where(store: Store, options: argparse.Namespace) -> tuple[Where, str]:
+    require(options.price is None or options.price >= 0, "--price", options.price, "use a price from 0")
+    require(options.mfu is None or 0 < options.mfu <= 1, "--mfu", options.mfu, "use a share of the peak up to 1")
+    both = not (options.topology and options.device)
+    require(both, "--device", options.device, f"--topology {options.topology} names the device")
+    topology = parse_topology("--topology", options.topology) if options.topology else None
+    require(topology is not None or not options.fit, "--fit", True, "say on what with --topology")
+    require(topology is not None or not options.compile, "--compile", True, "say for what with --topology")
+    tpu = topology is None or topology.is_tpu or not options.compile
+    require(tpu, "--compile", True, f"{topology} has no compiler that does without its devices: TPUs have")
+    device = topology.device if topology else options.device or machine.accelerator() or "cpu"
+    rate, origin = measured_rate(store, device, options.mfu)
+    return Where(device, rate, topology, options.price), origin
+
+
+def _tell(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False)
+
+
+def _total(planned: dict[str, Planned], missing: set[str], where: Where) -> dict[str, Any]:
+    left = [planned[id_] for id_ in missing]
+    device_hours = sum(one.cost.device_hours for one in left)
+    return {
+        "device": where.device,
+        "topology": str(where.topology) if where.topology else None,
+        "devices": where.devices,
+        "utilization": where.rate.utilization,
+        "count": len(planned),
+        "to_train": len(left),
+        "flops": sum(one.cost.flops for one in left),
+        "hours": sum(one.cost.seconds for one in left) / 3600,
+        "device_hours": device_hours,
+        "price": None if where.price is None else where.price * device_hours,
+        "misfits": sum(not fits(one, where) for one in left),
+    }
+
+
+def fits(one: Planned, where: Where) -> bool:
+    """Whether a run fits: by the compiler if it was asked, else by arithmetic."""
+    if one.fits is not None:
+        return one.fits
+    return not where.rate.memory or one.cost.bytes <= where.rate.memory
+
+
+def _run(id_: str, one: Planned, where: Where, missing: set[str], varied: str) -> dict[str, Any]:
+    answer = one.answer or {}
+    compiled = {f"compiled_{name}": answer[name] for name in ("bytes", "traffic", "seconds") if name in answer}
+    verdict = {"fits": one.fits, **compiled} if one.fits is not None else {}
+    return {
+        "id": id_,
+        "name": run_name(one.spec),
+        "settings": varied,
+        "to_train": id_ in missing,
+        "mesh": one.execution.mesh,
+        "micro_batch": one.execution.micro_batch,
+        "remat": one.execution.remat,
+        **one.cost.as_dict(),
+        "price": None if where.price is None else where.price * one.cost.device_hours,
+        **verdict,
+        **({"error": answer.get("reason") or answer["error"]} if "error" in answer else {}),
+    }
+
+
+def _said(total: dict[str, Any], where: Where, origin: str) -> str:
+    cost = f", {total['device_hours']:,.0f} device-hours" if where.devices > 1 else ""
+    price = f", {total['price']:,.2f} at {where.price:g} an hour" if total["price"] is not None else ""
+    return (
+        f"{total['to_train']} of {total['count']} runs to train: {total['flops']:.2e} FLOPs, {total['hours']:,.2f} "
+        f"hours one after the other on {where}{cost}{price}; {origin}."
+    )
+
+
+def _misfits(planned: dict[str, Planned], missing: set[str], where: Where) -> list[str]:
+    lines = []
+    for id_ in planned:
+        one = planned[id_]
+        if id_ in missing and not fits(one, where):
+            size = (one.answer or {}).get("bytes") or one.cost.bytes
+            lines.append(
+                f"{run_name(one.spec)} does not fit: {size / 2**30:,.1f} GiB of {where.rate.memory / 2**30:,.1f} GiB a "
+                f"device with micro-batch {one.execution.micro_batch}{', remat' if one.execution.remat else ''}, mesh "
+                f"{one.execution.mesh or 'of one device'}."
+            )
+    return lines[:20] + ([f"So do {len(lines) - 20} more."] if len(lines) > 20 else [])

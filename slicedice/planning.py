@@ -1,0 +1,172 @@
+"""What `sweep plan` finds out: what runs would cost on devices of a kind or on a pod, and what the compiler says."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from slicedice import cache, machine
+from slicedice.cost import RATES, Cost, Rate, checking, cost
+from slicedice.cost.fitting import candidates
+from slicedice.cost.topology import Topology
+from slicedice.grid import Plan
+from slicedice.spec import Execution, RunSpec, program_key, run_name
+from slicedice.spec.errors import require
+from slicedice.store import Kind, Store
+
+MOST_TRIES = 4
+"""How many executions of a run are compiled, at most, until one fits."""
+
+KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+"""Our names of devices, by JAX's."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """What runs are planned for: a kind of device, or all devices of a topology.
+
+    price: of a device for an hour; None if it was not said.
+    """
+
+    device: str
+    rate: Rate
+    topology: Topology | None = None
+    price: float | None = None
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return self.topology.devices if self.topology else 1
+
+    def __str__(self) -> str:
+        return str(self.topology or f"one {self.device}")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run with how it would be executed and what it would cost; `answer` is the compiler's, if it was asked."""
+
+    spec: RunSpec
+    execution: Execution
+    cost: Cost
+    answer: checking.Answer | None = None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the compiler says that it fits; None if it was not asked or could not say."""
+        return (self.answer or {}).get("fits")
+
+
+def plan_runs(plan: Plan, where: Where, *, search: bool) -> dict[str, Planned]:
+    """Costs of all runs by arithmetic, by id.
+
+    Args:
+      plan: the runs.
+      where: what they would run on; on a topology, each run is given the mesh that is fastest by arithmetic, unless
+        its execution names one.
+      search: whether micro-batch and rematerialisation are chosen as well.
+
+    Raises:
+      SpecError: a topology's devices cannot share out a run's batch, or its mesh has another number of devices.
+    """
+    found, known = {}, {}
+    for id_, (spec, execution) in plan.runs.items():
+        if where.topology:
+            key = program_key(spec, execution)
+            if key not in known:
+                known[key] = _candidates(spec, execution, where.topology, search)[0]
+            execution = known[key]
+        found[id_] = Planned(spec, execution, cost(spec, execution, where.rate))
+    return found
+
+
+def compile_runs(
+    planned: dict[str, Planned], where: Where, *, search: bool, tell: Callable[[str], None]
+) -> dict[str, Planned]:
+    """The same with what the compiler says, each distinct program compiled once.
+
+    Args:
+      planned: what `plan_runs` found, for a topology of TPUs.
+      where: as then.
+      search: whether to go on to the next best execution of what does not fit.
+      tell: called with a line for every program.
+    """
+    assert where.topology is not None
+    topology, tries = where.topology, dict.fromkeys(planned, 0)
+    while True:
+        programs = {id_: checking.Program(one.spec, one.execution, topology) for id_, one in planned.items()}
+        asked = [programs[id_] for id_, one in planned.items() if one.answer is None]
+        answers = checking.check(asked, _processes(), cache.folder() / "compiled", lambda *said: tell(_line(*said)))
+        for id_, one in planned.items():
+            planned[id_] = replace(one, answer=one.answer or answers[programs[id_].key])
+        again = [id_ for id_, one in planned.items() if search and one.fits is False and tries[id_] < MOST_TRIES - 1]
+        moved = False
+        for id_ in again:
+            tries[id_] += 1
+            one = planned[id_]
+            rest = _candidates(one.spec, replace(one.execution, mesh=""), topology, search)
+            after = rest[rest.index(one.execution) + 1 :] if one.execution in rest else []
+            if after:
+                moved = True
+                planned[id_] = Planned(one.spec, after[0], cost(one.spec, after[0], where.rate))
+        if not moved:
+            return planned
+
+
+def measured_rate(store: Store, device: str, mfu: float | None) -> tuple[Rate, str]:
+    """The rate of a device, and where its utilization is from: what was asked for, this store's runs, or a guess."""
+    rate = RATES[device]
+    if mfu is not None:
+        return replace(rate, utilization=mfu), f"at {mfu:.0%} of its peak, as asked for"
+    shares = [share for id_ in (store.ids() if store.exists() else []) if (share := _share(store, id_, device))]
+    if shares:
+        share = statistics.median(shares)
+        return replace(rate, utilization=share), f"at {share:.1%} of its peak, the median of {len(shares)} runs here"
+    return rate, f"at {rate.utilization:.0%} of its peak, an assumption (--mfu says otherwise)"
+
+
+def _share(store: Store, id_: str, device: str) -> float | None:
+    """What a finished run sustained of its devices' peak, if it was trained on this kind."""
+    state, result = store.run(id_).look()
+    if state.kind is not Kind.DONE or not result or not result.get("seconds_per_step"):
+        return None
+    origin, execution = result.get("provenance") or {}, result.get("execution") or {}
+    if _device(origin) != device:
+        return None
+    spec = store.read_spec(id_)
+    devices = Execution(**execution).mesh_shape.devices
+    return spec.flops / spec.budget.steps / result["seconds_per_step"] / devices / RATES[device].peak
+
+
+def _device(origin: dict[str, Any]) -> str:
+    name = str(origin.get("device", ""))
+    if origin.get("platform") == "cpu":
+        return "cpu"
+    return KINDS.get(name) or next((known for known in ("h200", "h100", "a100") if known in name.lower()), "")
+
+
+def _candidates(spec: RunSpec, execution: Execution, topology: Topology, search: bool) -> list[Execution]:
+    if execution.mesh:
+        require(
+            execution.mesh_shape.devices == topology.devices,
+            "execution.mesh",
+            execution.mesh,
+            f"it has {execution.mesh_shape.devices} devices, and {topology} has {topology.devices}",
+        )
+    return candidates(spec, execution, topology, search=search)
+
+
+def _processes() -> int:
+    return max(1, min(len(machine.cores()), machine.memory() // checking.CHILD_BYTES))
+
+
+def _line(program: checking.Program, answer: checking.Answer, kept: bool) -> str:
+    name = run_name(program.spec).rpartition("-seed")[0]
+    how = f"{program.execution.mesh or 'one device'}, micro-batch {program.execution.micro_batch}"
+    how += ", remat" if program.execution.remat else ""
+    if "error" in answer:
+        return f"{name} ({how}): not compiled: {answer.get('reason') or answer['error']}"
+    size = f"{answer['bytes'] / 2**30:.2f} GiB" if answer.get("bytes") else "more than there is"
+    verdict = "fits" if answer["fits"] else "does not fit"
+    when = "known from before" if kept else f"{answer['seconds']:.0f} s"
+    return f"{name} ({how}): {size} a device, {verdict} ({when})"
