@@ -17,6 +17,7 @@ from slicedice.data.tokenizer import padded_vocab_size
 from slicedice.grid import Plan
 from slicedice.report.progress import Progress
 from slicedice.spec import DataSpec, SpecError
+from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Store
 
 
@@ -57,7 +58,7 @@ def train_missing(
 
     Raises:
       DataError: the text cannot be used, or something to evaluate on is not there; nothing was launched.
-      SpecError: the model's vocabulary is smaller than the tokenizer's.
+      SpecError: the model's vocabulary is smaller than the tokenizer's, or a mesh's expert axis longer than a set.
       LaunchError: the launcher could not go on.
     """
     store.create()
@@ -81,6 +82,9 @@ def train_missing(
         if retry:
             console.print("There is nothing to retry. Without --retry, what is missing is trained.")
         return
+    for id_ in missing:
+        spec, execution = plan.runs[id_]
+        require_experts(execution.mesh_shape, spec.model.layer)
     launch = files.function("launch", launcher, "launch")
     for id_ in missing:
         store.run(id_).create(*plan.runs[id_])

@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     p.add_argument("--topology", help='plan for a pod or machine, as in "v5p:4x4x4" or "h100:8"')
     p.add_argument("--mfu", type=float, help="share of the peak to plan with; else what this store's runs reached")
     p.add_argument("--price", type=float, help="of one device for an hour")
-    p.add_argument(
-        "--fit", action="store_true", help="choose micro-batch and rematerialisation too, not only the mesh"
-    )
+    p.add_argument("--fit", action="store_true", help="choose micro-batch and rematerialisation too, not only the mesh")
     p.add_argument("--compile", action="store_true", help="ask the TPU's compiler what every program takes")
 
 
@@ -62,7 +60,7 @@ def plan_verb(plan: Plan, store: Store, options: argparse.Namespace, console: Co
         for line in _misfits(planned, missing, where[0]):
             console.print(line, soft_wrap=True, highlight=False)
     unchecked = options.compile and any(planned[id_].fits is None for id_ in missing)
-    return 1 if total["misfits"] or unchecked else 0
+    return 1 if (total["misfits"] and where[0].topology) or unchecked else 0
 
 
 def _where(store: Store, options: argparse.Namespace) -> tuple[Where, str]:

@@ -12,6 +12,7 @@ from slicedice.cost.topology import Topology
 from slicedice.grid import Plan
 from slicedice.spec import Execution, RunSpec, program_key, run_name
 from slicedice.spec.errors import require
+from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Store
 
 MOST_TRIES = 4
@@ -153,6 +154,7 @@ def _candidates(spec: RunSpec, execution: Execution, topology: Topology, search:
             execution.mesh,
             f"it has {execution.mesh_shape.devices} devices, and {topology} has {topology.devices}",
         )
+        require_experts(execution.mesh_shape, spec.model.layer)
     return candidates(spec, execution, topology, search=search)
 
 

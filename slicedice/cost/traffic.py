@@ -25,8 +25,7 @@ def traffic(spec: RunSpec, execution: Execution) -> dict[str, int]:
             # The embedding and the head are put together once a step, layers in every micro-batch, twice.
             for part, received in _of_weight(weight, sizes):
                 total[part] += round(received * (times * weight.layers if weight.layers else 1))
-        for received in _of_tokens(spec, execution, sizes):
-            total["tokens"] += round(times * received)
+        total["tokens"] = times * _of_tokens(spec, execution, sizes)
     return dict(total)
 
 
@@ -51,16 +50,17 @@ def _product(mesh: Mapping[str, int], names: Iterable[str]) -> int:
     return math.prod(mesh[name] for name in names)
 
 
-def _of_tokens(spec: RunSpec, execution: Execution, mesh: Mapping[str, int]) -> Iterator[float]:
-    """Of each expert set, for one micro-batch."""
-    peers = mesh.get(EXPERT, 1)
-    tokens = execution.micro_batch * spec.data.sequence_length
-    others = (peers - 1) * tokens
-    for e in spec.model.layer.experts:
-        # Forward, tokens go out with an index and a weight for each of their experts, and outputs come back; backward,
-        # gradients of outputs go out, and of tokens and weights come back. Rematerialised, the forward part is twice.
-        there = spec.model.d_model * compute_bytes(spec)
-        index = 2 if e.n < 2**15 else 4
-        out = there + e.k * (index + FLOAT32)
-        forward = (out + there) * (2 if execution.remat else 1)
-        yield spec.model.layers * others * (forward + 2 * there + e.k * FLOAT32)
+def _of_tokens(spec: RunSpec, execution: Execution, mesh: Mapping[str, int]) -> int:
+    """Of one micro-batch."""
+    sets = spec.model.layer.experts
+    others = (mesh.get(EXPERT, 1) - 1) * execution.micro_batch * spec.data.sequence_length
+    if not sets:
+        return 0
+    # Forward, tokens go out with an index and a weight for each of their experts, and outputs come back; backward,
+    # gradients of outputs go out, and of tokens and weights come back. Tokens go out again for the backward pass, and
+    # if blocks are rematerialised, outputs come back again.
+    token = spec.model.d_model * compute_bytes(spec)
+    index_and_weight = sum(e.k * ((2 if e.n < 2**15 else 4) + FLOAT32) for e in sets)
+    weights_back = sum(e.k * FLOAT32 for e in sets)
+    forward = 2 * (token + index_and_weight) + token * (2 if execution.remat else 1)
+    return spec.model.layers * others * (forward + 2 * token + weights_back)

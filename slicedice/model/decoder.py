@@ -11,6 +11,7 @@ from slicedice.kernels.platform import platform
 from slicedice.model.attention import MIXED, RMSNorm
 from slicedice.model.block import Block
 from slicedice.moe import LayerAux, Routing
+from slicedice.moe.exchange import EXCHANGED
 from slicedice.moe.experts import project, truncated_normal, weight
 from slicedice.moe.layer import EXPERT_ROWS
 from slicedice.parallel.gathering import gathered
@@ -19,7 +20,7 @@ from slicedice.spec import ModelSpec
 
 PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(MIXED, EXPERT_ROWS),
+    jax.checkpoint_policies.save_only_these_names(MIXED, EXPERT_ROWS, EXCHANGED),
 )
 """Results of matrix products are kept for the backward pass, of attention and of experts. The rest costs little to have
 again, and in float32 would take five times their memory; parameters of other devices are gathered again."""

@@ -1,47 +1,55 @@
-"""Bringing tokens to the devices that have their experts, and outputs back, over the mesh's expert axis."""
+"""Tokens to the devices that have their experts, and outputs back, over the mesh's expert axis.
 
-from collections.abc import Callable
+Every device of the axis sees the tokens of all, adds up what its own experts make of them, and keeps its share of the
+sum over devices. A token travels once to each device, however many experts it has: of the ways there are the one of
+least bytes at fine granularity, where k is large. Without the axis nothing moves.
+"""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from slicedice.moe.routing import Assignment
 from slicedice.parallel.mesh import size
 from slicedice.parallel.table import EXPERT
 
-Apply = Callable[[Float[Array, "T D"], Assignment, int, int | None], tuple[Float[Array, "T D"], Int[Array, ""]]]
-"""Experts of one device on the assignments kept: of tokens, assignment, experts here, and assignments to have room for;
-returns outputs, and how many assignments found no room."""
+EXCHANGED = "exchanged"
+"""What comes back is called for `jax.checkpoint`: it would take a transfer to have it again."""
 
 
-def by_gathering(
-    apply: Apply, x: Float[Array, "T D"], assignment: Assignment, n: int, slack: float | None
-) -> tuple[Float[Array, "T D"], Int[Array, ""]]:
-    """Every device of the axis sees the tokens of all, adds up what its experts make of them, and keeps its share of
-    the sum over devices.
+def to_all(x: Float[Array, "T D"]) -> Float[Array, "A D"]:
+    """The tokens of all devices of the axis."""
+    return jax.lax.all_gather(x, EXPERT, tiled=True) if size(EXPERT) > 1 else x
 
-    A token travels once to each device, however many experts it has: of the ways there are the least at fine
-    granularity, where k is large.
+
+def back(output: Float[Array, "A D"]) -> Float[Array, "T D"]:
+    """This device's share of the sum over devices."""
+    if size(EXPERT) == 1:
+        return output
+    return checkpoint_name(jax.lax.psum_scatter(output, EXPERT, tiled=True), EXCHANGED)
+
+
+def own_share(assignment: Assignment, n: int, slack: float | None) -> tuple[Assignment, int, int | None]:
+    """What this device's experts are sent.
 
     Args:
-      apply: this device's experts, ceil(n / devices) of them.
-      x: this device's tokens.
-      assignment: of these, to all n experts.
+      assignment: of this device's tokens, to all n experts.
       n: experts.
       slack: assignments that a device has room for, over their mean; None for all.
 
     Returns:
-      Outputs of this device's tokens, and how many assignments to its experts found no room.
+      The assignments of all devices' tokens, kept where they are to this device's experts, which count from 0; how many
+      experts it has, ceil(n / devices); and how many assignments there has to be room for, None for all.
     """
     devices = size(EXPERT)
+    if devices == 1:
+        return assignment, n, None
     own = -(-n // devices)
-    # In two bytes if they will do: for k experts a token, what is gathered beside the token itself is k of these and
-    # k weights.
+    # In two bytes if they will do: beside a token, each of its experts sends an index and a weight.
     experts = jnp.where(assignment.kept, assignment.experts, -1).astype(jnp.int16 if n < 2**15 else jnp.int32)
-    x, experts, weights = (jax.lax.all_gather(part, EXPERT, tiled=True) for part in (x, experts, assignment.weights))
+    experts, weights = (jax.lax.all_gather(part, EXPERT, tiled=True) for part in (experts, assignment.weights))
     experts = experts.astype(jnp.int32) - own * jax.lax.axis_index(EXPERT)
     here = (experts >= 0) & (experts < own)
     room = None if slack is None else int(slack * -(-experts.size // devices))
-    output, lost = apply(x, Assignment(jnp.where(here, experts, 0), weights, here), own, room)
-    return jax.lax.psum_scatter(output, EXPERT, tiled=True), lost
+    return Assignment(jnp.where(here, experts, 0), weights, here), own, room

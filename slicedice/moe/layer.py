@@ -16,8 +16,6 @@ from slicedice.moe import dispatch as moving
 from slicedice.moe import exchange, routing
 from slicedice.moe.experts import Initializer, RoutedExperts, SwiGLU, weight
 from slicedice.parallel.gathering import gathered
-from slicedice.parallel.mesh import size
-from slicedice.parallel.table import EXPERT
 
 EXPERT_ROWS = "expert_rows"
 """What experts' outputs are called for `jax.checkpoint`."""
@@ -65,7 +63,8 @@ class ExpertSet(nnx.Module):
     1. Router logits and probabilities over all n, in float32.
     2. The k experts of highest probability plus loss-free bias; weights are the probabilities, as they are.
     3. Under a capacity, what exceeds it is dropped: it adds zero.
-    4. Rows sorted by expert, `expert_ffn`, and the sum by weight back in token order.
+    4. Rows sorted by expert, `expert_ffn`, and the sum by weight back in token order; over a mesh's expert axis each
+       device does this for all devices' tokens and its own experts.
     """
 
     def __init__(
@@ -84,22 +83,34 @@ class ExpertSet(nnx.Module):
         self.bias = RouterBias(jnp.zeros(n))
         self.experts = RoutedExperts(n, d_model, width, init=init, implementation=implementation, rngs=rngs)
 
-    def __call__(
+    def route(
         self, x: Float[Array, "T D"], mask: Bool[Array, " T"], routing_: Routing
-    ) -> tuple[Float[Array, "T D"], SetAux]:
-        """Routes tokens; those not in `mask` get zero and are counted nowhere."""
+    ) -> tuple[routing.Assignment, SetAux]:
+        """The experts of each token; those not in `mask` have none and are counted nowhere."""
         logits = jnp.dot(x.astype(jnp.float32), gathered(self.router, jnp.float32), precision="highest")
         group = routing_.group or x.shape[0]
         assignment, aux = jax.vmap(lambda logits, mask: self._route(logits, mask, routing_.capacity_factor))(
             logits.reshape(-1, group, self.n), mask.reshape(-1, group)
         )
         assignment = jax.tree.map(lambda a: a.reshape(-1, self.k), assignment)
-        if size(EXPERT) > 1:
-            output, lost = exchange.by_gathering(self._experts, x, assignment, self.n, routing_.slack)
-        else:
-            output, lost = self._experts(x, assignment, self.n)
         means = aux.load_balancing_loss.mean(), aux.z_loss.mean()
-        return output, SetAux(*means, aux.load.sum(0), aux.dropped.sum(), lost)
+        return assignment, SetAux(*means, aux.load.sum(0), aux.dropped.sum(), jnp.int32(0))
+
+    def apply(
+        self, x: Float[Array, "A D"], assignment: routing.Assignment, slack: float | None
+    ) -> tuple[Float[Array, "A D"], Int[Array, ""]]:
+        """The sum by weight of what this device's experts make of tokens, and how many assignments found no room.
+
+        Args:
+          x: the tokens of all devices of the expert axis.
+          assignment: of this device's own tokens.
+          slack: see `Routing`.
+        """
+        assignment, n, room = exchange.own_share(assignment, self.n, slack)
+        alignment = row_alignment(room or assignment.experts.size, n, self.implementation)
+        plan = moving.plan(assignment, n, alignment, room)
+        rows = checkpoint_name(self.experts(moving.dispatch(x, plan), plan.group_sizes, alignment), EXPERT_ROWS)
+        return moving.combine(rows, assignment.weights, plan), plan.lost
 
     def _route(self, logits, mask, capacity_factor: float | None) -> tuple[routing.Assignment, SetAux]:
         probabilities = jax.nn.softmax(logits)
@@ -117,13 +128,6 @@ class ExpertSet(nnx.Module):
             lost=jnp.int32(0),
         )
         return routing.Assignment(experts, weights, kept), aux
-
-    def _experts(self, x, assignment: routing.Assignment, n: int, room: int | None = None):
-        """The `n` experts of this device, with rows for at least `room` assignments; and how many found none."""
-        alignment = row_alignment(room or assignment.experts.size, n, self.implementation)
-        plan = moving.plan(assignment, n, alignment, room)
-        rows = checkpoint_name(self.experts(moving.dispatch(x, plan), plan.group_sizes, alignment), EXPERT_ROWS)
-        return moving.combine(rows, assignment.weights, plan), plan.lost
 
 
 class MoELayer(nnx.Module):
@@ -174,10 +178,14 @@ class MoELayer(nnx.Module):
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing
     ) -> tuple[Float[Array, "B S D"], LayerAux]:
         """The expert sets alone; zeros if there is none."""
+        if not self.sets:
+            return jnp.zeros_like(x), ()
         tokens, flat_mask = x.reshape(-1, x.shape[-1]), mask.reshape(-1)
-        total, output, auxes = sum(s.k for s in self.sets), jnp.zeros_like(tokens), []
+        everyone, total = exchange.to_all(tokens), sum(s.k for s in self.sets)
+        output, auxes = jnp.zeros_like(everyone), []
         for expert_set in self.sets:
-            out, aux = expert_set(tokens, flat_mask, routing_)
+            assignment, aux = expert_set.route(tokens, flat_mask, routing_)
+            out, lost = expert_set.apply(everyone, assignment, routing_.slack)
             output += out if len(self.sets) == 1 else out * (expert_set.k / total)
-            auxes.append(aux)
-        return output.reshape(x.shape), tuple(auxes)
+            auxes.append(aux._replace(lost=lost))
+        return exchange.back(output).reshape(x.shape), tuple(auxes)

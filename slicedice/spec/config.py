@@ -314,13 +314,6 @@ def _mesh(e: Config, spec: RunSpec) -> MeshShape:
         f"its {mesh.devices} devices have to share out budget.batch_size = {batch} sequences in whole routing groups "
         f"of {unit}: use a number of devices that divides {batch // unit}",
     )
-    fewest = min((s.n for s in spec.model.layer.experts), default=mesh.expert)
-    require(
-        mesh.expert <= fewest,
-        "execution.mesh",
-        e.mesh,
-        f"{mesh.expert} devices cannot share out the n = {fewest} experts of a set: use expert={fewest} or less",
-    )
     return mesh
 
 

@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict, dataclass
 
 from slicedice.spec.errors import require
+from slicedice.spec.layer import LayerSpec
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,19 @@ class MeshShape:
     def __str__(self) -> str:
         """As it is written in configs: "data=8 expert=4", "" for one device."""
         return " ".join(f"{name}={size}" for name, size in self.as_dict().items() if size > 1)
+
+
+def require_experts(mesh: MeshShape, layer: LayerSpec) -> None:
+    """Refuses a mesh on which some devices would have no expert of a set.
+
+    Asked of the runs that are to be trained, not of all that a grid enumerates, whose layers differ.
+
+    Raises:
+      SpecError: the expert axis is longer than a set.
+    """
+    fewest = min((e.n for e in layer.experts), default=mesh.expert)
+    valid = f"{mesh.expert} devices cannot share out the n = {fewest} experts of a set: use expert={fewest} or less"
+    require(mesh.expert <= fewest, "execution.mesh", str(mesh), valid)
 
 
 def parse_mesh(field: str, text: str) -> MeshShape:

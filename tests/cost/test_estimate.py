@@ -1,11 +1,13 @@
 """Costs counted by hand for a dense and a routed model."""
 
 import dataclasses
+import json
 
 import pytest
 
-from slicedice.cost import RATES, Rate, cost
-from slicedice.cost.estimate import activation_bytes
+from slicedice.cost import RATES, Rate, cost, footprint
+from slicedice.cost.footprint import memory, memory_parts
+from slicedice.model import cross_entropy
 from slicedice.spec import Execution, RunSpec
 
 # The tiny model: D = 16, 2 layers, 2 heads, d_ff = 64, V = 256, S = 16, 6 steps of 8 sequences.
@@ -56,21 +58,40 @@ def test_bytes(tiny, name: str, dtype: str, size: int):
     block = (12 * D + experts) * size + HEADS * S * (size + 4)  # attention shares in float32 too
     activations = B * S * (LAYERS * block + 2 * 4 * V)
     found = cost(spec, execution, RATE)
-    # Parameters, gradients and two moments stay float32 whatever activations are.
-    assert found.bytes == 4 * 4 * found.parameters + activations
+    # Parameters, gradients and two moments stay float32 whatever activations are; embedding and head are cast.
+    tables = 2 * V * D * 2 if dtype == "bfloat16" else 0
+    assert found.bytes == 4 * 4 * found.parameters + activations + tables
 
 
 def test_rematerialisation_and_small_batches_take_less_memory(run, tiny):
     name, spec, execution = run
     deep, _ = tiny({**POINTS[name], "model.layers": 8})
     remat = dataclasses.replace(execution, remat=True)
-    assert activation_bytes(spec, remat) < activation_bytes(spec, execution)
+    assert _of_tokens(spec, remat) < _of_tokens(spec, execution)
     # A layer more costs its input alone.
-    added = activation_bytes(deep, remat) - activation_bytes(spec, remat)
-    assert added == 6 * B * S * D * 4
+    assert _of_tokens(deep, remat) - _of_tokens(spec, remat) == 6 * B * S * D * 4
     half = dataclasses.replace(execution, micro_batch=execution.micro_batch // 2)
-    assert 2 * activation_bytes(spec, half) == activation_bytes(spec, execution)
+    assert 2 * _of_tokens(spec, half) == _of_tokens(spec, execution)
     assert cost(spec, half, RATE).flops == cost(spec, execution, RATE).flops
+
+
+def _of_tokens(spec: RunSpec, execution: Execution) -> int:
+    parts = memory_parts(spec, execution)
+    return parts["activations"] + parts["buffers"]
+
+
+def test_a_mesh_shares_out_what_it_shards(tiny):
+    point = {**MOE, "router.group": 1}
+    spec, alone = tiny(point)
+    _, shared = tiny({**point, "execution.mesh": "data=2 expert=4", "execution.micro_batch": 1})
+    one, eight = memory_parts(spec, alone), memory_parts(spec, shared)
+    gains = 12 * (LAYERS * 4 * D + D)  # which every device has
+    assert eight["state"] == (one["state"] - gains) // 8 + gains
+    assert memory(spec, alone, fused_attention=True) < memory(spec, alone)
+
+
+def test_logits_at_once_are_those_of_the_model():
+    assert footprint.LOGIT_BYTES == cross_entropy.LOGIT_BYTES
 
 
 def test_every_device_sustains_a_part_of_its_peak(run):
@@ -84,6 +105,7 @@ def test_a_cost_is_plain_numbers(run):
     _, spec, execution = run
     found = cost(spec, execution, RATE)
     plain = found.as_dict()
-    assert {type(value) for value in plain.values()} == {int, float}
+    assert {type(value) for value in plain.values()} == {int, float, dict}
+    assert json.loads(json.dumps(plain)) == plain
     assert plain["parameters"] == found.parameters
     assert plain["seconds"] == found.seconds

@@ -1,0 +1,52 @@
+"""A whole sharded step through the TPU's compiler, for chips that are not there."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from slicedice.cost.footprint import memory_parts
+from slicedice.cost.traffic import traffic
+from slicedice.grid import load_config
+from slicedice.spec import canonical_json, resolve
+from slicedice.spec.config import override
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the libtpu package, which holds the TPU's compiler"
+)
+
+
+def _ask(*requests: dict[str, Any]) -> list[dict[str, Any]]:
+    lines = "".join(json.dumps({"slices": 1, **request}) + "\n" for request in requests)
+    done = subprocess.run(
+        [sys.executable, "-m", "slicedice.cost.compiling"], input=lines, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@NEEDS_COMPILER
+def test_a_step_fits_or_does_not_and_sends_what_was_counted():
+    layers = {"model.layers": 2, "execution.mesh": "data=2 expert=2", "execution.remat": True}
+    spec, execution = resolve(override(load_config("50m"), {**layers, "model.experts": "n=7 g=1/2"}, where="a test"))
+    large, _ = resolve(override(load_config("50m"), {**layers, "model.experts": "n=8192 g=1/2"}, where="a test"))
+    request = {"spec": canonical_json(spec), "execution": asdict(execution), "topology": "v5e:2x2"}
+    whole, much, none = _ask(request, {**request, "spec": canonical_json(large)}, {**request, "topology": "v5e:5x5"})
+    assert whole["fits"] is True
+    assert 5e8 < whole["bytes"] < 4e9
+    assert whole["state_bytes"] == pytest.approx(memory_parts(spec, execution)["state"], rel=0.02)
+    assert whole["traffic"] == pytest.approx(sum(traffic(spec, execution).values()), rel=0.1)
+    assert much["fits"] is False
+    assert much["bytes"] > 15 * 2**30
+    assert none["error"] == "no compiler"
+
+
+def test_other_errors_are_told(tiny):
+    spec, execution = tiny({"model.experts": "n=4 g=1/2"})
+    broken = {**asdict(execution), "implementation": "ragged_doc"}
+    (answer,) = _ask({"spec": canonical_json(spec), "execution": broken, "topology": "v5e:2x2"})
+    assert "ragged_doc" in answer["error"] or answer["error"] == "no compiler"

@@ -1,0 +1,164 @@
+"""`sweep plan`: where runs would train, what that costs, and what the compiler makes of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slicedice import machine, planning, sweep
+from slicedice.cost import checking
+from slicedice.cost.checking import Answer, Program
+
+GRID = "granularity_vs_count"
+MOE = "*-g1/4-n32-s8-*"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(machine, "has_accelerator", lambda: False)
+
+
+def _plan(capsys, *flags: str, status: int = 0) -> dict[str, Any]:
+    assert sweep.main(["plan", "--grid", GRID, "--scale", "300m", "--json", *flags]) == status
+    return json.loads(capsys.readouterr().out)
+
+
+def _refused(capsys, *flags: str) -> str:
+    assert sweep.main(["plan", "--grid", GRID, "--scale", "300m", *flags]) == 2
+    return capsys.readouterr().err
+
+
+def test_a_pod_shares_every_run_out(capsys):
+    plan = _plan(capsys, "--topology", "v5p:4x4x4", "--price", "4")
+    assert (plan["topology"], plan["devices"], plan["device"]) == ("v5p:4x4x4", 64, "v5p")
+    assert plan["count"] == len(plan["runs"]) == 49
+    for run in plan["runs"]:
+        sizes = [int(part.split("=")[1]) for part in run["mesh"].split()]
+        assert sizes[0] * (sizes[1] if len(sizes) > 1 else 1) == run["devices"] == 64
+        assert run["traffic_bytes"] == sum(run["traffic"].values()) > 0
+        assert run["bytes"] == sum(run["memory"].values()) < 95 * 2**30
+        assert run["price"] == pytest.approx(4 * 64 * run["seconds"] / 3600)
+        assert "fits" not in run
+    assert plan["price"] == pytest.approx(sum(run["price"] for run in plan["runs"]))
+    assert plan["device_hours"] == pytest.approx(64 * plan["hours"])
+
+
+def test_more_devices_take_less_time_and_hold_less(capsys):
+    few, many = (_plan(capsys, "--only", MOE, "--topology", f"v5p:{shape}")["runs"][0] for shape in ("2x2x2", "4x4x4"))
+    assert few["seconds"] > 6 * many["seconds"]
+    assert few["memory"]["state"] > 6 * many["memory"]["state"]
+    assert few["flops"] == many["flops"]
+
+
+def test_a_mesh_of_ones_own_is_kept(capsys):
+    (run, *_) = _plan(capsys, "--only", MOE, "--topology", "v5e:4x4", "--config.execution.mesh=data=2 expert=8")["runs"]
+    assert run["mesh"] == "data=2 expert=8"
+    said = _refused(capsys, "--only", MOE, "--topology", "v5e:4x4", "--config.execution.mesh=data=2 expert=4")
+    assert "execution.mesh" in said
+    assert "8 devices, and v5e:4x4 has 16" in said
+    flags = "--only", "*-n2-*", "--topology", "v5e:4x4", "--config.execution.mesh=data=2 expert=8"
+    assert "8 devices cannot share out the n = 2 experts" in _refused(capsys, *flags)
+
+
+def test_fitting_finds_room(capsys):
+    flags = "--only", "*-g1/4-n512-*", "--topology", "v5e:4x4", "--config.execution.micro_batch=32"
+    (as_it_is, *_) = _plan(capsys, *flags, status=1)["runs"]
+    (fitted, *_) = _plan(capsys, *flags, "--fit")["runs"]
+    assert as_it_is["micro_batch"] == 32
+    assert as_it_is["bytes"] > 15.75 * 2**30 > fitted["bytes"]
+    assert (fitted["micro_batch"], fitted["remat"]) != (32, False)
+
+
+def test_utilization_is_assumed_unless_it_is_asked_for(capsys):
+    assumed, asked = (_plan(capsys, "--device", "v5p", *flags) for flags in ((), ("--mfu", "0.7")))
+    assert (assumed["utilization"], asked["utilization"]) == (0.35, 0.7)
+    assert assumed["hours"] == pytest.approx(2 * asked["hours"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--topology", "v5z:4x4"], ["--topology", "v5p:4x4x4", "h100:8", "slices=2"]),
+        (["--topology", "v5p:8x8x8"], ["512 devices", "64 routing groups"]),
+        (["--topology", "v5e:4x4", "--device", "v5e"], ["--device", "names the device"]),
+        (["--fit"], ["--fit", "--topology"]),
+        (["--compile"], ["--compile", "--topology"]),
+        (["--compile", "--topology", "h100:8"], ["--compile", "TPUs have"]),
+        (["--mfu", "1.5"], ["--mfu", "up to 1"]),
+        (["--price", "-1"], ["--price", "from 0"]),
+        (["--topology", "v5e:4x4", "--config.execution.mesh=data=3"], ["execution.mesh", "divides 512"]),
+        (["--topology", "v5e:4x4", "--config.execution.mesh=experts=4"], ["execution.mesh", "data=8 expert=4"]),
+    ],
+)
+def test_bad_input(flags: list[str], words: list[str], capsys):
+    said = _refused(capsys, *flags)
+    assert all(word in said for word in words), said
+
+
+def test_flags_of_plan_go_with_plan(capsys):
+    assert sweep.main(["status", "--grid", GRID, "--topology", "v5e:4x4"]) == 2
+    assert "goes with plan" in capsys.readouterr().err
+
+
+def test_without_the_compiler_the_plan_goes_on_and_says_how_to_get_it(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checking, "has_compiler", lambda: False)
+    flags = ["plan", "--grid", GRID, "--scale", "300m", "--only", MOE, "--topology", "v5e:4x4", "--compile"]
+    assert sweep.main(flags) == 1
+    said = capsys.readouterr().out
+    assert "pip install 'jax[tpu]'" in said
+    assert "300m-g1/4-n32-s8-dropless-seed0" in said
+
+
+class Compiler:
+    """Says that what has a micro-batch over `largest` does not fit, and counts what it is asked."""
+
+    def __init__(self, largest: int):
+        self.largest, self.asked = largest, []
+
+    def __call__(self, program: Program) -> Answer:
+        self.asked.append(program)
+        fits = program.execution.micro_batch <= self.largest
+        return {"fits": fits, "bytes": 2**30 * program.execution.micro_batch, "traffic": 5.0, "seconds": 1.0}
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    answers = Compiler(8)
+    monkeypatch.setattr(checking, "_ask", answers)
+    monkeypatch.setattr(checking, "has_compiler", lambda: True)
+    return answers
+
+
+def test_a_program_is_compiled_once(capsys, compiler: Compiler):
+    """Not for each seed, and not again."""
+    flags = "--only", MOE, "--seeds", "3", "--topology", "v5e:4x4", "--compile"
+    plan = _plan(capsys, *flags)
+    assert len(plan["runs"]) == 3
+    assert len(compiler.asked) == 1
+    assert {(run["fits"], run["compiled_bytes"]) for run in plan["runs"]} == {(True, 8 * 2**30)}
+    assert _plan(capsys, *flags)["runs"] == plan["runs"]
+    assert len(compiler.asked) == 1
+    _plan(capsys, "--only", MOE, "--topology", "v5e:4x4", "--compile", "--config.execution.remat=True")
+    assert len(compiler.asked) == 2
+
+
+def test_what_does_not_fit_is_listed_and_makes_the_status(capsys, compiler: Compiler):
+    flags = ["--only", MOE, "--topology", "v5e:4x4", "--compile", "--config.execution.micro_batch=16"]
+    plan = _plan(capsys, *flags, status=1)
+    assert [run["fits"] for run in plan["runs"]] == [False] * len(plan["runs"])
+    assert plan["misfits"] == len(plan["runs"])
+    assert sweep.main(["plan", "--grid", GRID, "--scale", "300m", *flags]) == 1
+    assert "does not fit: 16.0 GiB of 15.8 GiB a device with micro-batch 16" in capsys.readouterr().out
+
+
+def test_fitting_goes_on_until_the_compiler_is_content(capsys, compiler: Compiler, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(planning, "MOST_TRIES", 60)
+    plan = _plan(capsys, "--only", MOE, "--seeds", "1", "--topology", "v5p:2x2x2", "--compile", "--fit")
+    (run,) = plan["runs"]
+    assert run["fits"] is True
+    assert run["micro_batch"] == 8
+    assert len(compiler.asked) > 1
+    assert compiler.asked[0].execution.micro_batch > 8
