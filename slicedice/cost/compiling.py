@@ -56,6 +56,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes,
         "state_bytes": memory.argument_size_in_bytes,
+        "live_bytes": memory.peak_memory_in_bytes,
         "traffic": sum(one.received for one in moved),
         "collectives": [one._asdict() for one in moved],
         "seconds": time.monotonic() - began,
