@@ -2,9 +2,9 @@
 
     python benchmarks/compiled_steps.py [--only PATTERN] [--json FILE] [--known FILE]
 
-Needs the `libtpu` package and no TPU; a step takes about a minute. `--known` reads answers from a file instead of asking
-the compiler, to see what a change of the arithmetic does. The steps are of every scale of the study and every kind of
-layer; the two called "at scale" are those that docs/parallel.md shows.
+Needs the `libtpu` package and no TPU; a step takes about a minute. `--known` reads answers from a file instead of
+asking the compiler, to see what a change of the arithmetic does. The steps are of every scale of the study and every
+kind of layer; docs/parallel.md shows the first two.
 """
 
 import argparse

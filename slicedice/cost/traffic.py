@@ -52,15 +52,22 @@ def _product(mesh: Mapping[str, int], names: Iterable[str]) -> int:
 
 def _of_tokens(spec: RunSpec, execution: Execution, mesh: Mapping[str, int]) -> int:
     """Of one micro-batch."""
-    sets = spec.model.layer.experts
-    others = (mesh.get(EXPERT, 1) - 1) * execution.micro_batch * spec.data.sequence_length
-    if not sets:
+    sets, peers = spec.model.layer.experts, mesh.get(EXPERT, 1)
+    tokens = execution.micro_batch * spec.data.sequence_length
+    k, width = spec.model.layer.active, spec.model.d_model * compute_bytes(spec)
+    if not sets or peers == 1:
         return 0
-    # Forward, tokens go out with an index and a weight for each of their experts, and outputs come back; backward,
-    # gradients of outputs go out, and of tokens and weights come back. Tokens go out again for the backward pass, and
-    # if blocks are rematerialised, outputs come back again.
-    token = spec.model.d_model * compute_bytes(spec)
-    index_and_weight = sum(e.k * ((2 if e.n < 2**15 else 4) + FLOAT32) for e in sets)
-    weights_back = sum(e.k * FLOAT32 for e in sets)
-    forward = 2 * (token + index_and_weight) + token * (2 if execution.remat else 1)
-    return spec.model.layers * others * (forward + 2 * token + weights_back)
+    # Forward, tokens go out and outputs come back; backward, gradients of outputs go out, and of tokens come back.
+    # Tokens go out again for the backward pass, and if blocks are rematerialised, outputs come back again.
+    times = 6 if execution.remat else 5
+    if sends(spec, execution):
+        return spec.model.layers * round(tokens * k * (1 - 1 / peers)) * times * width
+    # With a token go an index and a weight for each of its experts, and the weight's gradient comes back.
+    index = sum(e.k * (2 if e.n < 2**15 else 4) for e in sets)
+    return spec.model.layers * (peers - 1) * tokens * (times * width + 2 * (index + k * FLOAT32) + k * FLOAT32)
+
+
+def sends(spec: RunSpec, execution: Execution) -> bool:
+    """Whether tokens are sent to their experts, on an accelerator, rather than gathered by all; as the model does."""
+    cheaper = spec.model.layer.active < execution.mesh_shape.expert
+    return execution.dispatch == "send" or (not execution.dispatch and cheaper)

@@ -1,8 +1,8 @@
-"""Tokens to the devices that have their experts, and outputs back, over the mesh's expert axis.
+"""All tokens to all devices of the mesh's expert axis, and their shares of outputs back.
 
 Every device of the axis sees the tokens of all, adds up what its own experts make of them, and keeps its share of the
-sum over devices. A token travels once to each device, however many experts it has: of the ways there are the one of
-least bytes at fine granularity, where k is large. Without the axis nothing moves.
+sum over devices. A token travels once to each device, however many experts it has: the cheaper way at
+fine granularity, where k is large (`sending` is the other). Without the axis nothing moves.
 """
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from slicedice.kernels.platform import platform
 from slicedice.moe.routing import Assignment
 from slicedice.parallel.mesh import size
 from slicedice.parallel.table import EXPERT
@@ -28,6 +29,11 @@ def back(output: Float[Array, "A D"]) -> Float[Array, "T D"]:
     if size(EXPERT) == 1:
         return output
     return checkpoint_name(jax.lax.psum_scatter(output, EXPERT, tiled=True), EXCHANGED)
+
+
+def is_cheaper(k: int) -> bool:
+    """Whether this is the way for k experts a token: where it takes fewer bytes, or the platform has no other."""
+    return k >= size(EXPERT) or platform() == "cpu"
 
 
 def own_share(assignment: Assignment, n: int, slack: float | None) -> tuple[Assignment, int, int | None]:

@@ -13,9 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from slicedice.kernels import row_alignment
 from slicedice.moe import dispatch as moving
-from slicedice.moe import exchange, routing
+from slicedice.moe import exchange, routing, sending
 from slicedice.moe.experts import Initializer, RoutedExperts, SwiGLU, weight
 from slicedice.parallel.gathering import gathered
+from slicedice.parallel.mesh import size
+from slicedice.parallel.table import EXPERT
 
 EXPERT_ROWS = "expert_rows"
 """What experts' outputs are called for `jax.checkpoint`."""
@@ -31,11 +33,13 @@ class Routing(NamedTuple):
     capacity_factor: None for dropless.
     group: tokens over which capacity and the balance loss are counted; None for all that are there.
     slack: over a mesh's expert axis, assignments that a device has room for, over their mean; None for all there are.
+    dispatch: over that axis, "gather" for all tokens to all devices, "send" for each to its own, "" for the cheaper.
     """
 
     capacity_factor: float | None = None
     group: int | None = None
     slack: float | None = None
+    dispatch: str = ""
 
 
 class SetAux(NamedTuple):
@@ -107,6 +111,26 @@ class ExpertSet(nnx.Module):
           slack: see `Routing`.
         """
         assignment, n, room = exchange.own_share(assignment, self.n, slack)
+        return self._own(x, assignment, n, room)
+
+    def apply_by_sending(
+        self, x: Float[Array, "T D"], assignment: routing.Assignment, slack: float | None
+    ) -> tuple[Float[Array, "T D"], Int[Array, ""]]:
+        """The sum by weight of what experts, wherever they are, make of this device's tokens, and as `apply`."""
+        peers, rows = size(EXPERT), assignment.experts.size
+        own = -(-self.n // peers)
+        plan = moving.plan(assignment, self.n, 1)
+        room = rows * peers if slack is None else min(int(slack * rows), rows * peers)
+        letters = sending.letters(jnp.pad(plan.group_sizes, (0, peers * own - self.n)), room)
+        here = sending.send(moving.dispatch(x, plan), room, letters.there, letters.back)
+        experts, arrived = (part.reshape(room, 1) for part in (letters.experts, letters.arrived))
+        arriving = routing.Assignment(jnp.where(arrived, experts, 0), jnp.ones((room, 1)), arrived)
+        output, _ = self._own(here, arriving, own, room)
+        output = sending.send(output, rows, letters.back, letters.there)
+        return moving.combine(checkpoint_name(output, EXPERT_ROWS), assignment.weights, plan), letters.lost
+
+    def _own(self, x, assignment: routing.Assignment, n: int, room: int | None):
+        """The `n` experts of this device, with rows for at least `room` assignments; and how many found none."""
         alignment = row_alignment(room or assignment.experts.size, n, self.implementation)
         plan = moving.plan(assignment, n, alignment, room)
         rows = checkpoint_name(self.experts(moving.dispatch(x, plan), plan.group_sizes, alignment), EXPERT_ROWS)
@@ -181,11 +205,15 @@ class MoELayer(nnx.Module):
         if not self.sets:
             return jnp.zeros_like(x), ()
         tokens, flat_mask = x.reshape(-1, x.shape[-1]), mask.reshape(-1)
-        everyone, total = exchange.to_all(tokens), sum(s.k for s in self.sets)
+        total = sum(s.k for s in self.sets)
+        gathers = exchange.is_cheaper(total) if not routing_.dispatch else routing_.dispatch == "gather"
+        gathers = gathers or size(EXPERT) == 1
+        everyone = exchange.to_all(tokens) if gathers else tokens
         output, auxes = jnp.zeros_like(everyone), []
         for expert_set in self.sets:
             assignment, aux = expert_set.route(tokens, flat_mask, routing_)
-            out, lost = expert_set.apply(everyone, assignment, routing_.slack)
+            apply = expert_set.apply if gathers else expert_set.apply_by_sending
+            out, lost = apply(everyone, assignment, routing_.slack)
             output += out if len(self.sets) == 1 else out * (expert_set.k / total)
             auxes.append(aux._replace(lost=lost))
-        return exchange.back(output).reshape(x.shape), tuple(auxes)
+        return (exchange.back(output) if gathers else output).reshape(x.shape), tuple(auxes)

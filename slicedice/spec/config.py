@@ -38,6 +38,9 @@ BYTES = "bytes"
 IMPLEMENTATIONS = ("", "pallas_tpu", "pallas_gpu", "native", "blocks", "ragged_dot")
 """Of the grouped matmul; "" chooses by platform."""
 
+DISPATCHES = ("", "gather", "send")
+"""Of tokens to experts over a mesh; "" chooses by bytes."""
+
 EVALUATION_SETS = (
     "c4_en",
     "dolma_books",
@@ -131,6 +134,7 @@ def study_config() -> Config:
     execution.checkpoint_seconds = 300.0
     execution.mesh = ""  # sizes of replica, data and expert, as in "data=8 expert=4"; "": one device
     execution.expert_slack = 2.0  # over the expert axis: rows that a device has room for, over their mean
+    execution.dispatch = ""  # over the expert axis: gather, all tokens to all; send, each to its own; "": the cheaper
     # What a run is evaluated on beside its held-out text. It changes no weight, and `evaluate` does it any time later.
     execution.evaluation_sets = ""  # "paloma", some of its sets, files or folders of text, joined by commas
     execution.evaluation_tasks = ""  # some of boolq, hellaswag, mmlu, joined by commas
@@ -293,6 +297,7 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
         e.evaluation_data,
         f"name the folder that {', '.join(named)} can be found in",
     )
+    require(e.dispatch in DISPATCHES, "execution.dispatch", e.dispatch, f"choose {DISPATCHES}")
     require(1 <= e.expert_slack < math.inf, "execution.expert_slack", e.expert_slack, "use a number from 1")
     given = {
         "micro_batch": micro_batch,

@@ -114,6 +114,7 @@ class Execution:
     checkpoint_seconds: time between checkpoints.
     mesh: sizes of the mesh's axes, as in "data=8 expert=4"; "" for one device.
     expert_slack: over the mesh's expert axis, rows that a device has room for, over their mean.
+    dispatch: over that axis, "gather" for all tokens to all devices, "send" for each to its own, "" for the cheaper.
     evaluation_sets, evaluation_tasks: what the run is evaluated on beside its held-out text, joined by commas.
     evaluation_data: folder of sets and tasks that are named; "" if there is none.
     evaluate_every: steps between evaluations while it trains; 0 for when it is over alone.
@@ -126,6 +127,7 @@ class Execution:
     checkpoint_seconds: float
     mesh: str = ""
     expert_slack: float = 2.0
+    dispatch: str = ""
     evaluation_sets: str = ""
     evaluation_tasks: str = ""
     evaluation_data: str = ""

@@ -127,7 +127,7 @@ def _loss(
     model: Decoder, tables: Tables, spec: RunSpec, execution: Execution, batch: Array, hyper: Hyper
 ) -> tuple[Array, tuple[Losses, Counts]]:
     inputs, targets = batch[:, :-1], batch[:, 1:]
-    routing = routing_of(spec)._replace(slack=execution.expert_slack)
+    routing = routing_of(spec)._replace(slack=execution.expert_slack, dispatch=execution.dispatch)
     x, aux = model.hidden(tables, inputs, routing=routing, remat=execution.remat, unroll=execution.unroll)
     z_weight = spec.optimizer.output_z_loss
     loss, cross_entropy = mean_loss(x.reshape(-1, x.shape[-1]), tables.head, targets.reshape(-1), z_weight)

@@ -14,6 +14,7 @@ RUN = {
     "model.vocab_size": 512,
     "model.layers": 3,
     "execution.expert_slack": 8.0,
+    "execution.dispatch": "gather",
 }
 POINTS = {
     "dense": {"execution.mesh": "data=8"},

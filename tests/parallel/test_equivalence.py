@@ -19,12 +19,14 @@ MESHES = [
     ("replica=2 data=2 expert=2", {"micro_batch": 1}),
     ("expert=8", {"remat": True}),
     ("data=8", {}),
+    ("data=2 expert=4", {"dispatch": "send"}),
 ]
 CASES = [
     *((layer, *MESHES[0]) for layer in LAYERS),
     *((layer, *MESHES[1]) for layer in ("homogeneous", "heterogeneous", "generalist")),
     ("indivisible", "data=2 expert=4", {"micro_batch": 1, "remat": True}),
     ("dropping", *MESHES[2]),
+    *((layer, *MESHES[4]) for layer in ("homogeneous", "heterogeneous", "dropping", "indivisible")),
     ("homogeneous", *MESHES[3]),
 ]
 

@@ -14,11 +14,12 @@ def _lost(program) -> float:
     return metrics["lost_assignments"].item()
 
 
+@pytest.mark.parametrize("dispatch", ["gather", "send"])
 @pytest.mark.parametrize("slack", [1.0, 4.0])
-def test_what_finds_no_room_is_counted(slack: float, programs):
+def test_what_finds_no_room_is_counted(slack: float, dispatch: str, programs):
     # Rows of text that repeats one token differ by position alone: layers still route nearly all of them alike, so that
     # k = 2 of 8 experts, on one or two of four devices, are sent everything.
-    lost = _lost(programs("homogeneous", "data=2 expert=4", expert_slack=slack))
+    lost = _lost(programs("homogeneous", "data=2 expert=4", expert_slack=slack, dispatch=dispatch))
     assert (lost > 0) == (slack < 4)
 
 

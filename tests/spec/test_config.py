@@ -67,6 +67,7 @@ MOE = {"model.experts": "n=8 k=2 g=1/2"}
         ({"execution.mesh": "batch=2"}, "data=8 expert=4"),
         ({"execution.micro_batch": 8, "execution.mesh": "data=2"}, "the 4 sequences of a device"),
         ({"execution.expert_slack": 0.5}, "from 1"),
+        ({"execution.dispatch": "post"}, "'gather', 'send'"),
         ({"execution.unroll": 0}, ABOVE),
         ({"execution.checkpoint_seconds": 0.0}, ABOVE),
     ],

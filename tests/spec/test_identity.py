@@ -63,6 +63,7 @@ NOT_SCIENCE = {
     "execution.micro_batch": 4,
     "execution.mesh": "data=2",
     "execution.expert_slack": 3.0,
+    "execution.dispatch": "send",
     "execution.remat": True,
     "execution.unroll": 2,
     "execution.implementation": "ragged_dot",
