@@ -113,7 +113,7 @@ def launch(job: Job) -> None:
             return worker.end()
 
         try:
-            for slot in slots(job.max_concurrent, job.bytes):
+            for slot in slots(job.max_concurrent, job.bytes, job.devices):
                 if queue:
                     start(slot)
             while workers:

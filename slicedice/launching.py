@@ -32,7 +32,8 @@ class Job:
     store: where the runs' folders are.
     runs: ids in the order to train them; their folders exist.
     max_concurrent: how many to train at once; 0 leaves it to the launcher.
-    bytes: memory that the largest run of the plan takes, by estimate.
+    bytes: memory that the largest run of the plan takes of a device, by estimate.
+    devices: how many the run of the plan that takes the most of them trains on.
     watch: draws progress; cheap, and made to be called twice a second.
     """
 
@@ -40,6 +41,7 @@ class Job:
     runs: tuple[str, ...]
     max_concurrent: int
     bytes: int
+    devices: int
     watch: Callable[[], None]
 
 
@@ -91,7 +93,8 @@ def train_missing(
     for text in texts.values():
         console.print(text.summary(), highlight=False, soft_wrap=True)
     with Progress(store, plan, missing, console) as progress:
-        launch(Job(store, tuple(missing), max_concurrent, _largest(plan), progress.watch))
+        devices = max(execution.mesh_shape.devices for _, execution in plan.runs.values())
+        launch(Job(store, tuple(missing), max_concurrent, _largest(plan), devices, progress.watch))
 
 
 def _tell_of_evaluations(plan: Plan, store: Store, console: Console) -> None:

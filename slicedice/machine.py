@@ -82,7 +82,7 @@ def cores() -> list[int]:
     return available[: max(1, int(quota) // int(period))] if quota.isdecimal() else available
 
 
-def slots(max_concurrent: int = 0, worker_bytes: int = 0) -> list[Slot]:
+def slots(max_concurrent: int = 0, worker_bytes: int = 0, devices: int = 1) -> list[Slot]:
     """Places for workers: a GPU each, one for a TPU, and on CPU as many as cores and memory let pay.
 
     A step of a small model does not fill two cores, so on CPU a worker has one core of its own, and more only where
@@ -91,17 +91,21 @@ def slots(max_concurrent: int = 0, worker_bytes: int = 0) -> list[Slot]:
 
     Args:
       max_concurrent: how many workers, if there are cores or devices for them; 0 for as many as pay.
-      worker_bytes: memory that a worker's largest run takes.
+      worker_bytes: memory that a worker's largest run takes of a device.
+      devices: how many a run trains on; a CPU is taken for as many.
     """
     if has_accelerator():
-        places = [Slot(frozenset(), {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus()] or [Slot(frozenset(), {})]
-        return places[: max_concurrent or None]
+        parts = [gpus()[i : i + devices] for i in range(0, len(gpus()), devices)]
+        whole = [part for part in parts if len(part) == devices] or parts[:1]  # too few: the worker says so
+        places = [Slot(frozenset(), {"CUDA_VISIBLE_DEVICES": ",".join(part)}) for part in whole]
+        return (places or [Slot(frozenset(), {})])[: max_concurrent or None]
     available = cores()
-    fitting = memory() / max(worker_bytes, WORKER_BYTES)
+    fitting = memory() / max(worker_bytes * devices, WORKER_BYTES)
     by_memory = max(1, int(fitting + 0.125))  # what is sold as 8 GiB shows a little less
     count = min(max_concurrent or by_memory, len(available))
     share = len(available) // count
-    return [Slot(frozenset(available[i * share : (i + 1) * share]), CPU_ENVIRONMENT) for i in range(count)]
+    environment = CPU_ENVIRONMENT | ({"JAX_NUM_CPU_DEVICES": str(devices)} if devices > 1 else {})
+    return [Slot(frozenset(available[i * share : (i + 1) * share]), environment) for i in range(count)]
 
 
 def memory() -> int:

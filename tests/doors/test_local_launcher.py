@@ -91,7 +91,7 @@ class Bench:
         def count() -> None:
             self.watched += 1
 
-        self.local.launch(Job(self.store, tuple(self.ids[: len(ends)]), 0, 7, watch or count))
+        self.local.launch(Job(self.store, tuple(self.ids[: len(ends)]), 0, 7, 1, watch or count))
 
     @property
     def states(self) -> list[RunState]:
@@ -180,8 +180,8 @@ def test_the_launcher_asks_for_the_slots_that_the_job_allows(bench: Bench, monke
     asked = []
     monkeypatch.setattr(bench.local, "slots", lambda *wanted: asked.append(wanted) or [Slot(frozenset(), {})])
     (bench.folder / "behaviour.json").write_text(json.dumps({"schema": SCHEMA}))
-    bench.local.launch(Job(bench.store, tuple(bench.ids[:1]), 3, 7, lambda: None))
-    assert asked == [(3, 7)]
+    bench.local.launch(Job(bench.store, tuple(bench.ids[:1]), 3, 7, 2, lambda: None))
+    assert asked == [(3, 7, 2)]
 
 
 def test_a_worker_that_is_killed_takes_down_its_run_and_no_other(bench: Bench):

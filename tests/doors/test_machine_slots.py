@@ -94,6 +94,17 @@ def test_gpus_are_found_by_their_device_files(monkeypatch: pytest.MonkeyPatch):
     assert machine.gpus() == ["0", "1"]
 
 
+def test_a_run_on_several_devices_has_them_together(monkeypatch: pytest.MonkeyPatch):
+    plugins(monkeypatch, "jax_cuda13_plugin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,5,7")
+    seen = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots(devices=2)]
+    assert seen == ["0,1", "2,5"]
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots(devices=8)] == ["0,1,2,5,7"]
+    plugins(monkeypatch)
+    cpu(monkeypatch, [0, 1], 1)
+    assert slots(devices=4) == [Slot(frozenset([0, 1]), CPU_ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": "4"})]
+
+
 def test_a_tpu_has_one_worker(monkeypatch: pytest.MonkeyPatch):
     plugins(monkeypatch, "libtpu")
     monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / "accel0"] if pattern.startswith("accel") else [])

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from slicedice.kernels import expert_ffn, grouped_matmul
+from slicedice.moe import MoELayer, Routing
 from slicedice.moe.experts import truncated_normal
-from slicedice.moe.layer import ExpertSet, Routing
 
 
 def forward_and_back(rows, gate, up, down, sizes, alignment: int = 1):
@@ -86,11 +86,13 @@ def test_lowers_where_numbers_are_64_bits(f: int):
 
 def test_training_in_bfloat16_stays_in_the_kernels():
     """Cotangents of the layer's experts are bfloat16 too: with any that is not, `blocks` would take its place."""
-    experts = ExpertSet(8, 2, 64, 48, init=truncated_normal(), implementation="pallas_gpu", rngs=nnx.Rngs(0))
-    graph, state = nnx.split(experts)
+    layer = MoELayer(
+        ((8, 2, 48),), 0, 64, init=truncated_normal(), implementation="pallas_gpu", rngs=nnx.Rngs(params=0)
+    )
+    graph, state = nnx.split(layer)
 
     def loss(state, x):
-        out, _ = nnx.merge(graph, state)(x, jnp.ones(x.shape[0], bool), Routing())
+        out, _ = nnx.merge(graph, state)(x[None], jnp.ones((1, x.shape[0]), bool), Routing())
         return (out.astype(jnp.float32) ** 2).sum()
 
     traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(state, jax.ShapeDtypeStruct((512, 64), jnp.bfloat16))
