@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -40,6 +41,11 @@ def test_a_step_fits_or_does_not_and_sends_what_was_counted():
     assert 5e8 < whole["bytes"] < 4e9
     assert whole["state_bytes"] == pytest.approx(memory_parts(spec, execution)["state"], rel=0.02)
     assert whole["traffic"] == pytest.approx(sum(traffic(spec, execution).values()), rel=0.1)
+    # A device has four of the seven experts whole, and no more. Gradients add up in float32, tokens alone in bfloat16.
+    shapes = {(one["kind"], array) for one in whole["collectives"] for array in one["shape"].split()}
+    assert not [array for _, array in shapes if re.search(r"\b[78],(240|480|120),(240|480|120)\]", array)]
+    halves = [array for kind, array in shapes if "reduce" in kind and array.startswith("bf16")]
+    assert all(re.fullmatch(r"bf16\[(16384|328\d\d),240\]", array) for array in halves), halves
     assert much["fits"] is False
     assert much["bytes"] > 15 * 2**30
     assert none["error"] == "no compiler"
