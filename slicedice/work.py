@@ -40,7 +40,6 @@ DISK_FULL = 28
 LOST_PEER = 75
 """Exit status of a process whose run cannot go on without the others: to be started again with them."""
 
-
 LOST_PEER_WORDS = "Gloo", "heartbeat", "oordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 
 
@@ -214,9 +213,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether another process of the run is gone, by the words of those who notice: Gloo, and JAX's coordination."""
-    if any(
-        word in str(error) for word in ("Gloo", "heartbeat", "oordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-    ):
+    if any(word in str(error) for word in LOST_PEER_WORDS):
         return True
     return error.__cause__ is not None and is_lost_peer(error.__cause__)
 

@@ -6,9 +6,9 @@ Counted from the spec, without JAX; a test holds them against the model's own.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from slicedice.parallel.table import LogicalAxes
 from slicedice.spec import ModelSpec, RunSpec
 
-LogicalAxes = tuple[tuple[str, int], ...]
 FLOAT32 = 4
 
 

@@ -1,9 +1,11 @@
 """The mesh of devices that one run trains on, and what code inside of `jax.shard_map` sees of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -26,9 +28,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any]) -> Mesh | None:
     sizes = {name: shape[name] for name in AXES if shape[name] > 1}
     if not sizes:
         return None
-    count = 1
-    for length in sizes.values():
-        count *= length
+    count = math.prod(sizes.values())
     if len(devices) < count:
         words = " ".join(f"{name}={length}" for name, length in sizes.items())
         raise ValueError(f"the mesh {words} takes {count} devices, and there are {len(devices)}")
@@ -43,8 +43,6 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any]) -> Mesh | None:
     elif devices[0].platform == "tpu":
         placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
     else:
-        import numpy as np
-
         placed = np.asarray(devices).reshape(tuple(sizes.values()))
     return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
