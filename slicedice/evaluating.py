@@ -44,7 +44,7 @@ class Evaluator:
         """Scores on the held-out text, as `evaluation.held_out` gives them."""
         from slicedice import training
 
-        routing = training.routing_of(self.spec)
+        routing = training.routing_of(self.spec, self.execution)
         return evaluation.held_out(model, self.tokens, self.spec, routing, batch_size=self._batch_size)
 
     def others(self, model: "Decoder", but: Container[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -57,7 +57,7 @@ class Evaluator:
         from slicedice.parallel.processes import greatest
 
         window = self.spec.data.sequence_length
-        ways = scorers(model, self.spec, training.routing_of(self.spec), window)
+        ways = scorers(model, self.spec, training.routing_of(self.spec, self.execution), window)
         ways = {name: self._stopping(score) for name, score in ways.items()}
         seen: set[str] = set()
         asked = evaluation.Asked.of(self.execution)

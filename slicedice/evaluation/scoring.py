@@ -13,7 +13,7 @@ from slicedice.evaluation.rows import Score
 from slicedice.model import Decoder
 from slicedice.model.cross_entropy import token_nats
 from slicedice.moe import Routing
-from slicedice.parallel.mesh import batch_sharding
+from slicedice.parallel.mesh import axes, batch_sharding
 from slicedice.parallel.placing import mesh_of, partition_specs, place
 from slicedice.spec import RunSpec
 
@@ -45,7 +45,14 @@ class Scorer:
         """
         where = batch_sharding(self._mesh or jax.local_devices()[0])
         batch = (place(rows.__getitem__, rows.shape, where) for rows in (tokens, text, counted))
-        return _nats(self._graphdef, self._routing, self._mesh, self._state, *batch)
+        batch = tuple(batch)
+        nats, lost = _nats(self._graphdef, self._routing, self._mesh, self._state, *batch)
+        while self._mesh and int(lost):
+            # A device was sent more than it has room for: what it scored is wrong. From now on there is twice the room.
+            assert self._routing.slack is not None  # None is room for all
+            self._routing = self._routing._replace(slack=2 * self._routing.slack)
+            nats, lost = _nats(self._graphdef, self._routing, self._mesh, self._state, *batch)
+        return nats
 
 
 def scorers(model: Decoder, spec: RunSpec, routing: Routing, window: int) -> dict[str, Score]:
@@ -60,11 +67,11 @@ def scorers(model: Decoder, spec: RunSpec, routing: Routing, window: int) -> dic
       window: positions of a whole row. A routing group has as many of them as it had sequences in training.
     """
     if routing.capacity_factor is None:
-        return {AS_TRAINED: Scorer(model, Routing())}
+        return {AS_TRAINED: Scorer(model, routing._replace(group=None))}
     group = routing.group and routing.group // spec.data.sequence_length * window
     return {
         AS_TRAINED: Scorer(model, routing._replace(group=group)),
-        WITHOUT_CAPACITY: Scorer(model, Routing()),
+        WITHOUT_CAPACITY: Scorer(model, routing._replace(capacity_factor=None, group=None)),
     }
 
 
@@ -77,19 +84,23 @@ def _nats(
     tokens: Int[Array, "B S1"],
     text: Bool[Array, "B S"],
     counted: Bool[Array, "B S"],
-) -> Float[Array, " B"]:
+) -> tuple[Float[Array, " B"], Int[Array, ""]]:
+    """Nats of each row, and assignments that found no room on the device of their expert."""
+
     def compute(state, tokens, text, counted):
         model = nnx.merge(graphdef, state)
         tables = model.tables()
-        x, _ = model.hidden(tables, tokens[:, :-1], text, routing)
+        x, aux = model.hidden(tables, tokens[:, :-1], text, routing)
         nats = token_nats(x.reshape(-1, x.shape[-1]), tables.head, tokens[:, 1:].reshape(-1))
-        return jnp.where(counted, nats.reshape(counted.shape), 0.0).sum(1)
+        lost = jax.lax.psum(sum((own.lost.sum() for own in aux), jnp.int32(0)), axes())
+        return jnp.where(counted, nats.reshape(counted.shape), 0.0).sum(1), lost
 
     if mesh is None:
         return compute(state, tokens, text, counted)
     share = PartitionSpec(mesh.axis_names)
     specs = (partition_specs(state, mesh), share, share, share)
-    shared = jax.shard_map(compute, mesh=mesh, in_specs=specs, out_specs=share, check_vma=False)
-    nats = shared(state, tokens, text, counted)
+    whole = PartitionSpec()
+    shared = jax.shard_map(compute, mesh=mesh, in_specs=specs, out_specs=(share, whole), check_vma=False)
+    nats, lost = shared(state, tokens, text, counted)
     # Whole on every device, since every process reads it.
-    return jax.lax.with_sharding_constraint(nats, NamedSharding(mesh, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(nats, NamedSharding(mesh, whole)), lost

@@ -58,9 +58,11 @@ class Counts(NamedTuple):
     lost: Array
 
 
-def routing_of(spec: RunSpec) -> Routing:
-    """How the run's tokens reach experts."""
-    return Routing(spec.router.capacity_factor, spec.router.group and spec.router.group * spec.data.sequence_length)
+def routing_of(spec: RunSpec, execution: Execution | None = None) -> Routing:
+    """How the run's tokens reach experts; over a mesh, as its execution says."""
+    group = spec.router.group and spec.router.group * spec.data.sequence_length
+    routing = Routing(spec.router.capacity_factor, group)
+    return routing._replace(slack=execution.expert_slack, dispatch=execution.dispatch) if execution else routing
 
 
 def gradients(
@@ -127,7 +129,7 @@ def _loss(
     model: Decoder, tables: Tables, spec: RunSpec, execution: Execution, batch: Array, hyper: Hyper
 ) -> tuple[Array, tuple[Losses, Counts]]:
     inputs, targets = batch[:, :-1], batch[:, 1:]
-    routing = routing_of(spec)._replace(slack=execution.expert_slack, dispatch=execution.dispatch)
+    routing = routing_of(spec, execution)
     x, aux = model.hidden(tables, inputs, routing=routing, remat=execution.remat, unroll=execution.unroll)
     z_weight = spec.optimizer.output_z_loss
     loss, cross_entropy = mean_loss(x.reshape(-1, x.shape[-1]), tables.head, targets.reshape(-1), z_weight)
