@@ -50,6 +50,8 @@ def collectives(text: str) -> list[Collective]:
                 if start and len(arrays) > 1:  # operands, then results
                     arrays = arrays[len(arrays) // 2 :] if kind != "collective-permute" else arrays[:1]
                 size = sum(_bytes(dtype, dims) for dtype, dims in arrays)
+                if kind == "ragged-all-to-all":
+                    size = min(size, _first_operand(line, lines))
                 received_ = _received(kind, size, _group(line))
                 if kind == "all-reduce" and "all-reduce-scatter" in name:
                     # How TPUs write a sum of which each device gets its share.
@@ -59,6 +61,14 @@ def collectives(text: str) -> list[Collective]:
                 received[key] = received.get(key, 0.0) + turns * received_
     found = [Collective(*key, counts[key], received[key]) for key in counts]
     return sorted(found, key=lambda one: -one.received)
+
+
+def _first_operand(line: str, lines: list[str]) -> int:
+    """Bytes of what a ragged exchange sends from: of buffers on the two sides the smaller is the fuller."""
+    name = re.search(r"ragged-all-to-all(?:-start)?\((?:[a-z]+\d*\[[^ ]* )?%?([\w.\-]+)", line)
+    assert name is not None
+    made = next(other for other in lines if re.match(rf"\s*(?:ROOT )?%?{re.escape(name[1])} = ", other))
+    return max(_bytes(dtype, dims) for dtype, dims in _ARRAY.findall(made.split(" = ", 1)[1].split("(%", 1)[0]))
 
 
 def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:

@@ -11,6 +11,9 @@ from slicedice.cost.weights import FLOAT32, Weight, compute_bytes, weights
 from slicedice.parallel.table import EXPERT, partition
 from slicedice.spec import Execution, RunSpec
 
+ROW_BYTES = 512
+"""What a row that is sent by itself is filled up to a multiple of, on TPU: two of its tiles' rows of 256 bytes."""
+
 
 def traffic(spec: RunSpec, execution: Execution) -> dict[str, int]:
     """Bytes by what they are for.
@@ -61,7 +64,8 @@ def _of_tokens(spec: RunSpec, execution: Execution, mesh: Mapping[str, int]) -> 
     # Tokens go out again for the backward pass, and if blocks are rematerialised, outputs come back again.
     times = 6 if execution.remat else 5
     if sends(spec, execution):
-        return spec.model.layers * round(tokens * k * (1 - 1 / peers)) * times * width
+        row = -(-width // ROW_BYTES) * ROW_BYTES
+        return spec.model.layers * round(tokens * k * (1 - 1 / peers)) * times * row
     # With a token go an index and a weight for each of its experts, and the weight's gradient comes back.
     index = sum(e.k * (2 if e.n < 2**15 else 4) for e in sets)
     return spec.model.layers * (peers - 1) * tokens * (times * width + 2 * (index + k * FLOAT32) + k * FLOAT32)

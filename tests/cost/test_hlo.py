@@ -1,0 +1,59 @@
+"""Transfers read off HLO as TPUs write it: asynchronous once, fused sums scattered, ragged by what is sent."""
+
+from slicedice.cost.hlo import Collective, collectives
+
+HLO = """HloModule step
+
+%started (p: bf16[8,4]) -> (bf16[8,4], bf16[32,4]) {
+  %ag.1 = bf16[32,4]{1,0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %c = (bf16[8,4], bf16[32,4]) custom-call(%ag.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.7 (p: bf16[8,4]) -> bf16[32,4] {
+  ROOT %ag.2 = bf16[32,4]{1,0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%done (p: bf16[8,4]) -> bf16[32,4] {
+  %ag.3 = bf16[32,4]{1,0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %c = bf16[32,4] custom-call(%ag.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.1 (p: f32[64,4]) -> f32[16,4] {
+  %ar = f32[64,4]{1,0} all-reduce(%p), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %s = f32[16,4]{1,0} dynamic-slice(%ar)
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%condition (t: (s32[])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12)
+  ROOT %less = pred[] compare(%t, %limit), direction=LT
+}
+
+%body (t: (s32[])) -> (s32[]) {
+  %f1 = (bf16[8,4], bf16[32,4]) fusion(%t), kind=kCustom, calls=%started
+  %f2 = bf16[32,4] fusion(%f1), kind=kCustom, calls=%async_collective_fusion.7
+  %f3 = bf16[32,4] fusion(%f2), kind=kCustom, calls=%done
+  %rows = bf16[100,2,128]{2,1,0:T(2,128)(2,1)} copy(%t)
+  %room = bf16[200,2,128]{2,1,0:T(2,128)(2,1)} copy(%t)
+  %r = bf16[200,2,128]{2,1,0:T(2,128)(2,1)} ragged-all-to-all(%rows, %room, %t), replica_groups={{0,1,2,3}}
+  ROOT %n = (s32[]) tuple(%t)
+}
+
+ENTRY %main (p: f32[64,4]) -> f32[16,4] {
+  %w = (s32[]) while(%p), condition=%condition, body=%body
+  %norm = f32[] all-reduce(%p), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %f = f32[16,4] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_step_as_tpus_write_it():
+    assert collectives(HLO) == [
+        Collective("ragged-all-to-all", "bf16[200,2,128]", 12, 12 * 3 / 4 * 100 * 256 * 2),
+        Collective("all-gather", "bf16[32,4]", 12, 12 * 3 / 4 * 32 * 4 * 2),
+        Collective("reduce-scatter", "f32[64,4]", 1, 3 / 4 * 64 * 4 * 4),
+        Collective("all-reduce", "f32[]", 1, 2 * 7 / 8 * 4),
+    ]
