@@ -4,6 +4,7 @@ Sizes are those of the ring algorithms, bytes that a device receives: of g devic
 bytes in all takes (g-1)/g * S, a sum that all have twice that.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -114,12 +115,22 @@ def _turns(line: str, condition: list[str]) -> int:
 
 
 def _group(line: str) -> int:
-    """How many devices take part together."""
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+    """How many devices take part together, in any of the three ways that XLA writes groups of them.
+
+    Raises:
+      ValueError: it is written in a fourth.
+    """
+    if "source_target_pairs=" in line:
+        return 2
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):  # every group: {{0,1},{2,3}}
         return len(listed[1].split(","))
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
-        return int(iota[2])
-    return 2  # pairs
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):  # groups by devices of each: [2,2]<=[4]
+        return int(iota[1])
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):  # mesh['x'=2,'y'=2] {'x'}
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])  # of an axis all, or one factor of it
+        return math.prod(int(part) if part else sizes[axis] for axis, part in parts)
+    raise ValueError(f"The devices of a transfer are written in a way that is not known here: {line.strip()}")
 
 
 def _received(kind: str, size: int, devices: int) -> float:

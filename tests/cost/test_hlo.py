@@ -1,5 +1,7 @@
 """Transfers read off HLO as TPUs write it: asynchronous once, fused sums scattered, ragged by what is sent."""
 
+import pytest
+
 from slicedice.cost.hlo import Collective, collectives
 
 HLO = """HloModule step
@@ -57,3 +59,25 @@ def test_a_step_as_tpus_write_it():
         Collective("reduce-scatter", "f32[64,4]", 1, 3 / 4 * 64 * 4 * 4),
         Collective("all-reduce", "f32[]", 1, 2 * 7 / 8 * 4),
     ]
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices"),
+    [
+        ("{{0,2,4},{1,3,5}}", 3),
+        ("[4,2]<=[2,4]T(1,0)", 2),
+        ("mesh['y'=2,'x'=4] {'x'}", 4),
+        ("mesh['y'=2,'x'=4] {'y','x'}", 8),
+        ("mesh['x'=8], device_ids=([2,4]T(1,0)) {'x'}", 8),
+        ("mesh['y'=2,'x'=8] {'y','x':(2)4}", 8),
+    ],
+)
+def test_groups_are_read_in_every_notation(groups: str, devices: int):
+    line = f"  %g = f32[24]{{0}} all-gather(%p), replica_groups={groups}, dimensions={{0}}"
+    (found,) = collectives(f"ENTRY %main (p: f32[24]) -> f32[24] {{\n{line}\n}}")
+    assert found.received == pytest.approx((devices - 1) / devices * 24 * 4)
+
+
+def test_groups_that_cannot_be_read_are_not_guessed():
+    with pytest.raises(ValueError, match="not known here: %g = f32"):
+        collectives("ENTRY %main (p: f32[8]) -> f32[8] {\n  %g = f32[8]{0} all-gather(%p), replica_groups=~7\n}")
