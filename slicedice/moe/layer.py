@@ -127,7 +127,7 @@ class ExpertSet(nnx.Module):
         arriving = routing.Assignment(jnp.where(arrived, experts, 0), jnp.ones((room, 1)), arrived)
         output, _ = self._own(here, arriving, own, room)
         output = sending.send(output, rows, letters.back, letters.there)
-        return moving.combine(checkpoint_name(output, EXPERT_ROWS), assignment.weights, plan), letters.lost
+        return moving.combine(checkpoint_name(output, exchange.EXCHANGED), assignment.weights, plan), letters.lost
 
     def _own(self, x, assignment: routing.Assignment, n: int, room: int | None):
         """The `n` experts of this device, with rows for at least `room` assignments; and how many found none."""
