@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -27,9 +28,9 @@ NO_LIBTPU = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the verb."""
-    p = parser.add_argument_group("plan")
+    p = parser.add_argument_group("plan, and where to run")
     p.add_argument("--device", choices=sorted(RATES), help="plan hours for one of this device")
-    p.add_argument("--topology", help='plan for a pod or machine, as in "v5p:4x4x4" or "h100:8"')
+    p.add_argument("--topology", help='plan for a pod or machine, as in "v5p:4x4x4" or "h100:8"; or run on it')
     p.add_argument("--mfu", type=float, help="share of the peak to plan with; else what this store's runs reached")
     p.add_argument("--price", type=float, help="of one device for an hour")
     p.add_argument("--fit", action="store_true", help="choose micro-batch and rematerialisation too, not only the mesh")
@@ -61,6 +62,13 @@ def plan_verb(plan: Plan, store: Store, options: argparse.Namespace, console: Co
             console.print(line, soft_wrap=True, highlight=False)
     unchecked = options.compile and any(planned[id_].fits is None for id_ in missing)
     return 1 if (total["misfits"] and where[0].topology) or unchecked else 0
+
+
+def executed_on(plan: Plan, store: Store, options: argparse.Namespace) -> Plan:
+    """The same runs as `--topology`, and `--fit`, have them executed."""
+    where, _ = _where(store, options)
+    planned = plan_runs(plan, where, search=options.fit)
+    return replace(plan, runs={id_: (one.spec, one.execution) for id_, one in planned.items()})
 
 
 def _where(store: Store, options: argparse.Namespace) -> tuple[Where, str]:

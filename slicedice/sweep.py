@@ -22,7 +22,7 @@ from slicedice import explain, files, machine
 from slicedice.commandline import door, overrides, split
 from slicedice.grid import GridError, Plan, enumerate_runs, load_config, load_grid
 from slicedice.launching import train_missing
-from slicedice.plan import add_arguments, plan_verb
+from slicedice.plan import add_arguments, executed_on, plan_verb
 from slicedice.report.claims import judge
 from slicedice.report.reference import caption, compare
 from slicedice.report.results import read_results
@@ -92,9 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draws = options.verb in ("run", "report") and not (options.json or options.missing or options.dry_run)
     require(draws or not options.evaluation_sets, "--evaluation_sets", True, "it goes with what draws figures")
     plans = options.verb == "plan" or options.dry_run
-    for flag in ("device", "topology", "mfu", "price", "fit", "compile"):
-        value = getattr(options, flag)
-        require(plans or value in (None, False), f"--{flag}", value, "it goes with plan")
+    for flag in ("device", "mfu", "price", "compile", "topology", "fit"):
+        value, runs = getattr(options, flag), flag in ("topology", "fit") and options.verb == "run"
+        require(plans or runs or value in (None, False), f"--{flag}", value, "it goes with plan")
     require(options.max_concurrent >= 0, "--max_concurrent", options.max_concurrent, "use a number from 0")
     console, store = plain_console(stderr=options.json), Store(options.store)
     if wanted:
@@ -104,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if plans:
         return plan_verb(plan, store, options, console)
     if options.verb == "run":
+        if options.topology or options.fit:
+            plan = executed_on(plan, store, options)
         train_missing(plan, store, options.launcher, options.max_concurrent, retry=options.retry, console=console)
     if options.verb == "status":
         return _status(plan, store, options, console)

@@ -103,6 +103,22 @@ def test_flags_of_plan_go_with_plan(capsys):
     assert "goes with plan" in capsys.readouterr().err
 
 
+def test_a_sweep_runs_on_the_topology_it_was_planned_for(capsys, desk):
+    """As the plan has it, under the same ids."""
+    flags = "--topology", "h100:2", "--fit", "--config.router.group=1", "--config.execution.micro_batch=1"
+    planned = json.loads(desk.sweep("plan", "--json", *flags).out)["runs"]
+    assert desk.sweep(*flags).status == 0
+    executed = {run.path.name: json.loads((run.path / "execution.json").read_text()) for run in desk.runs}
+    assert len(executed) == len(planned) == 3
+    for run in planned:
+        execution = executed[run["id"]]
+        assert run["mesh"] in ("data=2", "expert=2")
+        assert {key: execution[key] for key in ("mesh", "micro_batch", "remat")} == {
+            key: run[key] for key in ("mesh", "micro_batch", "remat")
+        }
+    assert {run["micro_batch"] for run in planned} != {1}
+
+
 def test_without_the_compiler_the_plan_goes_on_and_says_how_to_get_it(capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checking, "has_compiler", lambda: False)
     flags = ["plan", "--grid", GRID, "--scale", "300m", "--only", MOE, "--topology", "v5e:4x4", "--compile"]
