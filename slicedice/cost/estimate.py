@@ -68,4 +68,8 @@ def step_seconds(spec: RunSpec, execution: Execution, rate: Rate) -> float:
     """
     flops = spec.flops / spec.budget.steps * (RECOMPUTED if execution.remat else 1)
     computing = flops / (rate.sustained * execution.mesh_shape.devices)
-    return computing + (sum(traffic(spec, execution).values()) / rate.links if execution.mesh else 0.0)
+    if not execution.mesh:
+        return computing
+    moved = traffic(spec, execution)
+    between = moved.pop("replicas")
+    return computing + sum(moved.values()) / rate.links + (between / rate.network if between else 0.0)

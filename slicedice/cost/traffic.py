@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from slicedice.cost.weights import FLOAT32, Weight, compute_bytes, weights
-from slicedice.parallel.table import EXPERT, partition
+from slicedice.parallel.table import EXPERT, REPLICA, partition
 from slicedice.spec import Execution, RunSpec
 
 ROW_BYTES = 512
@@ -18,26 +18,27 @@ ROW_BYTES = 512
 def traffic(spec: RunSpec, execution: Execution) -> dict[str, int]:
     """Bytes by what they are for.
 
-    parameters: gathered for use. gradients: added up, in float32. tokens: to experts and back, with their gradients.
+    parameters: gathered for use. gradients: added up, in float32. replicas: the same, over the axis of that name.
+    tokens: to experts and back, with their gradients.
     """
     sizes = {name: size for name, size in execution.mesh_shape.as_dict().items() if size > 1}
-    total: Counter[str] = Counter(parameters=0, gradients=0, tokens=0)
+    total: Counter[str] = Counter(parameters=0, gradients=0, replicas=0, tokens=0)
     if sizes:
         times = spec.budget.batch_size // (execution.mesh_shape.devices * execution.micro_batch)
         for weight in weights(spec):
-            # The embedding and the head are put together once a step, layers in every micro-batch, twice.
-            for part, received in _of_weight(weight, sizes):
-                total[part] += round(received * (times * weight.layers if weight.layers else 1))
+            # The embedding and the head are put together once a step, layers in every micro-batch.
+            for part, received in _of_weight(weight, sizes, times if weight.layers else 1):
+                total[part] += round(received * weight.copies)
         total["tokens"] = times * _of_tokens(spec, execution, sizes)
     return dict(total)
 
 
-def _of_weight(weight: Weight, mesh: Mapping[str, int]) -> Iterator[tuple[str, float]]:
-    """Of one copy of a parameter, each time that its gradient is taken."""
+def _of_weight(weight: Weight, mesh: Mapping[str, int], times: int) -> Iterator[tuple[str, float]]:
+    """Of one copy of a parameter, whose gradient is taken `times` in a step."""
     over = partition(weight.axes, mesh)
     apart = {name for names in over for name in names}
     shard, size, moved = weight.size / _product(mesh, apart), weight.size, 0.0
-    rest = _product(mesh, mesh.keys() - apart)
+    rest = _product(mesh, mesh.keys() - apart - {REPLICA})
     if weight.is_experts and EXPERT in mesh:
         n, peers = weight.axes[0][1], mesh[EXPERT]
         size = size // n * -(-n // peers)  # this device's own experts
@@ -45,8 +46,9 @@ def _of_weight(weight: Weight, mesh: Mapping[str, int]) -> Iterator[tuple[str, f
             moved = (1 - 1 / peers) * size / _product(mesh, apart - {EXPERT})
         apart = apart - {EXPERT}
     moved += size * (1 - 1 / _product(mesh, apart))
-    yield "parameters", moved * weight.bytes * (2 if weight.layers else 1)
-    yield "gradients", moved * FLOAT32 + 2 * (1 - 1 / rest) * shard * FLOAT32
+    yield "parameters", times * moved * weight.bytes * (2 if weight.layers else 1)
+    yield "gradients", FLOAT32 * (times * moved + 2 * (1 - 1 / rest) * shard)
+    yield "replicas", FLOAT32 * 2 * (1 - 1 / mesh.get(REPLICA, 1)) * shard
 
 
 def _product(mesh: Mapping[str, int], names: Iterable[str]) -> int:

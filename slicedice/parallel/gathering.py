@@ -1,7 +1,8 @@
 """Parameters put together for use, in the dtype they are used in, and their gradients brought back in float32.
 
 Each device keeps a shard of every parameter. What is gathered travels in the dtype that it is multiplied in; gradients
-are added up over devices in float32, each device receiving the sum of its own shard only.
+are added up over devices in float32, each device receiving the sum of its own shard only. Where several devices keep
+the same shard, `summed` adds up theirs, once a step rather than in every layer of every micro-batch.
 """
 
 import functools
@@ -13,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from slicedice.parallel.mesh import axes, size
-from slicedice.parallel.table import EXPERT, partition
+from slicedice.parallel.table import EXPERT, REPLICA, partition
 
 
 class _Layout(NamedTuple):
@@ -53,11 +54,17 @@ class _Layout(NamedTuple):
         return jax.lax.dynamic_slice_in_dim(shard, jax.lax.axis_index(EXPERT) * own, own)
 
     def reduce(self, grad: Array) -> Array:
-        """The sum over devices of their gradients of the shard, in the dtype of `grad`."""
-        like = jax.ShapeDtypeStruct(self.shape, grad.dtype)
-        (total,) = jax.linear_transpose(self.gather, like)(grad)
+        """The sum, over devices with other shards, of their gradients of this one, in the dtype of `grad`."""
+        (total,) = jax.linear_transpose(self.gather, jax.ShapeDtypeStruct(self.shape, grad.dtype))(grad)
+        return total
+
+    def sum_over_copies(self, grad: Array) -> Array:
+        """The sum over devices with the same shard."""
         over = {name for names in self.over for name in names}
-        return jax.lax.psum(total, tuple(name for name in axes() if name not in over))
+        rest = [name for name in axes() if name not in over]
+        # Replicas after the others: between slices links are slow, and each device then sends what it alone has.
+        grad = jax.lax.psum(grad, tuple(name for name in rest if name != REPLICA))
+        return jax.lax.psum(grad, REPLICA) if REPLICA in rest else grad
 
 
 def gathered(parameter: nnx.Param, dtype: jax.typing.DTypeLike) -> Array:
@@ -74,12 +81,23 @@ def local_experts(parameter: nnx.Param, dtype: jax.typing.DTypeLike) -> Array:
 
 
 def scattered(parameter: nnx.Param, grad: Array) -> Array:
-    """The sum over devices of their gradients of the whole of a parameter, of which each gets its shard; in float32.
+    """Of gradients of the whole of a parameter, what would come back from `gathered`; in float32.
 
     For who puts a parameter together once and adds up its gradient over several uses.
     """
     grad = grad.astype(jnp.float32)
     return _layout(parameter, own=False).reduce(grad) if axes() else grad
+
+
+def summed(params: nnx.State, grads: nnx.State) -> nnx.State:
+    """Gradients of all devices, of what each has of its own: those that came back from `gathered` and the like."""
+
+    def total(parameter: nnx.Param, grad: nnx.Param) -> nnx.Param:
+        return grad.replace(_layout(parameter, own=False).sum_over_copies(grad[...]))
+
+    if not axes():
+        return grads
+    return jax.tree.map(total, params, grads, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def _assembled(parameter: nnx.Param, dtype: jax.typing.DTypeLike, *, own: bool) -> Array:

@@ -12,7 +12,7 @@ from slicedice.model import Decoder
 from slicedice.model.cross_entropy import mean_loss
 from slicedice.model.decoder import Tables
 from slicedice.moe import Routing
-from slicedice.parallel.gathering import scattered
+from slicedice.parallel.gathering import scattered, summed
 from slicedice.parallel.mesh import axes
 from slicedice.spec import Execution, RunSpec
 
@@ -113,10 +113,10 @@ def gradients(
         zeros = jax.tree.map(_zeros, jax.eval_shape(gradient, parts, micro_batches[0]))
         total, _ = jax.lax.scan(accumulate, zeros, micro_batches)
     (grads, tables), (losses, counts) = total
-    # Gradients of layers have been added up over devices where their parameters were put together; these have not.
     own = {name: of_tables[name].replace(scattered(of_tables[name], grad)) for name, grad in tables._asdict().items()}
+    grads = summed(params, nnx.merge_state(grads, nnx.State(own)))
     losses, counts = jax.lax.psum((losses, counts), axes())
-    grads, losses = jax.tree.map(lambda sum_: sum_ / count, (nnx.merge_state(grads, nnx.State(own)), losses))
+    grads, losses = jax.tree.map(lambda sum_: sum_ / count, (grads, losses))
     return grads, losses, counts
 
 

@@ -49,8 +49,8 @@ def test_by_hand(tiny):
     # Attention and routers are gathered twice in each of two micro-batches, embedding and head once.
     layer = 4 * d * d + d * 8
     assert found["parameters"] == 4 * (2 * v * d / 2 + micro_batches * layers * 2 * layer / 2)
-    # Experts stay where they are. Gains are summed on both: twice a half of all of them.
-    gains = micro_batches * layers * 4 * d + d
+    # Experts stay where they are. Gains are summed on both, once: twice a half of all of them.
+    gains = layers * 4 * d + d
     assert found["gradients"] == 4 * (2 * v * d / 2 + micro_batches * layers * layer / 2 + gains)
     # Tokens with two indices and two weights, twice; outputs; gradients of outputs, tokens and weights.
     token = 2 * (4 * d + 2 * (2 + 4)) + 4 * d + 4 * d + 4 * d + 2 * 4
