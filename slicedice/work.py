@@ -40,6 +40,9 @@ DISK_FULL = 28
 LOST_PEER = 75
 """Exit status of a process whose run cannot go on without the others: to be started again with them."""
 
+OTHERS_SECONDS = 60
+"""How long a process that is out of memory waits for the others to be so too."""
+
 LOST_PEER_WORDS = "Gloo", "heartbeat", "oordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 
 
@@ -84,7 +87,7 @@ class Worker:
             kind = self._attempt(folder, spec, execution)
             while kind is Kind.OUT_OF_MEMORY and (less := lighter(execution, spec)):
                 log.warning("out of memory; again with %s", less)
-                _wait_for_all()
+                _wait_for_all(f"{run} with {less}")
                 execution = less
                 kind = self._attempt(folder, spec, execution)
             return kind
@@ -218,18 +221,19 @@ def is_lost_peer(error: BaseException) -> bool:
     return error.__cause__ is not None and is_lost_peer(error.__cause__)
 
 
-def _wait_for_all() -> None:
-    """Waits until every process has come to the same end of its attempt.
+def _wait_for_all(what: str) -> None:
+    """Waits until every process is about to begin `what`, which no two waits may share.
 
     Raises:
-      LostPeerError: one has not, in a minute.
+      LostPeerError: one is not, in a minute.
     """
     import jax
     from orbax.checkpoint import multihost
 
     if jax.process_count() > 1:
         try:
-            multihost.sync_global_processes("slicedice_again", timeout=60)
+            # No collective: a process that has memory enough waits in one of the step's.
+            multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * OTHERS_SECONDS)
         except Exception as error:
             raise LostPeerError("not every process was out of memory") from error
 

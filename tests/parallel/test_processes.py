@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +48,33 @@ class Job:
     def folder(self) -> RunFolder:
         return self.store.run(self.run)
 
-    def start(self, count: int) -> None:
+    def start(self, count: int, worker: Sequence[str] = ("-m", "slicedice.work")) -> None:
+        """Starts processes that are told which they are; `worker` is what each runs."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         for process in range(count):
             together = ["--processes", str(count), "--process", str(process), "--coordinator", address]
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "slicedice.work", "--store", str(self.store.root)]
-                    + (together if count > 1 else [])
-                    + [self.run],
-                    env={**os.environ, "JAX_NUM_CPU_DEVICES": str(DEVICES // count)},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
+            self._start(worker, together if count > 1 else [], count)
+
+    def start_by_slurm(self, count: int) -> None:
+        """Starts processes as `srun` does, which find out from their environment."""
+        for process in range(count):
+            told = {"JOB_ID": os.getpid(), "STEP_NODELIST": "localhost", "STEP_NUM_NODES": 1}
+            told |= {"NTASKS": count, "PROCID": process, "LOCALID": process}
+            environment = {f"SLURM_{name}": str(value) for name, value in told.items()}
+            self._start(("-m", "slicedice.work"), ["--processes", "0"], count, **environment)
+
+    def _start(self, worker: Sequence[str], together: list[str], count: int, **environment: str) -> None:
+        self.processes.append(
+            subprocess.Popen(
+                [sys.executable, *worker, "--store", str(self.store.root), *together, self.run],
+                env={**os.environ, "JAX_NUM_CPU_DEVICES": str(DEVICES // count), **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
+        )
 
     def end(self) -> list[tuple[int, str]]:
         """The status and last words of each process."""
@@ -139,10 +149,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_train_what_one_does(count: int, job, undisturbed: Job):
+@pytest.mark.parametrize(("count", "start"), [(2, Job.start_by_slurm), (4, Job.start)])
+def test_several_processes_train_what_one_does(count: int, start: Callable, job, undisturbed: Job):
     together = job()
-    together.start(count)
+    start(together, count)
     ends = together.end()
     assert [status for status, _ in ends] == [0] * count, ends
     assert all(f"{together.run} done" in output for _, output in ends)
@@ -168,6 +178,34 @@ def test_a_job_goes_on_after_one_of_its_processes_was_killed(killed: int, job, u
     ends = together.end()
     assert [status for status, _ in ends] == [0, 0], ends
     _assert_same(together, undisturbed)
+
+
+SMALL = """
+import sys
+from slicedice import training, work
+
+class Small(training.Program):
+    def __init__(self, spec, execution, devices=()):
+        if execution.micro_batch > 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED: says a test")
+        super().__init__(spec, execution, devices)
+
+training.Program = Small
+sys.exit(work.main(sys.argv[1:]))
+"""
+
+
+def test_processes_that_are_out_of_memory_go_on_together(job):
+    """Twice: of micro-batches of 4, 2 and 1, the last alone fits."""
+    large = {"budget.batch_size": 32, "execution.micro_batch": 4, "budget.tokens": 10 * 32 * 16}
+    together = job(**large, **{"execution.evaluate_every": 0})
+    together.start(2, ("-c", SMALL))
+    ends = together.end()
+    assert [status for status, _ in ends] == [0, 0], ends
+    result = together.folder.result() or {}
+    assert result["kind"] == Kind.DONE
+    assert result["execution"]["micro_batch"] == 1
+    assert len(together.lines()) == 10
 
 
 def test_a_job_that_is_stopped_goes_on_with_other_processes_on_another_mesh(job, undisturbed: Job):
