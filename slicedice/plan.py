@@ -79,7 +79,7 @@ def _where(store: Store, options: argparse.Namespace) -> tuple[Where, str]:
     topology = parse_topology("--topology", options.topology) if options.topology else None
     require(topology is not None or not options.fit, "--fit", True, "say on what with --topology")
     require(topology is not None or not options.compile, "--compile", True, "say for what with --topology")
-    tpu = topology is None or topology.is_tpu or not options.compile
+    tpu = topology is None or topology.rate.is_tpu or not options.compile
     require(tpu, "--compile", True, f"{topology} has no compiler that does without its devices: TPUs have")
     device = topology.device if topology else options.device or machine.accelerator() or "cpu"
     rate, origin = measured_rate(store, device, options.mfu)

@@ -39,7 +39,7 @@ def candidates(spec: RunSpec, execution: Execution, topology: Topology, *, searc
     room = MARGIN * topology.rate.memory
 
     def rank(one: Execution) -> tuple[bool, float]:
-        needed = memory(spec, one, fused_attention=topology.is_tpu)
+        needed = memory(spec, one, tpu=topology.rate.is_tpu)
         fits = needed <= room
         return not fits, step_seconds(spec, one, topology.rate) if fits else needed
 

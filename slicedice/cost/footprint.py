@@ -1,5 +1,6 @@
 """Memory of one device, by arithmetic from the spec."""
 
+from slicedice.cost.tpu_footprint import tpu_memory_parts
 from slicedice.cost.weights import FLOAT32, compute_bytes, weights
 from slicedice.parallel.table import EXPERT, partition
 from slicedice.spec import Execution, RunSpec
@@ -8,39 +9,41 @@ LOGIT_BYTES = 2**28
 """Of float32 logits at once, as `model.cross_entropy` has it, which is not imported for JAX's sake; a test compares."""
 
 
-def memory(spec: RunSpec, execution: Execution, *, fused_attention: bool = False) -> int:
+def memory(spec: RunSpec, execution: Execution, *, tpu: bool = False) -> int:
     """Bytes of a device in all; see `memory_parts`."""
-    return sum(memory_parts(spec, execution, fused_attention=fused_attention).values())
+    return sum(memory_parts(spec, execution, tpu=tpu).values())
 
 
-def memory_parts(spec: RunSpec, execution: Execution, *, fused_attention: bool = False) -> dict[str, int]:
+def memory_parts(spec: RunSpec, execution: Execution, *, tpu: bool = False) -> dict[str, int]:
     """Bytes of a device by what they are for.
 
     Args:
       spec: the run.
       execution: its mesh, micro-batch and rematerialisation.
-      fused_attention: whether attention keeps its scores on the chip, as on TPU.
+      tpu: whether the device is one. Elsewhere this is a first estimate, of values that have to be somewhere.
 
     Returns:
       state: parameters and AdamW's two moments, float32, this device's share.
       gradients: of the same, and of embedding and head whole.
-      tables: embedding and head, whole, in the compute dtype.
+      copies: parameters in the compute dtype.
       activations: kept for the backward pass of one micro-batch.
-      buffers: of the layer that is being computed, and of logits.
+      buffers: of the layer that is being computed, or of logits.
     """
+    if tpu:
+        return tpu_memory_parts(spec, execution, LOGIT_BYTES)
     mesh = {name: size for name, size in execution.mesh_shape.as_dict().items() if size > 1}
     model, size = spec.model, compute_bytes(spec)
     shares = sum(weight.copies * weight.size // _parts(weight.axes, mesh) for weight in weights(spec))
     table = model.vocab_size * model.d_model
     tokens = execution.micro_batch * spec.data.sequence_length
-    block = tokens * _kept(spec, fused_attention)
+    block = tokens * _kept(spec)
     inputs = tokens * model.d_model * size
     kept = model.layers * inputs if execution.remat else model.layers * block
     logits = min(LOGIT_BYTES, tokens * model.vocab_size * FLOAT32)
     return {
         "state": 3 * FLOAT32 * shares,
         "gradients": FLOAT32 * (shares + (2 * table if mesh else 0)),
-        "tables": 2 * table * size if mesh or size != FLOAT32 else 0,
+        "copies": 2 * table * size if mesh or size != FLOAT32 else 0,
         "activations": kept,
         "buffers": (block if execution.remat else 0) + _exchanged(spec, execution, mesh) + 2 * logits,
     }
@@ -54,13 +57,13 @@ def _parts(axes: tuple[tuple[str, int], ...], mesh: dict[str, int]) -> int:
     return parts
 
 
-def _kept(spec: RunSpec, fused_attention: bool) -> int:
+def _kept(spec: RunSpec) -> int:
     """Bytes that a token keeps in one block: about 12 values of width D in attention and norms, for each of its experts
-    2 rows of width D and 2 of width F, and attention shares in float32 and in the compute dtype unless fused."""
+    2 rows of width D and 2 of width F, and attention shares in float32 and in the compute dtype."""
     model, size = spec.model, compute_bytes(spec)
     routed = sum(e.k * (2 * model.d_model + 2 * model.width(e.g)) for e in model.layer.experts)
     always_on = 3 * model.width(model.layer.generalist) if model.layer.generalist else 0
-    shares = 0 if fused_attention else model.heads * spec.data.sequence_length * (size + FLOAT32)
+    shares = model.heads * spec.data.sequence_length * (size + FLOAT32)
     return (12 * model.d_model + routed + always_on) * size + shares
 
 

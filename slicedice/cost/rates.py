@@ -27,6 +27,11 @@ class Rate:
     per_chip: int = 1
 
     @property
+    def is_tpu(self) -> bool:
+        """Whether it is a TPU, whose slices are grids."""
+        return self.dimensions > 1
+
+    @property
     def sustained(self) -> float:
         """FLOP/s to divide by."""
         return self.peak * self.utilization

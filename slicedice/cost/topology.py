@@ -8,7 +8,7 @@ from slicedice.cost.rates import RATES, Rate
 from slicedice.spec.errors import require
 
 FORMS = ", ".join(
-    [f"{name}:{'x'.join('4' * rate.dimensions)}" for name, rate in RATES.items() if rate.dimensions > 1]
+    [f"{name}:{'x'.join('4' * rate.dimensions)}" for name, rate in RATES.items() if rate.is_tpu]
     + [f"{name}:8" for name, rate in RATES.items() if rate.dimensions == 1]
 )
 
@@ -33,11 +33,6 @@ class Topology:
     def rate(self) -> Rate:
         """What each device does."""
         return RATES[self.device]
-
-    @property
-    def is_tpu(self) -> bool:
-        """Whether the TPU's compiler can be asked about it."""
-        return self.rate.dimensions > 1
 
     def __str__(self) -> str:
         """As it is written, such as "v5p:4x4x4" or "v5e:16x16 slices=2"."""

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from slicedice.cost import RATES, Rate, cost, footprint
-from slicedice.cost.footprint import memory, memory_parts
+from slicedice.cost.footprint import memory_parts
 from slicedice.model import cross_entropy
 from slicedice.spec import Execution, RunSpec
 
@@ -87,7 +87,6 @@ def test_a_mesh_shares_out_what_it_shards(tiny):
     one, eight = memory_parts(spec, alone), memory_parts(spec, shared)
     gains = 12 * (LAYERS * 4 * D + D)  # which every device has
     assert eight["state"] == (one["state"] - gains) // 8 + gains
-    assert memory(spec, alone, fused_attention=True) < memory(spec, alone)
 
 
 def test_logits_at_once_are_those_of_the_model():
@@ -109,3 +108,11 @@ def test_a_cost_is_plain_numbers(run):
     assert json.loads(json.dumps(plain)) == plain
     assert plain["parameters"] == found.parameters
     assert plain["seconds"] == found.seconds
+
+
+def test_replicas_meet_over_the_network(tiny):
+    spec, execution = tiny({**MOE, "execution.mesh": "replica=2", "router.group": 1, "execution.micro_batch": 1})
+    found = cost(spec, execution, Rate(peak=2e9, utilization=0.25, links=1e9, network=1e6))
+    # Each receives half of the sum of all gradients, and then the other half, in float32; nothing else travels.
+    assert found.traffic == {"parameters": 0, "gradients": 0, "replicas": 4 * found.parameters, "tokens": 0}
+    assert found.seconds == pytest.approx(found.flops / 1e9 + STEPS * 4 * found.parameters / 1e6)

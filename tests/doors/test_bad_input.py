@@ -166,6 +166,13 @@ def test_arguments_that_cannot_be_are_told(desk, argument: str, names: list[str]
     refused(desk, argument, names=names)
 
 
+def test_a_mesh_with_more_devices_than_experts_is_told(desk):
+    shape = "--config.execution.mesh=expert=8", "--config.router.group=1", "--config.execution.micro_batch=1"
+    refused(desk, *shape, names=["execution.mesh", "n = 4", "expert=4"])
+    # Those that it fits are trained.
+    assert desk.sweep(*shape, "--only", "*n8*").status == 0
+
+
 @pytest.mark.parametrize(
     ("name", "content", "names"),
     [

@@ -1,0 +1,36 @@
+"""A checkpoint goes to whatever mesh asks for it, and to no other model."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slicedice.training import CheckpointError, Checkpoints
+
+
+@pytest.mark.parametrize(
+    ("layer", "meshes"),
+    [
+        ("indivisible", ("data=2 expert=4", "data=8")),
+        ("homogeneous", ("", "expert=8")),
+        ("indivisible", ("replica=2 data=2", "")),
+    ],
+)
+def test_another_mesh(layer: str, meshes: tuple[str, str], tmp_path: Path, programs):
+    before, after = (programs(layer, mesh) for mesh in meshes)
+    state = before.init(jnp.uint32(0))
+    Checkpoints(tmp_path).save(state)
+    found = Checkpoints(tmp_path).restore(after.like)
+    for got, want, like in zip(*map(jax.tree.leaves, (found, state, after.like)), strict=True):
+        np.testing.assert_array_equal(got, want)
+        assert got.sharding.is_equivalent_to(like.sharding, got.ndim)
+
+
+@pytest.mark.parametrize("other", ["heterogeneous", "indivisible"])
+def test_another_spec(other: str, tmp_path: Path, programs):
+    mesh = "data=2 expert=4"
+    Checkpoints(tmp_path).save(programs("homogeneous", mesh).init(jnp.uint32(0)))
+    with pytest.raises(CheckpointError, match=f"step 0 in {tmp_path / 'training'} cannot be read"):
+        Checkpoints(tmp_path).restore(programs(other, mesh).like)
