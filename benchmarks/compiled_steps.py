@@ -4,7 +4,7 @@
 
 Needs the `libtpu` package and no TPU; a step takes about a minute. `--known` reads answers from a file instead of
 asking the compiler, to see what a change of the arithmetic does. The steps are of every scale of the study and every
-kind of layer; docs/parallel.md shows the first two.
+kind of layer. docs/parallel.md shows the first two, and tests hold the arithmetic to `results/compiled_steps.json`.
 """
 
 import argparse
@@ -83,6 +83,9 @@ def _row(name: str, step: tuple, known: dict[str, Any] | None) -> dict[str, Any]
     answer = known["answer"] if known else next(iter(check([Program(spec, run, topology)], 1, None, _quiet).values()))
     return {
         "step": name,
+        "scale": scale,
+        "layer": layer,
+        "topology": pod,
         "counted": {"memory": counted.memory, "traffic": counted.traffic},
         "answer": {key: value for key, value in answer.items() if key != "collectives"},
         "collectives": known["collectives"] if known else answer.get("collectives", [])[:12],

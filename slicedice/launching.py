@@ -16,7 +16,7 @@ from slicedice.data import TokenStore, prepare
 from slicedice.data.tokenizer import padded_vocab_size
 from slicedice.grid import Plan
 from slicedice.report.progress import Progress
-from slicedice.spec import DataSpec, SpecError
+from slicedice.spec import DataSpec, SpecError, run_name
 from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Store
 
@@ -86,7 +86,7 @@ def train_missing(
         return
     for id_ in missing:
         spec, execution = plan.runs[id_]
-        require_experts(execution.mesh_shape, spec.model.layer)
+        require_experts(execution.mesh_shape, spec.model.layer, run_name(spec))
     launch = files.function("launch", launcher, "launch")
     for id_ in missing:
         store.run(id_).create(*plan.runs[id_])

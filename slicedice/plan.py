@@ -39,36 +39,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan_verb(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
     """Prints the plan; returns 0, or 1 if a run does not fit, or was to be compiled and was not."""
-    where = _where(store, options)
+    where, origin = _where(store, options)
     for tokenizer in {spec.data.tokenizer for spec, _ in plan.runs.values()}:
         find_tokenizer(tokenizer)
     missing = set(to_train(plan, store, retry=options.retry))
-    planned = plan_runs(plan, where[0], search=options.fit)
-    compiles = options.compile and checking.has_compiler()
-    if options.compile and not compiles:
-        console.print(NO_LIBTPU, soft_wrap=True)
-    if compiles:
-        to_compile = {id_: one for id_, one in planned.items() if id_ in missing}
-        planned |= compile_runs(to_compile, where[0], search=options.fit, tell=lambda line: _tell(console, line))
-    total = _total(planned, missing, where[0])
+    planned = _planned(plan, where, missing, options, console)
+    total = _total(planned, missing, where)
     if options.json:
         varied = settings(plan.runs)
-        runs = [_run(id_, one, where[0], missing, varied[id_]) for id_, one in planned.items()]
+        runs = [_run(id_, one, where, missing, varied[id_]) for id_, one in planned.items()]
         print(json.dumps({**total, "runs": runs}))
     else:
-        show(plan_table(planned, settings(plan.runs), where[0], missing), console)
-        console.print(_said(total, *where), soft_wrap=True, highlight=False)
-        for line in _misfits(planned, missing, where[0]):
+        show(plan_table(planned, settings(plan.runs), where, missing), console)
+        for line in [_said(total, where, origin), *_compared(planned), *_misfits(planned, missing, where)]:
             console.print(line, soft_wrap=True, highlight=False)
     unchecked = options.compile and any(planned[id_].fits is None for id_ in missing)
-    return 1 if (total["misfits"] and where[0].topology) or unchecked else 0
+    return 1 if total["misfits"] or unchecked else 0
 
 
-def executed_on(plan: Plan, store: Store, options: argparse.Namespace) -> Plan:
-    """The same runs as `--topology`, and `--fit`, have them executed."""
+def executed_on(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> Plan:
+    """The same runs as a plan for `--topology`, with `--fit` and `--compile`, has them executed."""
     where, _ = _where(store, options)
-    planned = plan_runs(plan, where, search=options.fit)
+    missing = set(to_train(plan, store, retry=options.retry))
+    planned = _planned(plan, where, missing, options, console)
+    for line in _misfits(planned, missing, where):
+        console.print(line, soft_wrap=True, highlight=False)
     return replace(plan, runs={id_: (one.spec, one.execution) for id_, one in planned.items()})
+
+
+def _planned(
+    plan: Plan, where: Where, missing: set[str], options: argparse.Namespace, console: Console
+) -> dict[str, Planned]:
+    """Runs by id, those that are missing with what the compiler says if it was to be asked and is here."""
+    planned = plan_runs(plan, where, missing, search=options.fit)
+    if options.compile and checking.has_compiler():
+        to_compile = {id_: one for id_, one in planned.items() if id_ in missing}
+        planned |= compile_runs(plan, to_compile, where, search=options.fit, tell=lambda line: _tell(console, line))
+    elif options.compile:
+        console.print(NO_LIBTPU, soft_wrap=True)
+    return planned
 
 
 def _where(store: Store, options: argparse.Namespace) -> tuple[Where, str]:
@@ -96,7 +105,7 @@ def _total(planned: dict[str, Planned], missing: set[str], where: Where) -> dict
     return {
         "device": where.device,
         "topology": str(where.topology) if where.topology else None,
-        "devices": where.devices,
+        "devices": max((one.cost.devices for one in left), default=1),
         "utilization": where.rate.utilization,
         "count": len(planned),
         "to_train": len(left),
@@ -130,17 +139,30 @@ def _run(id_: str, one: Planned, where: Where, missing: set[str], varied: str) -
         **one.cost.as_dict(),
         "price": None if where.price is None else where.price * one.cost.device_hours,
         **verdict,
-        **({"error": answer.get("reason") or answer["error"]} if "error" in answer else {}),
+        **({"error": answer["error"]} if "error" in answer else {}),
     }
 
 
 def _said(total: dict[str, Any], where: Where, origin: str) -> str:
-    cost = f", {total['device_hours']:,.0f} device-hours" if where.devices > 1 else ""
+    cost = f", {total['device_hours']:,.0f} device-hours" if total["devices"] > 1 else ""
+    devices = where.topology or ("one " if total["devices"] == 1 else f"up to {total['devices']} ") + where.device
     price = f", {total['price']:,.2f} at {where.price:g} an hour" if total["price"] is not None else ""
     return (
         f"{total['to_train']} of {total['count']} runs to train: {total['flops']:.2e} FLOPs, {total['hours']:,.2f} "
-        f"hours one after the other on {where}{cost}{price}; {origin}."
+        f"hours one after the other on {devices}{cost}{price}; {origin}."
     )
+
+
+def _compared(planned: dict[str, Planned]) -> list[str]:
+    """How far arithmetic is from the compiler, of the programs that it was asked about."""
+    checked = [one for one in planned.values() if one.answer and one.fits]
+    pairs = {
+        "memory": [(one.cost.bytes, one.answer["bytes"]) for one in checked if one.answer],
+        "traffic": [(sum(one.cost.traffic.values()), one.answer["traffic"]) for one in checked if one.answer],
+    }
+    shares = {what: [own / compiled for own, compiled in both if compiled] for what, both in pairs.items()}
+    said = [f"{what} is {min(those):.2f} to {max(those):.2f}" for what, those in shares.items() if those]
+    return [f"By arithmetic, {' and '.join(said)} of what the compiler says."] if said else []
 
 
 def _misfits(planned: dict[str, Planned], missing: set[str], where: Where) -> list[str]:

@@ -1,12 +1,13 @@
 """What `sweep plan` finds out: what runs would cost on devices of a kind or on a pod, and what the compiler says."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Any
 
 from slicedice import cache, machine
 from slicedice.cost import RATES, Cost, Rate, checking, cost
+from slicedice.cost.estimate import utilization
 from slicedice.cost.fitting import candidates
 from slicedice.cost.topology import Topology
 from slicedice.grid import Plan
@@ -15,7 +16,7 @@ from slicedice.spec.errors import require
 from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Store
 
-MOST_TRIES = 4
+MOST_TRIES = 8
 """How many executions of a run are compiled, at most, until one fits."""
 
 KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
@@ -34,14 +35,6 @@ class Where:
     topology: Topology | None = None
     price: float | None = None
 
-    @property
-    def devices(self) -> int:
-        """How many there are."""
-        return self.topology.devices if self.topology else 1
-
-    def __str__(self) -> str:
-        return str(self.topology or f"one {self.device}")
-
 
 @dataclass(frozen=True)
 class Planned:
@@ -58,20 +51,24 @@ class Planned:
         return (self.answer or {}).get("fits")
 
 
-def plan_runs(plan: Plan, where: Where, *, search: bool) -> dict[str, Planned]:
+def plan_runs(plan: Plan, where: Where, missing: Container[str], *, search: bool) -> dict[str, Planned]:
     """Costs of all runs by arithmetic, by id.
 
     Args:
       plan: the runs.
-      where: what they would run on; on a topology, each run is given the mesh that is fastest by arithmetic, unless
-        its execution names one.
+      where: what they would run on; on a topology, each run is given the first of `fitting.candidates`, unless its
+        execution names a mesh.
+      missing: runs to train, whose meshes have to be possible.
       search: whether micro-batch and rematerialisation are chosen as well.
 
     Raises:
-      SpecError: a topology's devices cannot share out a run's batch, or its mesh has another number of devices.
+      SpecError: a topology's devices cannot share out a run's batch, a mesh of one's own is not the topology's, or has
+        a longer expert axis than a layer has experts.
     """
     found, known = {}, {}
     for id_, (spec, execution) in plan.runs.items():
+        if id_ in missing:
+            require_experts(execution.mesh_shape, spec.model.layer, run_name(spec))
         if where.topology:
             key = program_key(spec, execution)
             if key not in known:
@@ -82,36 +79,45 @@ def plan_runs(plan: Plan, where: Where, *, search: bool) -> dict[str, Planned]:
 
 
 def compile_runs(
-    planned: dict[str, Planned], where: Where, *, search: bool, tell: Callable[[str], None]
+    plan: Plan, planned: dict[str, Planned], where: Where, *, search: bool, tell: Callable[[str], None]
 ) -> dict[str, Planned]:
     """The same with what the compiler says, each distinct program compiled once.
 
     Args:
-      planned: what `plan_runs` found, for a topology of TPUs.
+      plan: the runs.
+      planned: what `plan_runs` found of some, for a topology of TPUs.
       where: as then.
       search: whether to go on to the next best execution of what does not fit.
       tell: called with a line for every program.
     """
     assert where.topology is not None
-    topology, tries = where.topology, dict.fromkeys(planned, 0)
+    topology, tried = where.topology, {id_: [one.execution] for id_, one in planned.items()}
     while True:
         programs = {id_: checking.Program(one.spec, one.execution, topology) for id_, one in planned.items()}
         asked = [programs[id_] for id_, one in planned.items() if one.answer is None]
         answers = checking.check(asked, _processes(), cache.folder() / "compiled", lambda *said: tell(_line(*said)))
         for id_, one in planned.items():
             planned[id_] = replace(one, answer=one.answer or answers[programs[id_].key])
-        again = [id_ for id_, one in planned.items() if search and one.fits is False and tries[id_] < MOST_TRIES - 1]
         moved = False
-        for id_ in again:
-            tries[id_] += 1
-            one = planned[id_]
-            rest = _candidates(one.spec, replace(one.execution, mesh=""), topology, search)
-            after = rest[rest.index(one.execution) + 1 :] if one.execution in rest else []
-            if after:
-                moved = True
-                planned[id_] = Planned(one.spec, after[0], cost(one.spec, after[0], where.rate))
+        for id_, one in planned.items():
+            if search and one.fits is False and len(tried[id_]) < MOST_TRIES:
+                rest = [e for e in _candidates(*plan.runs[id_], topology, search) if e not in tried[id_]]
+                if following := _smaller(one, rest, where):
+                    moved = True
+                    tried[id_].append(following)
+                    planned[id_] = Planned(one.spec, following, cost(one.spec, following, where.rate))
         if not moved:
             return planned
+
+
+def _smaller(one: Planned, rest: list[Execution], where: Where) -> Execution | None:
+    """Of executions that were not tried, what to try after one that does not fit; None if none is smaller."""
+    sizes = {execution: cost(one.spec, execution, where.rate).bytes for execution in rest}
+    smaller = [execution for execution in rest if sizes[execution] < one.cost.bytes]
+    # The estimates of a run are off by about the same factor. The smallest of all is the last resort.
+    taken = max((one.answer or {}).get("bytes") or 0, where.rate.memory)
+    fitting = [execution for execution in smaller if sizes[execution] / one.cost.bytes * taken <= where.rate.memory]
+    return fitting[0] if fitting else min(smaller, key=sizes.__getitem__, default=None)
 
 
 def measured_rate(store: Store, device: str, mfu: float | None) -> tuple[Rate, str]:
@@ -134,9 +140,7 @@ def _share(store: Store, id_: str, device: str) -> float | None:
     origin, execution = result.get("provenance") or {}, result.get("execution") or {}
     if _device(origin) != device:
         return None
-    spec = store.read_spec(id_)
-    devices = Execution(**execution).mesh_shape.devices
-    return spec.flops / spec.budget.steps / result["seconds_per_step"] / devices / RATES[device].peak
+    return utilization(store.read_spec(id_), Execution(**execution), RATES[device], result["seconds_per_step"])
 
 
 def _device(origin: dict[str, Any]) -> str:
@@ -154,7 +158,9 @@ def _candidates(spec: RunSpec, execution: Execution, topology: Topology, search:
             execution.mesh,
             f"it has {execution.mesh_shape.devices} devices, and {topology} has {topology.devices}",
         )
-        require_experts(execution.mesh_shape, spec.model.layer)
+        replicas = topology.slices == 1 or execution.mesh_shape.replica == topology.slices
+        valid = f"{topology} has {topology.slices} slices, which only replicas may span: use replica={topology.slices}"
+        require(replicas, "execution.mesh", execution.mesh, valid)
     return candidates(spec, execution, topology, search=search)
 
 
@@ -167,7 +173,7 @@ def _line(program: checking.Program, answer: checking.Answer, kept: bool) -> str
     how = f"{program.execution.mesh or 'one device'}, micro-batch {program.execution.micro_batch}"
     how += ", remat" if program.execution.remat else ""
     if "error" in answer:
-        return f"{name} ({how}): not compiled: {answer.get('reason') or answer['error']}"
+        return f"{name} ({how}): not compiled: {answer['error']}"
     size = f"{answer['bytes'] / 2**30:.2f} GiB" if answer.get("bytes") else "more than there is"
     verdict = "fits" if answer["fits"] else "does not fit"
     when = "known from before" if kept else f"{answer['seconds']:.0f} s"

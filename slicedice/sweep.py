@@ -92,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draws = options.verb in ("run", "report") and not (options.json or options.missing or options.dry_run)
     require(draws or not options.evaluation_sets, "--evaluation_sets", True, "it goes with what draws figures")
     plans = options.verb == "plan" or options.dry_run
-    for flag in ("device", "mfu", "price", "compile", "topology", "fit"):
-        value, runs = getattr(options, flag), flag in ("topology", "fit") and options.verb == "run"
+    for flag in ("device", "mfu", "price", "topology", "fit", "compile"):
+        value, runs = getattr(options, flag), flag in ("topology", "fit", "compile") and options.verb == "run"
         require(plans or runs or value in (None, False), f"--{flag}", value, "it goes with plan")
     require(options.max_concurrent >= 0, "--max_concurrent", options.max_concurrent, "use a number from 0")
     console, store = plain_console(stderr=options.json), Store(options.store)
@@ -104,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if plans:
         return plan_verb(plan, store, options, console)
     if options.verb == "run":
-        if options.topology or options.fit:
-            plan = executed_on(plan, store, options)
+        if options.topology or options.fit or options.compile:
+            plan = executed_on(plan, store, options, console)
         train_missing(plan, store, options.launcher, options.max_concurrent, retry=options.retry, console=console)
     if options.verb == "status":
         return _status(plan, store, options, console)

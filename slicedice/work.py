@@ -14,8 +14,10 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +43,17 @@ LOST_PEER = 75
 """Exit status of a process whose run cannot go on without the others: to be started again with them."""
 
 OTHERS_SECONDS = 60
-"""How long a process that is out of memory waits for the others to be so too."""
+"""How long a process that failed waits for the others to fail alike."""
 
 LOST_PEER_WORDS = "Gloo", "heartbeat", "oordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 
 
 class LostPeerError(RuntimeError):
-    """Of several processes on a run, one was lost or failed."""
+    """Of several processes on a run, one was lost or failed by itself; `status` is what this one ends with."""
+
+    def __init__(self, message: str, status: int = LOST_PEER):
+        super().__init__(message)
+        self.status = status
 
 
 class Worker:
@@ -69,6 +75,8 @@ class Worker:
     def train(self, run: str) -> Kind | None:
         """Trains one run to a result or a failure, which is written; None if it was not ours to train.
 
+        Of several processes, all train it or none does: if one was told to stop, or has no hold of it, they pass it by.
+
         Raises:
           LostPeerError: the run has several processes, and cannot go on with those that are left.
         """
@@ -81,13 +89,14 @@ class Worker:
             folder = Onlooker(folder, jax.process_index())
         execution = folder.execution()
         with folder.lock() as ours, _log_to(folder):
-            if not processes.greatest(ours and not folder.result()):
+            stops = processes.greatest(self.should_stop())
+            if stops or not processes.greatest(ours and not folder.result()):
                 return None
             log.info("%s · %s", run_name(spec), run)
             kind = self._attempt(folder, spec, execution)
             while kind is Kind.OUT_OF_MEMORY and (less := lighter(execution, spec)):
                 log.warning("out of memory; again with %s", less)
-                _wait_for_all(f"{run} with {less}")
+                _wait_for_all(f"{run} with {less}", kind)
                 execution = less
                 kind = self._attempt(folder, spec, execution)
             return kind
@@ -112,9 +121,10 @@ class Worker:
             if not alone and is_lost_peer(error):
                 kind = Kind.PREEMPTED
             folder.fail(kind, f"{type(error).__name__}: {error}")
-            if not alone and kind is not Kind.OUT_OF_MEMORY:
-                # The others wait for what this one will not send any more.
+            if kind is Kind.PREEMPTED:
                 raise LostPeerError(f"{folder.path.name} {kind}") from error
+            if kind is Kind.CRASHED:
+                _wait_for_all(f"the end of {folder.path.name}", kind)
             return kind
 
     def _train(self, folder: RunFolder, spec: RunSpec, execution: Execution) -> Kind:
@@ -221,11 +231,11 @@ def is_lost_peer(error: BaseException) -> bool:
     return error.__cause__ is not None and is_lost_peer(error.__cause__)
 
 
-def _wait_for_all(what: str) -> None:
-    """Waits until every process is about to begin `what`, which no two waits may share.
+def _wait_for_all(what: str, kind: Kind) -> None:
+    """Waits until every process has failed alike, and comes to `what`, which no two waits may share.
 
     Raises:
-      LostPeerError: one is not, in a minute.
+      LostPeerError: one has not, in a minute. It waits for what this one will not send any more.
     """
     import jax
     from orbax.checkpoint import multihost
@@ -235,7 +245,8 @@ def _wait_for_all(what: str) -> None:
             # No collective: a process that has memory enough waits in one of the step's.
             multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * OTHERS_SECONDS)
         except Exception as error:
-            raise LostPeerError("not every process was out of memory") from error
+            # To start again alone would not help.
+            raise LostPeerError(f"{kind} in this process alone", 1) from error
 
 
 def lighter(execution: Execution, spec: RunSpec) -> Execution | None:
@@ -286,9 +297,19 @@ def _join(options: argparse.Namespace) -> None:
     require(
         bool(options.runs), "--processes", options.processes, "name the runs as arguments, the same in each process"
     )
+    if options.processes > 1:
+        last = options.processes - 1
+        require(0 <= options.process <= last, "--process", options.process, f"use a number from 0 to {last}")
+        address = re.fullmatch(r".+:\d+", options.coordinator)
+        require(bool(address), "--coordinator", options.coordinator, "write HOST:PORT, of the first process")
     from slicedice.parallel import processes
 
-    processes.join(options.coordinator, options.processes or None, options.process)
+    try:
+        processes.join(options.coordinator, options.processes or None, options.process)
+    except ValueError as error:
+        valid = f"JAX does not find out here ({error}): say how many there are, with --process and --coordinator"
+        require(options.processes > 0, "--processes", options.processes, valid)
+        raise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -311,26 +332,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         worker = Worker(store, options.parent)
         signal.signal(signal.SIGTERM, worker.stop)
         for line in options.runs or iter(sys.stdin.readline, ""):
-            if worker.should_stop():
+            if options.processes == 1 and worker.should_stop():  # several decide together, in `train`
                 break
             kind: Any = worker.train(line.strip())
             print(line.strip(), kind or "passed_over", flush=True)
     except (StoreError, SpecError) as error:
         print(error, file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, SpecError) else _leave(1, options)
     except LostPeerError as error:
         print(error, flush=True)
-        logging.shutdown()
-        os._exit(LOST_PEER)  # the ordinary way out waits for the others
+        return _leave(error.status, options)
     except Exception as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            print(
+                f"The disk of {options.store} is full ({error}). Finished runs are safe; make room, run again.",
+                file=sys.stderr,
+            )
+            return _leave(DISK_FULL, options)
+        if options.processes == 1:
             raise
-        print(
-            f"The disk of {options.store} is full ({error}). Finished runs are safe; make room, run again.",
-            file=sys.stderr,
-        )
-        return DISK_FULL
+        traceback.print_exc()
+        return _leave(1, options)
     return 0
+
+
+def _leave(status: int, options: argparse.Namespace) -> int:
+    """The status; but of several processes, one that fails ends at once: the ordinary way out waits for the others."""
+    if options.processes != 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Asking the compiler about many programs at once, each once: answers are kept in the user's cache folder."""
 
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from slicedice.spec import Execution, RunSpec, canonical_json, program_key
 CHILD_BYTES = 8 * 2**30
 """Memory to set aside for one compilation; the largest programs here took 5 GiB."""
 
-COMPILED_ROOMS = "kernels", "moe", "model", "parallel", "training", "cost"
+COMPILED_ROOMS = "kernels", "moe", "model", "parallel", "training", "cost", "spec"
 """Whose code a program comes from."""
 
 Answer = dict[str, Any]
@@ -107,6 +108,7 @@ def _version(package: str) -> str:
         return ""
 
 
+@functools.cache
 def _code() -> str:
     """A digest of the code that programs come from."""
     top, digest = Path(__file__).parents[1], hashlib.sha256()

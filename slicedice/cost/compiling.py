@@ -4,6 +4,7 @@ Reads requests as lines of JSON on standard input and answers each with one; who
 compiler for TPUs is in the package libtpu, and takes no TPU.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -35,10 +36,12 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     from slicedice.training import Program
 
     began = time.monotonic()
+    if importlib.util.find_spec("libtpu") is None:
+        return {"error": NO_COMPILER}
     try:
         devices = _devices(request["topology"], request["slices"])
     except Exception as error:
-        return {"error": NO_COMPILER, "reason": str(error)}
+        return {"error": f"the compiler knows no {request['topology']}: {error}"[:2000]}
     folder = tempfile.TemporaryDirectory()
     try:
         with jax.default_device(devices[0]):
@@ -67,7 +70,9 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 def _devices(topology: str, slices: int) -> list[Any]:
     from jax.experimental import topologies
 
-    several = {"num_slices": slices} if slices > 1 else {}
+    several: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if topology.startswith("v4:"):  # whose two cores are one device, as on the machines themselves
+        several["chip_config_name"] = "megacore"
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **several).devices
 
 

@@ -66,10 +66,27 @@ def step_seconds(spec: RunSpec, execution: Execution, rate: Rate) -> float:
 
     `rate.utilization` is that of the FLOPs a run is defined by; what rematerialisation adds comes on top.
     """
-    flops = spec.flops / spec.budget.steps * (RECOMPUTED if execution.remat else 1)
-    computing = flops / (rate.sustained * execution.mesh_shape.devices)
+    return _flops_of_a_device(spec, execution) / rate.sustained + _waiting(spec, execution, rate)
+
+
+def utilization(spec: RunSpec, execution: Execution, rate: Rate, seconds: float) -> float:
+    """The share of the peak that makes a step take `seconds`: the inverse of `step_seconds`.
+
+    A step that took no longer than waiting should have is taken to have waited for nothing.
+    """
+    waiting = _waiting(spec, execution, rate)
+    computing = seconds - waiting if seconds > waiting else seconds
+    return _flops_of_a_device(spec, execution) / computing / rate.peak
+
+
+def _flops_of_a_device(spec: RunSpec, execution: Execution) -> float:
+    recomputed = RECOMPUTED if execution.remat else 1
+    return spec.flops / spec.budget.steps * recomputed / execution.mesh_shape.devices
+
+
+def _waiting(spec: RunSpec, execution: Execution, rate: Rate) -> float:
     if not execution.mesh:
-        return computing
+        return 0.0
     moved = traffic(spec, execution)
     between = moved.pop("replicas")
-    return computing + sum(moved.values()) / rate.links + (between / rate.network if between else 0.0)
+    return sum(moved.values()) / rate.links + between / rate.network

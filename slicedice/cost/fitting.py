@@ -11,8 +11,8 @@ from slicedice.spec import Execution, RunSpec
 from slicedice.spec.errors import SpecError
 from slicedice.spec.mesh import MeshShape
 
-MARGIN = 0.55
-"""Of a device's memory that an estimate may fill: the compiler was found to take up to twice as much."""
+MARGIN, FIRST_MARGIN = 0.85, 0.55
+"""Of a device's memory, what an estimate may fill: on TPUs, where it was held against the compiler, and elsewhere."""
 
 
 def candidates(spec: RunSpec, execution: Execution, topology: Topology, *, search: bool) -> list[Execution]:
@@ -36,7 +36,7 @@ def candidates(spec: RunSpec, execution: Execution, topology: Topology, *, searc
             f"its {topology.devices} devices cannot share out the {groups} routing groups of a batch of "
             f"{spec.budget.batch_size} sequences: use a number of devices that divides {groups}",
         )
-    room = MARGIN * topology.rate.memory
+    room = (MARGIN if topology.rate.is_tpu else FIRST_MARGIN) * topology.rate.memory
 
     def rank(one: Execution) -> tuple[bool, float]:
         needed = memory(spec, one, tpu=topology.rate.is_tpu)

@@ -23,7 +23,7 @@ def memory_parts(spec: RunSpec, execution: Execution, *, tpu: bool = False) -> d
       tpu: whether the device is one. Elsewhere this is a first estimate, of values that have to be somewhere.
 
     Returns:
-      state: parameters and AdamW's two moments, float32, this device's share.
+      parameters: float32, this device's share. optimizer: AdamW's two moments, likewise.
       gradients: of the same, and of embedding and head whole.
       copies: parameters in the compute dtype.
       activations: kept for the backward pass of one micro-batch.
@@ -41,7 +41,8 @@ def memory_parts(spec: RunSpec, execution: Execution, *, tpu: bool = False) -> d
     kept = model.layers * inputs if execution.remat else model.layers * block
     logits = min(LOGIT_BYTES, tokens * model.vocab_size * FLOAT32)
     return {
-        "state": 3 * FLOAT32 * shares,
+        "parameters": FLOAT32 * shares,
+        "optimizer": 2 * FLOAT32 * shares,
         "gradients": FLOAT32 * (shares + (2 * table if mesh else 0)),
         "copies": 2 * table * size if mesh or size != FLOAT32 else 0,
         "activations": kept,

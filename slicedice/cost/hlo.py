@@ -48,8 +48,10 @@ def collectives(text: str) -> list[Collective]:
             if found := _INSTRUCTION.match(line):
                 result, kind, start = found.groups()
                 arrays = _ARRAY.findall(result)
-                if start and len(arrays) > 1:  # operands, then results
-                    arrays = arrays[len(arrays) // 2 :] if kind != "collective-permute" else arrays[:1]
+                if start and kind == "collective-permute":  # operand, result, and what goes on
+                    arrays = arrays[:1]
+                elif start and kind != "all-reduce":  # operands, then results
+                    arrays = arrays[len(arrays) // 2 :]
                 size = sum(_bytes(dtype, dims) for dtype, dims in arrays)
                 if kind == "ragged-all-to-all":
                     size = min(size, _first_operand(line, lines))

@@ -12,7 +12,8 @@ class Rate:
     peak: dense bf16 matmul FLOP/s from the maker's data sheet; for "cpu", float32 as measured.
     utilization: the share of it assumed to be sustained; a guess until a run has been measured.
     memory: bytes that programs may use: of a TPU what its compiler says; of others, of the whole device. 0: unknown.
-    links: bytes a second that it exchanges with others of its slice or machine, from the maker's data sheet.
+    links: bytes a second that it receives from others of its slice or machine: half of what makers' data sheets call
+      bidirectional.
     network: the same with other slices or machines; its share of the host's network.
     dimensions: of the grid that a topology of it is written as; 0 if it makes none.
     per_chip: how many devices one chip is.
@@ -39,15 +40,16 @@ class Rate:
 
 RATES = {
     # One core at 5 GHz with AVX-512: a large float32 matmul reaches 2e11; nano runs sustain a third of it.
-    "cpu": Rate(2e11, 0.3),
-    "a100": Rate(312e12, 0.35, 80 * GIB, 600e9, 25e9, 1),
-    "h100": Rate(989e12, 0.35, 80 * GIB, 900e9, 50e9, 1),
-    "h200": Rate(989e12, 0.35, 141 * GIB, 900e9, 50e9, 1),
-    # A v4 and a tpu7x chip is two devices to the compiler, with half its memory each. The network of v4 is a guess.
-    "v4": Rate(275e12 / 2, 0.35, int(15.25 * GIB), 300e9 / 2, 3.125e9 / 2, 3, 2),
+    # Several are one machine's cores, whose links are its memory: guesses, both.
+    "cpu": Rate(2e11, 0.3, links=10e9, network=1e9),
+    "a100": Rate(312e12, 0.35, 80 * GIB, 300e9, 25e9, 1),
+    "h100": Rate(989e12, 0.35, 80 * GIB, 450e9, 50e9, 1),
+    "h200": Rate(989e12, 0.35, 141 * GIB, 450e9, 50e9, 1),
+    # The network of v4 is a guess. A tpu7x chip is two devices, with half its memory each.
+    "v4": Rate(275e12, 0.35, int(30.75 * GIB), 300e9, 3.125e9, 3),
     "v5e": Rate(197e12, 0.35, int(15.75 * GIB), 200e9, 3.125e9, 2),
     "v5p": Rate(459e12, 0.35, int(95.74 * GIB), 600e9, 6.25e9, 3),
-    "v6e": Rate(918e12, 0.35, int(31.25 * GIB), 448e9, 12.5e9, 2),
-    "tpu7x": Rate(2307e12 / 2, 0.35, int(94.75 * GIB), 1200e9 / 2, 12.5e9 / 2, 3, 2),
+    "v6e": Rate(918e12, 0.35, int(31.25 * GIB), 400e9, 12.5e9, 2),
+    "tpu7x": Rate(2307e12 / 2, 0.35, int(94.75 * GIB), 600e9 / 2, 12.5e9 / 2, 3, 2),
 }
 """By the name that `--device` takes."""

@@ -21,6 +21,9 @@ ROWS, GATHERED, HEADS, HIDDEN = 4, 2, 7, 6
 """Buffers of a layer in its backward pass: of rows of experts, of tokens of all devices of the expert axis, of queries
 and the like by head, and of hidden values of what is always on."""
 
+KEPT_HIDDEN = 2.5
+"""The like of what is kept for it: the results of two products, and gaps."""
+
 LOGITS = 1.5
 """Of logits and their gradient, over float32 logits: fused, the two are not there at once."""
 
@@ -38,7 +41,8 @@ def tpu_memory_parts(spec: RunSpec, execution: Execution, logit_bytes: int) -> d
     several = spec.budget.batch_size > execution.mesh_shape.devices * execution.micro_batch
     arrays = _Arrays.of(spec, execution, mesh)
     lasting = {
-        "state": 3 * FLOAT32 * found.shards,
+        "parameters": FLOAT32 * found.shards,
+        "optimizer": 2 * FLOAT32 * found.shards,
         "copies": (size * found.layers if size != FLOAT32 else 0)
         + (size * found.tables if mesh or size != FLOAT32 else 0),
         "activations": spec.model.layers * size * arrays.kept(execution.remat),
@@ -129,7 +133,7 @@ class _Arrays(NamedTuple):
         if remat:
             return self.stream
         products = 4 * self.stream + self.heads + self.rows + (self.stream if self.gathered else 0)
-        return self.stream + products + 2 * self.hidden + (self.stream if self.hidden else 0)
+        return self.stream + products + round(KEPT_HIDDEN * self.hidden) + (self.stream if self.hidden else 0)
 
     def in_layer(self) -> int:
         """In the backward pass of one."""

@@ -92,7 +92,7 @@ def scattered(parameter: nnx.Param, grad: Array) -> Array:
 def summed(params: nnx.State, grads: nnx.State) -> nnx.State:
     """Gradients of all devices, of what each has of its own: those that came back from `gathered` and the like."""
 
-    def total(parameter: nnx.Param, grad: nnx.Param) -> nnx.Param:
+    def total(parameter: nnx.Param, grad: nnx.Param) -> nnx.Variable:
         return grad.replace(_layout(parameter, own=False).sum_over_copies(grad[...]))
 
     if not axes():

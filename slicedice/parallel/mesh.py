@@ -39,7 +39,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any]) -> Mesh | None:
             raise ValueError(f"{slices} slices of a pod take a mesh with replica={slices}")
         inner = [1, *(length for name, length in sizes.items() if name != REPLICA)]
         outer = [slices] + [1] * (len(inner) - 1)
-        placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+        placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
     elif devices[0].platform == "tpu":
         placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
     else:

@@ -112,7 +112,7 @@ def plan_table(planned: "dict[str, Planned]", varied: dict[str, str], where: "Wh
                 "active": f"{c.active_parameters / 1e6:,.1f}M",
                 "tokens": f"{c.tokens / 1e6:,.1f}M",
                 "FLOPs": f"{c.flops:.2e}",
-                **(on_pod if where.topology else {}),
+                **(on_pod if where.topology or c.devices > 1 else {}),
                 "GiB": f"{c.bytes / 2**30:,.2f}",
                 "compiled": compiled,
                 "fits": {True: "yes", False: "no", None: ""}[one.fits],

@@ -22,8 +22,12 @@ SCHEMA = 1
 TRACED = ("seed", "optimizer.learning_rate", "optimizer.weight_decay", "router.alpha", "router.gamma")
 """Numbers that reach a compiled program as arguments, so that runs differing only in them share it."""
 
-UNCOMPILED = ("evaluation_sets", "evaluation_tasks", "evaluation_data", "evaluate_every")
-"""Fields of an execution that no training program knows of."""
+UNCOMPILED = {
+    "spec": ("scale", "evaluation"),
+    "data": ("source", "tokenizer", "heldout_fraction", "tokens"),
+    "execution": ("checkpoint_seconds", "evaluation_sets", "evaluation_tasks", "evaluation_data", "evaluate_every"),
+}
+"""Fields of a spec, of its data and of an execution that no training program knows of."""
 
 
 def to_dict(spec: Any) -> Any:
@@ -155,9 +159,10 @@ def run_name(spec: RunSpec) -> str:
 def program_key(spec: RunSpec, execution: Execution) -> str:
     """What XLA compiles, as 12 hex digits: equal for runs that differ only in `TRACED` numbers."""
     content = {"spec": to_dict(spec), "execution": to_dict(execution)}
-    del content["spec"]["scale"]
-    for field in UNCOMPILED:
-        del content["execution"][field]
+    parts = {**content, "data": content["spec"]["data"]}
+    for part, fields in UNCOMPILED.items():
+        for field in fields:
+            parts[part].pop(field, None)
     for field in TRACED:
         *parents, leaf = field.split(".")
         node = content["spec"]

@@ -34,16 +34,20 @@ class MeshShape:
         return " ".join(f"{name}={size}" for name, size in self.as_dict().items() if size > 1)
 
 
-def require_experts(mesh: MeshShape, layer: LayerSpec) -> None:
+def require_experts(mesh: MeshShape, layer: LayerSpec, name: str) -> None:
     """Refuses a mesh on which some devices would have no expert of a set.
 
-    Asked of the runs that are to be trained, not of all that a grid enumerates, whose layers differ.
+    Asked of the runs that are to be trained, not of all that a grid enumerates, whose layers differ; `name` is that of
+    the run.
 
     Raises:
       SpecError: the expert axis is longer than a set.
     """
     fewest = min((e.n for e in layer.experts), default=mesh.expert)
-    valid = f"{mesh.expert} devices cannot share out the n = {fewest} experts of a set: use expert={fewest} or less"
+    valid = (
+        f"{mesh.expert} devices cannot share out the n = {fewest} experts of {name}: use expert={fewest} or less, or "
+        "leave it out with --only"
+    )
     require(mesh.expert <= fewest, "execution.mesh", str(mesh), valid)
 
 

@@ -39,7 +39,8 @@ def test_a_step_fits_or_does_not_and_sends_what_was_counted():
     whole, much, none = _ask(request, {**request, "spec": canonical_json(large)}, {**request, "topology": "v5e:5x5"})
     assert whole["fits"] is True
     assert 5e8 < whole["bytes"] < 4e9
-    assert whole["state_bytes"] == pytest.approx(memory_parts(spec, execution)["state"], rel=0.02)
+    parts = memory_parts(spec, execution)
+    assert whole["state_bytes"] == pytest.approx(parts["parameters"] + parts["optimizer"], rel=0.02)
     assert whole["traffic"] == pytest.approx(sum(traffic(spec, execution).values()), rel=0.1)
     # A device has four of the seven experts whole, and no more. Gradients add up in float32, tokens alone in bfloat16.
     shapes = {(one["kind"], array) for one in whole["collectives"] for array in one["shape"].split()}
@@ -48,7 +49,7 @@ def test_a_step_fits_or_does_not_and_sends_what_was_counted():
     assert all(re.fullmatch(r"bf16\[(16384|328\d\d),240\]", array) for array in halves), halves
     assert much["fits"] is False
     assert much["bytes"] > 15 * 2**30
-    assert none["error"] == "no compiler"
+    assert none["error"].startswith("the compiler knows no v5e:5x5")
 
 
 def test_other_errors_are_told(tiny):

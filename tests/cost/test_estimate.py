@@ -6,6 +6,7 @@ import json
 import pytest
 
 from slicedice.cost import RATES, Rate, cost, footprint
+from slicedice.cost.estimate import step_seconds, utilization
 from slicedice.cost.footprint import memory_parts
 from slicedice.model import cross_entropy
 from slicedice.spec import Execution, RunSpec
@@ -85,8 +86,8 @@ def test_a_mesh_shares_out_what_it_shards(tiny):
     spec, alone = tiny(point)
     _, shared = tiny({**point, "execution.mesh": "data=2 expert=4", "execution.micro_batch": 1})
     one, eight = memory_parts(spec, alone), memory_parts(spec, shared)
-    gains = 12 * (LAYERS * 4 * D + D)  # which every device has
-    assert eight["state"] == (one["state"] - gains) // 8 + gains
+    gains = 4 * (LAYERS * 4 * D + D)  # which every device has
+    assert eight["parameters"] == (one["parameters"] - gains) // 8 + gains
 
 
 def test_logits_at_once_are_those_of_the_model():
@@ -108,6 +109,17 @@ def test_a_cost_is_plain_numbers(run):
     assert json.loads(json.dumps(plain)) == plain
     assert plain["parameters"] == found.parameters
     assert plain["seconds"] == found.seconds
+
+
+@pytest.mark.parametrize("mesh", ["", "data=2 expert=4", "replica=2 data=4"])
+@pytest.mark.parametrize("remat", [False, True])
+def test_utilization_is_what_was_sustained(mesh: str, remat: bool, tiny):
+    """A run that took as long as one was planned to is planned to take as long."""
+    micro_batch = 1 if mesh else 8
+    flags = {"execution.mesh": mesh, "execution.remat": remat, "execution.micro_batch": micro_batch}
+    spec, execution = tiny({**MOE, **flags, "router.group": 1})
+    rate = Rate(peak=2e9, utilization=0.25, links=1e9, network=1e7)
+    assert utilization(spec, execution, rate, step_seconds(spec, execution, rate)) == pytest.approx(0.25)
 
 
 def test_replicas_meet_over_the_network(tiny):

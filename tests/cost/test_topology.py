@@ -8,7 +8,7 @@ from slicedice.spec import SpecError
 
 @pytest.mark.parametrize(
     ("text", "devices"),
-    [("v5p:4x4x4", 64), ("v5e:4x4", 16), ("v6e:16x16", 256), ("tpu7x:2x2x1", 8), ("v4:2x2x2", 16), ("h100:8", 8)],
+    [("v5p:4x4x4", 64), ("v5e:4x4", 16), ("v6e:16x16", 256), ("tpu7x:2x2x1", 8), ("v4:2x2x2", 8), ("h100:8", 8)],
 )
 def test_devices(text: str, devices: int):
     topology = parse_topology("--topology", text)

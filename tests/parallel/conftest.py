@@ -30,6 +30,17 @@ LAYERS = {
     "indivisible": {"model.experts": "n=6 g=1/4"},
     "heterogeneous": {"model.experts": "n=8 k=2 g=1/4 + n=16 k=4 g=1/8"},
     "generalist": {"model.experts": "n=7 k=3 g=1/4", "model.generalist": "1/4"},
+    "dropping heterogeneous": {
+        "model.experts": "n=8 k=2 g=1/4 + n=16 k=4 g=1/8",
+        "router.kind": "default",
+        "router.capacity_factor": 1.0,
+    },
+    "dropping generalist": {
+        "model.experts": "n=7 k=3 g=1/4",
+        "model.generalist": "1/4",
+        "router.kind": "default",
+        "router.capacity_factor": 1.0,
+    },
 }
 
 

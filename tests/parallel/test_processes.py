@@ -68,7 +68,8 @@ class Job:
     def _start(self, worker: Sequence[str], together: list[str], count: int, **environment: str) -> None:
         self.processes.append(
             subprocess.Popen(
-                [sys.executable, *worker, "--store", str(self.store.root), *together, self.run],
+                # Twice, so that all have to agree on passing by a run that is done, or that one was told to stop.
+                [sys.executable, *worker, "--store", str(self.store.root), *together, self.run, self.run],
                 env={**os.environ, "JAX_NUM_CPU_DEVICES": str(DEVICES // count), **environment},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -176,7 +176,9 @@ def test_runs_that_differ_in_traced_numbers_share_a_program(program, run, start,
 
 def test_a_program_holds_nothing_of_the_run_it_was_made_for(tiny, program, run, batch):
     """The program made for another run of the same key is the same to the letter."""
-    shared, other = program(), Program(run(TRACED), program().execution)
+    elsewhere = {"data.source": "another/folder", "evaluation.tokens": 77}
+    shared, other = program(), Program(run({**TRACED, **elsewhere}), program().execution)
+    assert program_key(shared.spec, shared.execution) == program_key(other.spec, other.execution)
     seed = jnp.uint32(0)
     assert other.init.lower(seed).as_text() == shared.init.lower(seed).as_text()
     state = jax.eval_shape(shared.init, seed)

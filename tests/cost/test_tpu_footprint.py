@@ -1,0 +1,39 @@
+"""Memory of TPUs by arithmetic, against what their compiler said of whole steps, and by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slicedice.cost import cost
+from slicedice.cost.footprint import memory_parts
+from slicedice.cost.topology import parse_topology
+from slicedice.grid import load_config
+from slicedice.spec import resolve
+from slicedice.spec.config import override
+
+ANSWERS = Path(__file__).parents[2] / "benchmarks" / "results" / "compiled_steps.json"
+STEPS = {step["step"]: step for step in json.loads(ANSWERS.read_text())["steps"]}
+
+
+def _cost(step: dict[str, Any]):
+    execution = {f"execution.{name}": step["execution"][name] for name in ("mesh", "micro_batch", "remat")}
+    settings = {"model.experts": step["layer"], **execution}
+    spec, run = resolve(override(load_config(step["scale"]), settings, where="a test"))
+    return cost(spec, run, parse_topology("topology", step["topology"]).rate)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_it_is_what_the_compiler_reserves(step: str):
+    assert _cost(STEPS[step]).bytes == pytest.approx(STEPS[step]["answer"]["bytes"], rel=0.15)
+
+
+@pytest.mark.parametrize("pod", ["v5e:4x4", "v5p:4x4x4"])
+def test_traffic_at_scale_is_what_the_compiler_sends(pod: str):
+    step = next(step for step in STEPS.values() if (step["topology"], step["scale"]) == (pod, "300m"))
+    assert sum(_cost(step).traffic.values()) == pytest.approx(step["answer"]["traffic"], rel=0.1)
+
+
+def test_every_scale_was_asked_about():
+    assert {step["scale"] for step in STEPS.values()} == {"10m", "20m", "50m", "80m", "110m", "200m", "300m"}
