@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from slicedice.kernels.platform import platform
 from slicedice.moe.routing import Assignment
+from slicedice.parallel.collectives import all_gather, psum_scatter
 from slicedice.parallel.mesh import size
 from slicedice.parallel.table import EXPERT
 
@@ -21,14 +22,14 @@ EXCHANGED = "exchanged"
 
 def to_all(x: Float[Array, "T D"]) -> Float[Array, "A D"]:
     """The tokens of all devices of the axis."""
-    return jax.lax.all_gather(x, EXPERT, tiled=True) if size(EXPERT) > 1 else x
+    return all_gather(x, EXPERT) if size(EXPERT) > 1 else x
 
 
 def back(output: Float[Array, "A D"]) -> Float[Array, "T D"]:
     """This device's share of the sum over devices."""
     if size(EXPERT) == 1:
         return output
-    return checkpoint_name(jax.lax.psum_scatter(output, EXPERT, tiled=True), EXCHANGED)
+    return checkpoint_name(psum_scatter(output, EXPERT), EXCHANGED)
 
 
 def is_cheaper(k: int) -> bool:
@@ -54,7 +55,7 @@ def own_share(assignment: Assignment, n: int, slack: float | None) -> tuple[Assi
     own = -(-n // devices)
     # In two bytes if they will do: beside a token, each of its experts sends an index and a weight.
     experts = jnp.where(assignment.kept, assignment.experts, -1).astype(jnp.int16 if n < 2**15 else jnp.int32)
-    experts, weights = (jax.lax.all_gather(part, EXPERT, tiled=True) for part in (experts, assignment.weights))
+    experts, weights = (all_gather(part, EXPERT) for part in (experts, assignment.weights))
     experts = experts.astype(jnp.int32) - own * jax.lax.axis_index(EXPERT)
     here = (experts >= 0) & (experts < own)
     room = None if slack is None else int(slack * -(-experts.size // devices))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from slicedice.parallel.collectives import all_gather
 from slicedice.parallel.mesh import axes, size
 from slicedice.parallel.table import EXPERT, REPLICA, partition
 
@@ -38,7 +39,7 @@ class _Layout(NamedTuple):
         for place, names in enumerate(over):
             # One axis at a time: over several, the TPU's compiler turns the gradient's sum into one over whole arrays.
             for name in reversed(names):
-                whole = jax.lax.all_gather(whole, name, axis=place, tiled=True)
+                whole = all_gather(whole, name, place)
         return whole
 
     def _own_experts(self, shard: Array) -> Array:

@@ -37,3 +37,21 @@ def test_traffic_at_scale_is_what_the_compiler_sends(pod: str):
 
 def test_every_scale_was_asked_about():
     assert {step["scale"] for step in STEPS.values()} == {"10m", "20m", "50m", "80m", "110m", "200m", "300m"}
+
+
+def test_tiles_by_hand(tiny):
+    """Of D = 16, two layers, d_ff = 64, V = 256 on one device: what is narrower than 128 takes 128."""
+    spec, execution = tiny({"execution.micro_batch": 8})
+    parts = memory_parts(spec, execution, tpu=True)
+    table = 256 * 16  # with the vocabulary along the lanes
+    square, ffn, gain = 16 * 128, 16 * 128, 8 * 128
+    assert parts["parameters"] == 4 * (2 * table + gain + 2 * (4 * square + 3 * ffn + 4 * gain))
+    assert parts["optimizer"] == 2 * parts["parameters"]
+
+
+def test_what_has_been_added_up_is_there_beside_what_is_added(tiny):
+    spec, whole = tiny({"model.experts": "n=8 k=2 g=1/2", "router.group": 1, "execution.micro_batch": 8})
+    _, parts = tiny({"model.experts": "n=8 k=2 g=1/2", "router.group": 1, "execution.micro_batch": 4})
+    one, two = (memory_parts(spec, execution, tpu=True) for execution in (whole, parts))
+    assert one["gradients"] < two["gradients"] <= 2 * one["gradients"]
+    assert two["buffers"] == one["buffers"] / 2
