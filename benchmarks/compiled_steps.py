@@ -28,6 +28,8 @@ STEPS = [
     # scale, layer, topology, mesh, micro-batch, rematerialised
     ("300m", "n=32 g=1/4", "v5e:4x4", "data=4 expert=4", 8, True),
     ("300m", "n=32 g=1/4", "v5p:4x4x4", "data=8 expert=8", 8, True),
+    ("300m", "n=32 g=1/4", "v5p:4x4x4", "data=64", 8, False),
+    ("300m", "dense", "v5e:4x4", "data=16", 8, True),
     *(
         (scale, layer, "v5p:2x2x2", "data=8" if layer == "dense" else SHARED, 8, remat)
         for scale in ("10m", "20m", "50m", "80m", "110m", "200m", "300m")

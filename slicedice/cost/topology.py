@@ -58,5 +58,5 @@ def parse_topology(field: str, text: str) -> Topology:
     require(len(shape) == rate.dimensions and min(*shape, slices) > 0, field, text, forms)
     # A host of a TPU slice has 2 x 2 chips.
     hosts = rate.dimensions == 1 or all(size % 2 == 0 for size in shape[:2])
-    require(hosts, field, text, "a TPU slice is made of hosts of 2x2 chips: the first two sizes have to be even")
+    require(hosts, field, text, f"slices are of hosts of 2x2 chips, so the first two sizes are even: {forms}")
     return Topology(found[1], shape, slices)

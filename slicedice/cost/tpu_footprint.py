@@ -24,7 +24,7 @@ and the like by head, and of hidden values of what is always on."""
 KEPT_HIDDEN = 2.5
 """The like of what is kept for it: the results of two products, and gaps."""
 
-LOGITS = 1.5
+LOGITS = 1.35
 """Of logits and their gradient, over float32 logits: fused, the two are not there at once."""
 
 
@@ -47,13 +47,15 @@ def tpu_memory_parts(spec: RunSpec, execution: Execution, logit_bytes: int) -> d
         + (size * found.tables if mesh or size != FLOAT32 else 0),
         "activations": spec.model.layers * size * arrays.kept(execution.remat),
     }
-    # With several micro-batches, what has been added up is there beside what is being computed.
+    # With several micro-batches, what has been added up is there beside what is being computed. The head's gradient
+    # comes first, the embedding's last.
+    gradients = FLOAT32 * (several * (found.layers + found.tables) + found.head)
     of_layer = lasting | {
-        "gradients": FLOAT32 * ((1 + several) * found.layers + found.tables + several * found.head),
+        "gradients": gradients + FLOAT32 * found.layers,
         "buffers": size * arrays.in_layer() + (found.one_layer * (size + FLOAT32) if mesh else 0),
     }
     of_logits = lasting | {
-        "gradients": FLOAT32 * (several * (found.layers + found.tables) + found.head),
+        "gradients": gradients,
         "buffers": round(LOGITS * min(logit_bytes, arrays.tokens * spec.model.vocab_size * FLOAT32)),
     }
     return max(of_layer, of_logits, key=lambda parts: sum(parts.values()))

@@ -53,5 +53,7 @@ def test_what_has_been_added_up_is_there_beside_what_is_added(tiny):
     spec, whole = tiny({"model.experts": "n=8 k=2 g=1/2", "router.group": 1, "execution.micro_batch": 8})
     _, parts = tiny({"model.experts": "n=8 k=2 g=1/2", "router.group": 1, "execution.micro_batch": 4})
     one, two = (memory_parts(spec, execution, tpu=True) for execution in (whole, parts))
-    assert one["gradients"] < two["gradients"] <= 2 * one["gradients"]
+    # All gradients once more, but for the last norm's, and the whole embedding with its narrow rows as they are used.
+    more = 4 * (256 * (128 - 16) - 8 * 128)
+    assert two["gradients"] - one["gradients"] == one["parameters"] + more
     assert two["buffers"] == one["buffers"] / 2

@@ -27,7 +27,6 @@ SETTINGS = {
     "budget.tokens": 40 * 8 * 16,
     "execution.mesh": "data=2 expert=4",
     "execution.expert_slack": 8.0,
-    "execution.checkpoint_seconds": 0.5,
     "execution.evaluate_every": 20,
     "evaluation.tokens": 512,
 }
@@ -38,6 +37,9 @@ class Job:
 
     def __init__(self, folder: Path, text: Path, tiny: Callable[..., Any], **settings: Any):
         self.store = Store(folder).create()
+        cache = text.parent / "compiled"  # one for all jobs, which compile much the same
+        cache.mkdir(exist_ok=True)
+        self.store.compilation_cache.symlink_to(cache)
         spec, execution = tiny({**SETTINGS, "data.source": str(text), **settings})
         self.run, self.steps = run_id(spec), spec.budget.steps
         self.folder.create(spec, execution)
@@ -166,7 +168,7 @@ def test_several_processes_train_what_one_does(count: int, start: Callable, job,
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_job_goes_on_after_one_of_its_processes_was_killed(killed: int, job, undisturbed: Job):
-    together = job()
+    together = job(**{"execution.checkpoint_seconds": 2.0})
     together.start(2)
     together.train_until(15)
     together.processes[killed].send_signal(signal.SIGKILL)
