@@ -327,6 +327,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         _join(options)
+    except SpecError as error:
+        print(error, file=sys.stderr)
+        return 1
+    try:
         store = Store(options.store)
         use_compilation_cache(store)
         worker = Worker(store, options.parent)
@@ -338,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(line.strip(), kind or "passed_over", flush=True)
     except (StoreError, SpecError) as error:
         print(error, file=sys.stderr)
-        return 1 if isinstance(error, SpecError) else _leave(1, options)
+        return _leave(1, options)
     except LostPeerError as error:
         print(error, flush=True)
         return _leave(error.status, options)
