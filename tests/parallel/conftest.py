@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from slicedice.training import Hyper, Program, TrainState
 
@@ -45,10 +46,10 @@ LAYERS = {
 
 
 class Trained(NamedTuple):
-    """States after the first and the last step, and every step's metrics."""
+    """The state after the first step, and every step's parameters and metrics."""
 
     first: TrainState
-    last: TrainState
+    params: list[nnx.State]
     metrics: list[dict[str, float]]
 
 
@@ -69,15 +70,16 @@ def trained(programs) -> Callable[..., Trained]:
 
     def train(layer: str, mesh: str = "", **execution: Any) -> Trained:
         program = programs(layer, mesh, **execution)
-        state, first, metrics = program.init(jnp.uint32(0)), None, []
+        state, first, params, metrics = program.init(jnp.uint32(0)), None, [], []
         for step in range(20):
             rows = np.random.default_rng(step).integers(0, 256, (16, 17)).astype(np.int32)
             batch = program.place(rows.__getitem__)
             state, found = program.step(state, batch, Hyper.of(program.spec))
             metrics.append({name: value.item() for name, value in found.items()})
+            params.append(jax.tree.map(np.asarray, state.params))
             first = first or jax.tree.map(np.asarray, state)
         assert first is not None
-        return Trained(first, jax.tree.map(np.asarray, state), metrics)
+        return Trained(first, params, metrics)
 
     return train
 

@@ -2,8 +2,10 @@
 
 The two add up the same numbers in another order, and nothing else. In float32 that moves losses and gradients by under
 1e-6 of their size. Adam's first steps, which are about as long for a small gradient as for a large one, make more of
-it, and so does the one token in thousands whose two best experts tie, which may then go to the other: hence 1e-3 after
-twenty steps, and a load that may be off by a token or two.
+it: hence 1e-3 after twenty steps. And one token in thousands has two best experts that tie, and may then go to the
+other, and under a capacity have another dropped; a load is off by a token or two, and the runs are two from then on.
+Where that happens, after five steps at least, parameters are compared before it, and metrics held to 2e-3 after it and
+not to 3e-4.
 """
 
 from typing import Any
@@ -34,22 +36,27 @@ CASES = [
 @pytest.mark.parametrize(("layer", "mesh", "execution"), CASES, ids=lambda value: str(value))
 def test_eight_devices_train_what_one_does(layer: str, mesh: str, execution: dict[str, Any], trained, alone):
     many, one = trained(layer, mesh, **execution), alone(layer)
-    _agree_on_metrics(many, one)
+    alike = _agree_on_metrics(many, one)
+    assert alike >= 5
     _agree(_moments(many.first), _moments(one.first), 2e-6)
     _agree(many.first.params, one.first.params, 2e-5)
-    _agree(many.last.params, one.last.params, 1e-3)
+    _agree(many.params[alike - 1], one.params[alike - 1], 1e-3)
 
 
-def _agree_on_metrics(many: Trained, one: Trained) -> None:
+def _agree_on_metrics(many: Trained, one: Trained) -> int:
+    """For how many steps every token went to the same experts; all others are compared as well."""
+    alike = 0
     for step, (got, want) in enumerate(zip(many.metrics, one.metrics, strict=True)):
         assert got.pop("lost_assignments", 0) == 0
         counted = {name: got.pop(name) for name in ("load_imbalance", "dropped_share", "dead_experts") if name in got}
         assert counted == pytest.approx({name: want[name] for name in counted}, abs=0.05 if step else 0), f"step {step}"
-        rest = {name: want[name] for name in got}
-        assert got == pytest.approx(rest, rel=3e-4 if step else 1e-6, abs=1e-6), f"step {step}"
+        alike += alike == step and counted == {name: want[name] for name in counted}
+        rest, tolerance = {name: want[name] for name in got}, 3e-4 if alike > step else 2e-3
+        assert got == pytest.approx(rest, rel=tolerance if step else 1e-6, abs=1e-6), f"step {step}"
         assert {*got, *counted} == {*want}
     losses = [metrics["loss"] for metrics in one.metrics]
     assert losses[-1] < losses[0] - 0.1, "nothing was learned, so nothing was compared"
+    return alike
 
 
 def _moments(state: Any) -> Any:
