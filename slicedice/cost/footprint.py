@@ -1,8 +1,10 @@
 """Memory of one device, by arithmetic from the spec."""
 
+import math
+
 from slicedice.cost.tpu_footprint import tpu_memory_parts
 from slicedice.cost.weights import FLOAT32, compute_bytes, weights
-from slicedice.parallel.table import EXPERT, partition
+from slicedice.parallel.table import EXPERT
 from slicedice.spec import Execution, RunSpec
 
 LOGIT_BYTES = 2**28
@@ -33,7 +35,7 @@ def memory_parts(spec: RunSpec, execution: Execution, *, tpu: bool = False) -> d
         return tpu_memory_parts(spec, execution, LOGIT_BYTES)
     mesh = {name: size for name, size in execution.mesh_shape.as_dict().items() if size > 1}
     model, size = spec.model, compute_bytes(spec)
-    shares = sum(weight.copies * weight.size // _parts(weight.axes, mesh) for weight in weights(spec))
+    shares = sum(weight.copies * math.prod(weight.shard(mesh)) for weight in weights(spec))
     table = model.vocab_size * model.d_model
     tokens = execution.micro_batch * spec.data.sequence_length
     block = tokens * _kept(spec)
@@ -48,14 +50,6 @@ def memory_parts(spec: RunSpec, execution: Execution, *, tpu: bool = False) -> d
         "activations": kept,
         "buffers": (block if execution.remat else 0) + _exchanged(spec, execution, mesh) + 2 * logits,
     }
-
-
-def _parts(axes: tuple[tuple[str, int], ...], mesh: dict[str, int]) -> int:
-    parts = 1
-    for names in partition(axes, mesh):
-        for name in names:
-            parts *= mesh[name]
-    return parts
 
 
 def _kept(spec: RunSpec) -> int:

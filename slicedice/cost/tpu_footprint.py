@@ -10,8 +10,8 @@ import math
 from typing import NamedTuple
 
 from slicedice.cost.traffic import sends
-from slicedice.cost.weights import FLOAT32, Weight, compute_bytes, weights
-from slicedice.parallel.table import EXPERT, partition
+from slicedice.cost.weights import FLOAT32, compute_bytes, weights
+from slicedice.parallel.table import EXPERT
 from slicedice.spec import Execution, RunSpec
 
 LANES, SUBLANES = 128, 8
@@ -77,7 +77,7 @@ class _Parameters(NamedTuple):
 
 def _parameters(spec: RunSpec, mesh: dict[str, int]) -> _Parameters:
     model, all_ = spec.model, list(weights(spec))
-    shards = {weight: weight.copies * _tiled(_shard(weight, mesh)) for weight in set(all_)}
+    shards = {weight: weight.copies * _tiled(weight.shard(mesh)) for weight in set(all_)}
     own = [
         [-(-length // mesh.get(EXPERT, 1)) if name == "experts" else length for name, length in weight.axes]
         for weight in all_
@@ -91,13 +91,6 @@ def _parameters(spec: RunSpec, mesh: dict[str, int]) -> _Parameters:
         tables=head + model.vocab_size * _filled(model.d_model, LANES),
         head=head,
     )
-
-
-def _shard(weight: Weight, mesh: dict[str, int]) -> list[int]:
-    over = partition(weight.axes, mesh)
-    return [
-        length // math.prod(mesh[name] for name in names) for (_, length), names in zip(weight.axes, over, strict=True)
-    ]
 
 
 class _Arrays(NamedTuple):

@@ -3,10 +3,11 @@
 Counted from the spec, without JAX; a test holds them against the model's own.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from slicedice.parallel.table import LogicalAxes
+from slicedice.parallel.table import LogicalAxes, partition
 from slicedice.spec import ModelSpec, RunSpec
 
 FLOAT32 = 4
@@ -34,6 +35,12 @@ class Weight(NamedTuple):
     def copies(self) -> int:
         """How many there are."""
         return self.layers or 1
+
+    def shard(self, mesh: Mapping[str, int]) -> list[int]:
+        """The shape of one device's part."""
+        over = partition(self.axes, mesh)
+        parts = (math.prod(mesh[name] for name in names) for names in over)
+        return [length // count for (_, length), count in zip(self.axes, parts, strict=True)]
 
     @property
     def is_experts(self) -> bool:
