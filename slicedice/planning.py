@@ -73,7 +73,8 @@ def plan_runs(plan: Plan, where: Where, missing: Container[str], *, search: bool
             key = program_key(spec, execution)
             if key not in known:
                 known[key] = _candidates(spec, execution, where.topology, search)[0]
-            execution = known[key]
+            chosen = known[key]  # of equal programs, which may differ in what is not compiled
+            execution = replace(execution, mesh=chosen.mesh, micro_batch=chosen.micro_batch, remat=chosen.remat)
         found[id_] = Planned(spec, execution, cost(spec, execution, where.rate))
     return found
 

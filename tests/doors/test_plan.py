@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from slicedice import machine, planning, sweep
-from slicedice.cost import checking
+from slicedice.cost import RATES, checking
 from slicedice.cost.checking import Answer, Program
+from slicedice.cost.topology import parse_topology
+from slicedice.grid import Plan
 
 GRID = "granularity_vs_count"
 MOE = "*-g1/4-n32-s8-*"
@@ -119,6 +121,15 @@ def test_a_sweep_runs_on_the_topology_it_was_planned_for(capsys, desk):
             key: run[key] for key in ("mesh", "micro_batch", "remat")
         }
     assert {run["micro_batch"] for run in planned} != {1}
+
+
+def test_runs_of_one_program_keep_what_is_not_compiled(tiny):
+    spec, _ = tiny({"model.experts": "n=4 g=1/2", "router.group": 1})
+    runs = {str(every): (spec, tiny({"execution.evaluate_every": every})[1]) for every in (0, 3)}
+    where = planning.Where("h100", RATES["h100"], parse_topology("--topology", "h100:2"))
+    planned = planning.plan_runs(Plan(runs), where, (), search=True)
+    assert {id_: one.execution.evaluate_every for id_, one in planned.items()} == {"0": 0, "3": 3}
+    assert len({(one.execution.mesh, one.execution.micro_batch) for one in planned.values()}) == 1
 
 
 def test_without_the_compiler_the_plan_goes_on_and_says_how_to_get_it(capsys, monkeypatch: pytest.MonkeyPatch):
