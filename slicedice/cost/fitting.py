@@ -18,6 +18,8 @@ MARGIN, FIRST_MARGIN = 0.85, 0.55
 def candidates(spec: RunSpec, execution: Execution, topology: Topology, *, search: bool) -> list[Execution]:
     """Executions on all of a topology, the fastest that fit first, then those that do not, the smallest first.
 
+    Of equally fast ones the largest micro-batch comes first: what a step costs beside its FLOPs is paid less often.
+
     Args:
       spec: the run.
       execution: what else there is to know; its mesh is kept if it has one.
@@ -38,10 +40,10 @@ def candidates(spec: RunSpec, execution: Execution, topology: Topology, *, searc
         )
     room = (MARGIN if topology.rate.is_tpu else FIRST_MARGIN) * topology.rate.memory
 
-    def rank(one: Execution) -> tuple[bool, float]:
+    def rank(one: Execution) -> tuple[bool, float, int]:
         needed = memory(spec, one, tpu=topology.rate.is_tpu)
         fits = needed <= room
-        return not fits, step_seconds(spec, one, topology.rate) if fits else needed
+        return not fits, step_seconds(spec, one, topology.rate) if fits else needed, -one.micro_batch
 
     return sorted(found, key=rank)
 
