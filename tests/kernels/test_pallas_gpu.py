@@ -82,9 +82,21 @@ def test_tiles_fit_the_chip():
                     t.stages * 128 * (t.rows + 2 * t.columns) + t.consumers * 32768
                 ) * t.blocks <= tiles.SHARED_BYTES
         for hidden in (1, 32, 64, 65, 128):
-            t = tiles.fused(64 * mean, 64, hidden, jnp.bfloat16)
-            assert t.stages >= 2
-            assert t.hidden >= hidden
+            for width in widths:
+                t = tiles.fused(64 * mean, 64, width, hidden, jnp.bfloat16)
+                assert t.stages >= 2
+                assert t.hidden >= hidden
+
+
+@pytest.mark.parametrize("mean", [1, 64, 512])
+@pytest.mark.parametrize("width", [8, 56, 64, 80, 128, 832])
+def test_no_piece_is_stored_beside_a_result_of_one_piece(width: int, mean: int):
+    """Mosaic drops an axis of one piece and its index: on an H200 zeros were written over an expert's result."""
+    rows = 64 * mean
+    assert tiles.products(rows, 64, width, lhs=1, rhs=1, sums=1, out=jnp.bfloat16).columns <= tiles.round_up(width, 64)
+    assert tiles.outer(width, width, rhs=1, out=jnp.bfloat16).columns <= tiles.round_up(width, 64)
+    for hidden in (8, 64, 128):
+        assert tiles.fused(rows, 64, width, hidden, jnp.bfloat16).columns <= tiles.round_up(width, 64)
 
 
 @pytest.mark.parametrize(

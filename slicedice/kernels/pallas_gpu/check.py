@@ -1,7 +1,7 @@
 """Whether the kernels may be used here: a Hopper GPU on which they have given the right results.
 
-They were written without a GPU, so the first use on a kind of device is checked, in a process of its own: should a
-kernel hang, there is something to end. What came of it is kept in the user's cache folder, in a file named by all
+They were written without a GPU, and ran on few, so the first use on a kind of device is checked, in a process of its
+own: should a kernel hang, there is something to end. What came of it is kept in the user's cache folder, in a file named by all
 that it depends on, so that the runs of a sweep do not all check the same; without such a folder every process checks.
 """
 
@@ -29,7 +29,7 @@ from slicedice.kernels.groups import Groups
 log = logging.getLogger(__name__)
 
 SECONDS = 600
-"""After which the check has failed; it compiles and runs 25 kernels."""
+"""After which the check has failed; it compiles and runs 42 kernels."""
 ROUNDING = 2**-7
 """Of bfloat16 results of bfloat16 hidden values, relative to the norm of a group's results."""
 KERNELS = Path(__file__).parent
@@ -146,10 +146,13 @@ def check(seed: int | None = None) -> None:
         }
 
     # Tiles of 64 rows and of 128; rows that leave at any offset and at multiples of eight; a narrow F and a wide one.
+    # Axes in pieces of 16 columns, of 64, and narrower than a piece.
     for sizes, members, alignment, d, f in (
         ([[5, 0, 70, 1], [0, 33, 0, 2]], 2, 1, 80, 48),
         ([[264, 0, 8, 200]], 1, 8, 144, 112),
         ([[120, 90]], 1, 1, 128, 176),
+        ([[0, 9, 70]], 1, 1, 192, 56),
+        ([[0, 9, 4]], 1, 1, 8, 8),
     ):
         sizes = np.array(sizes)
         rows, number = 8 * (sizes.sum(1).max() // 8 + 2), sizes.shape[1]

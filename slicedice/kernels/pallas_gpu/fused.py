@@ -42,7 +42,7 @@ def fused(
       [M, D], bfloat16; zeros in rows of no group.
     """
     (m, d), (experts, _, f) = rows.shape, gate.shape
-    tiling = tiles.fused(m, experts, f, rows.dtype)
+    tiling = tiles.fused(m, experts, d, f, rows.dtype)
     consumers, stages, hidden, columns = tiling.consumers, tiling.stages, tiling.hidden, tiling.columns
     length = max(tiles.round_up(m, PIECE), tiling.rows)
     rows = jnp.pad(rows, ((0, length - m), (0, 0)))
@@ -104,9 +104,8 @@ def fused(
 
                 sums = [plgpu.WGMMAAccumulatorRef((64, hidden), jnp.float32)] * 2
                 values = pl.run_scoped(into_hidden, *sums)
-                for part in (
-                    slice(i, i + 64) for i in range(0, hidden, 64)
-                ):  # Few values at once: registers are short.
+                # Few values at once: registers are short.
+                for part in (slice(i, i + 64) for i in range(0, hidden, 64)):
                     kept[warpgroup, :, part] = activate(*(value[:, part] for value in values)).astype(kept.dtype)
                 plgpu.commit_smem()
 

@@ -148,11 +148,12 @@ WIDEST_FUSED = 128
 """F up to which the hidden values stay on the chip: both sums over them fill the registers."""
 
 
-def fused(rows: int, groups: int, hidden: int, out: DTypeLike) -> Fused:
-    """For M rows of G experts of hidden width F, at most `WIDEST_FUSED`."""
+def fused(rows: int, groups: int, width: int, hidden: int, out: DTypeLike) -> Fused:
+    """For M rows of width D of G experts of hidden width F, at most `WIDEST_FUSED`."""
     consumers = 1 if rows <= SMALL_GROUP * groups else 2
     hidden = round_up(hidden, 64)
-    columns, down_stages = (128 if hidden == 64 else 64), 2
+    # Of a result of one piece the copy engine is told no piece's number: a second one would be written over the first.
+    columns, down_stages = (128 if hidden == 64 and width > CHUNK else 64), 2
     slot = 2 * STEP * (64 * consumers + 2 * hidden)
     kept = 2 * hidden * (64 * consumers + down_stages * columns) + _staging(consumers, out)
     stages, blocks = _residence(slot, kept, shared=False)
