@@ -12,7 +12,10 @@ from slicedice.spec.errors import SpecError
 from slicedice.spec.mesh import MeshShape
 
 MARGIN, FIRST_MARGIN = 0.85, 0.55
-"""Of a device's memory, what an estimate may fill: on TPUs, where it was held against the compiler, and elsewhere."""
+"""Of a device's memory, what an estimate may fill: on TPUs, where it was held against the compiler, and elsewhere.
+
+Of a GPU JAX takes 75 %, and the estimate was held to one GPU alone, without a mesh.
+"""
 
 
 def candidates(spec: RunSpec, execution: Execution, topology: Topology, *, search: bool) -> list[Execution]:

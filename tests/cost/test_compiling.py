@@ -46,7 +46,9 @@ def test_a_step_fits_or_does_not_and_sends_what_was_counted():
     shapes = {(one["kind"], array) for one in whole["collectives"] for array in one["shape"].split()}
     assert not [array for _, array in shapes if re.search(r"\b[78],(240|480|120),(240|480|120)\]", array)]
     halves = [array for kind, array in shapes if "reduce" in kind and array.startswith("bf16")]
+    assert halves
     assert all(re.fullmatch(r"bf16\[(16384|328\d\d),240\]", array) for array in halves), halves
+    assert [array for kind, array in shapes if "reduce" in kind and array.startswith("f32[120,")], shapes
     assert much["fits"] is False
     assert much["bytes"] > 15 * 2**30
     assert none["error"].startswith("the compiler knows no v5e:5x5")

@@ -1,8 +1,9 @@
 """Whether the kernels may be used here: a Hopper GPU on which they have given the right results.
 
-They were written without a GPU, and ran on few, so the first use on a kind of device is checked, in a process of its
-own: should a kernel hang, there is something to end. What came of it is kept in the user's cache folder, in a file named by all
-that it depends on, so that the runs of a sweep do not all check the same; without such a folder every process checks.
+They were written without a GPU, and ran on one kind, so the first use on a kind of device is checked, in a process of
+its own: should a kernel hang, there is something to end. What came of it is kept in the user's cache folder, in a file
+named by all that it depends on, so that the runs of a sweep do not all check the same; without such a folder every
+process checks.
 """
 
 import contextlib
