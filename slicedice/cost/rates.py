@@ -10,7 +10,7 @@ class Rate:
     """What one device does, where a device is what JAX calls one.
 
     peak: dense bf16 matmul FLOP/s from the maker's data sheet; for "cpu", float32 as measured.
-    utilization: the share of it assumed to be sustained; a guess until a run has been measured.
+    utilization: the share of it assumed to be sustained; of "cpu" and "h200" as measured, else a guess.
     memory: bytes that programs may use: of a TPU what its compiler says; of others, of the whole device. 0: unknown.
     links: bytes a second that it receives from others of its slice or machine: half of what makers' data sheets call
       bidirectional.
@@ -43,8 +43,10 @@ RATES = {
     # Several are one machine's cores, whose links are its memory: guesses, both.
     "cpu": Rate(2e11, 0.3, links=10e9, network=1e9),
     "a100": Rate(312e12, 0.35, 80 * GIB, 300e9, 25e9, 1),
-    "h100": Rate(989e12, 0.35, 80 * GIB, 450e9, 50e9, 1),
-    "h200": Rate(989e12, 0.35, 141 * GIB, 450e9, 50e9, 1),
+    # On an H200 without a mesh, 8 sequences at once: 9 to 16 % at 110m and 300m, 3 % at 10m
+    # (benchmarks/measured_steps.py).
+    "h100": Rate(989e12, 0.12, 80 * GIB, 450e9, 50e9, 1),
+    "h200": Rate(989e12, 0.12, 141 * GIB, 450e9, 50e9, 1),
     # The network of v4 is a guess. A tpu7x chip is two devices, with half its memory each.
     "v4": Rate(275e12, 0.35, int(30.75 * GIB), 300e9, 3.125e9, 3),
     "v5e": Rate(197e12, 0.35, int(15.75 * GIB), 200e9, 3.125e9, 2),

@@ -3,11 +3,10 @@
 bfloat16 goes through matrix instructions (`wgmma`), fed by the copy engine (TMA). These round float32 to ten bits,
 so anything else goes to `slicedice.kernels.blocks`, with a warning in the log.
 
-None of this has run on a GPU yet, and no size in `tiles` has been measured. It has been interpreted on a CPU, with
-races looked for, and compiled without a device to machine code for compute capability 9.0, whose matrix and copy
-instructions, registers and spills were read (tests/kernels/test_pallas_gpu.py does both). What neither can show is
-how a device takes copies that pass an array's end, and how fast it is. So a process that would use the kernels by
-default first has them checked on its own device; see `available`.
+It is interpreted on a CPU, with races looked for, and compiled without a device to machine code for compute capability
+9.0, whose matrix and copy instructions, registers and spills were read. What neither can show is how a device takes
+copies that pass an array's end: on an H200 one went wrong (docs/kernels.md). So a process that would use the kernels by
+default first has them checked on its own device; see `available`. No size in `tiles` has been tuned.
 """
 
 import functools
