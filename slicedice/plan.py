@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +22,8 @@ from slicedice.spec.errors import require
 from slicedice.store import Store
 
 NO_LIBTPU = (
-    "The TPU's compiler is not here: `pip install 'jax[tpu]'` brings it (the package libtpu, for Linux on x86), and no "
-    "TPU is needed. What follows is by arithmetic alone."
+    "The TPU's compiler is not here: `pip install --editable '.[tpu]' --constraint constraints.txt` brings it (the "
+    "package libtpu, for Linux on x86), and no TPU is needed. What follows is by arithmetic alone."
 )
 
 
@@ -81,11 +82,14 @@ def _planned(
 
 
 def _where(store: Store, options: argparse.Namespace) -> tuple[Where, str]:
-    require(options.price is None or options.price >= 0, "--price", options.price, "use a price from 0")
-    require(options.mfu is None or 0 < options.mfu <= 1, "--mfu", options.mfu, "use a share of the peak up to 1")
-    both = not (options.topology and options.device)
-    require(both, "--device", options.device, f"--topology {options.topology} names the device")
-    topology = parse_topology("--topology", options.topology) if options.topology else None
+    priced = options.price is None or 0 <= options.price < math.inf
+    require(priced, "--price", options.price, "use a price from 0, and a finite one")
+    require(
+        options.mfu is None or 0 < options.mfu <= 1, "--mfu", options.mfu, "use a share of the peak over 0, up to 1"
+    )
+    topology = None if options.topology is None else parse_topology("--topology", options.topology)
+    both = topology is None or not options.device
+    require(both, "--device", options.device, f"--topology {topology} names the device")
     require(topology is not None or not options.fit, "--fit", True, "say on what with --topology")
     require(topology is not None or not options.compile, "--compile", True, "say for what with --topology")
     tpu = topology is None or topology.rate.is_tpu or not options.compile
@@ -176,4 +180,4 @@ def _misfits(planned: dict[str, Planned], missing: set[str], where: Where) -> li
                 f"device with micro-batch {one.execution.micro_batch}{', remat' if one.execution.remat else ''}, mesh "
                 f"{one.execution.mesh or 'of one device'}."
             )
-    return lines[:20] + ([f"So do {len(lines) - 20} more."] if len(lines) > 20 else [])
+    return lines[:20] + ([f"Nor do {len(lines) - 20} more."] if len(lines) > 20 else [])
