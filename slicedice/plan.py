@@ -18,7 +18,7 @@ from slicedice.planning import Planned, Where, compile_runs, measured_rate, plan
 from slicedice.report.results import settings
 from slicedice.report.tables import plan_table, show
 from slicedice.spec import run_name
-from slicedice.spec.errors import require
+from slicedice.spec.errors import SpecError, require
 from slicedice.store import Store
 
 NO_LIBTPU = (
@@ -71,8 +71,19 @@ def executed_on(plan: Plan, store: Store, options: argparse.Namespace, console: 
 def _planned(
     plan: Plan, where: Where, missing: set[str], options: argparse.Namespace, console: Console
 ) -> dict[str, Planned]:
-    """Runs by id, those that are missing with what the compiler says if it was to be asked and is here."""
-    planned = plan_runs(plan, where, missing, search=options.fit)
+    """Runs by id, those that are missing with what the compiler says if it was to be asked and is here.
+
+    Raises:
+      SpecError: as `plan_runs` does, with the scales if nobody named them.
+    """
+    try:
+        planned = plan_runs(plan, where, missing, search=options.fit)
+    except SpecError as error:
+        if options.scale or error.field != "--topology":
+            raise
+        scales = ", ".join(dict.fromkeys(spec.scale for spec, _ in plan.runs.values()))
+        valid = f"{error.valid}; or name a --scale, without which these are runs of {scales}"
+        raise SpecError(error.field, str(where.topology), valid) from error
     if options.compile and checking.has_compiler():
         to_compile = {id_: one for id_, one in planned.items() if id_ in missing}
         planned |= compile_runs(plan, to_compile, where, search=options.fit, tell=lambda line: _tell(console, line))

@@ -12,7 +12,7 @@ from slicedice.cost.fitting import candidates
 from slicedice.cost.topology import Topology
 from slicedice.grid import Plan
 from slicedice.spec import Execution, RunSpec, program_key, run_name
-from slicedice.spec.errors import require
+from slicedice.spec.errors import SpecError, require
 from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Store
 
@@ -57,13 +57,14 @@ def plan_runs(plan: Plan, where: Where, missing: Container[str], *, search: bool
     Args:
       plan: the runs.
       where: what they would run on; on a topology, each run is given the first of `fitting.candidates`, unless its
-        execution names a mesh.
+        execution names a mesh. Runs that are not to be trained are planned for it as well, so that all costs compare
+        and how many train at once does not change as runs end; one that could not be keeps its own execution.
       missing: runs to train, whose meshes have to be possible.
       search: whether micro-batch and rematerialisation are chosen as well.
 
     Raises:
-      SpecError: a topology's devices cannot share out a run's batch, a mesh of one's own is not the topology's, or has
-        a longer expert axis than a layer has experts.
+      SpecError: a topology's devices cannot share out the batch of a run to train, a mesh of one's own is not the
+        topology's, or has a longer expert axis than a layer has experts.
     """
     found, known = {}, {}
     for id_, (spec, execution) in plan.runs.items():
@@ -71,10 +72,15 @@ def plan_runs(plan: Plan, where: Where, missing: Container[str], *, search: bool
             require_experts(execution.mesh_shape, spec.model.layer, run_name(spec))
         if where.topology:
             key = program_key(spec, execution)
-            if key not in known:
-                known[key] = _candidates(spec, execution, where.topology, search)[0]
-            chosen = known[key]  # of equal programs, which may differ in what is not compiled
-            execution = replace(execution, mesh=chosen.mesh, micro_batch=chosen.micro_batch, remat=chosen.remat)
+            try:
+                if key not in known:
+                    known[key] = _candidates(spec, execution, where.topology, search)[0]
+            except SpecError:
+                if id_ in missing:
+                    raise
+            if key in known:  # equal programs may differ in what is not compiled
+                chosen = known[key]
+                execution = replace(execution, mesh=chosen.mesh, micro_batch=chosen.micro_batch, remat=chosen.remat)
         found[id_] = Planned(spec, execution, cost(spec, execution, where.rate))
     return found
 

@@ -88,7 +88,7 @@ def test_utilization_is_assumed_unless_it_is_asked_for(capsys):
         (["--topology", "v5z:4x4"], ["--topology", "v5p:4x4x4", "h100:8", "slices=2"]),
         (["--topology", ""], ["--topology = ''", "v5p:4x4x4", "h100:8"]),
         (["--topology", "v5e:2x32"], ["--topology", "8x16"]),
-        (["--topology", "v5p:8x8x8"], ["512 devices", "64 routing groups"]),
+        (["--topology", "v5p:8x8x8"], ["512 devices", "64 routing groups of 300m-", "router.group = 8"]),
         (["--topology", "v5e:4x4", "--device", "v5e"], ["--device", "names the device"]),
         (["--fit"], ["--fit", "--topology"]),
         (["--compile"], ["--compile", "--topology"]),
@@ -108,6 +108,28 @@ def test_flags_of_plan_go_with_plan(capsys):
     for verb, *flag in (["status", "--topology", "v5e:4x4"], ["status", "--topology", ""], ["run", "--price", "0"]):
         assert sweep.main([verb, "--grid", GRID, *flag]) == 2
         assert "goes with plan" in capsys.readouterr().err
+
+
+def test_the_scale_that_was_taken_is_told_where_a_topology_is_too_large(capsys):
+    flags = ["plan", "--grid", GRID, "--topology", "v5p:4x4x4"]
+    assert sweep.main(flags) == 2
+    assert "these are runs of nano" in capsys.readouterr().err
+    assert sweep.main([*flags, "--scale", "nano"]) == 2
+    assert "without which" not in capsys.readouterr().err
+
+
+def test_a_topology_has_to_do_for_what_is_to_be_trained_alone(desk):
+    """What is done keeps its execution where the topology is not for it, and is planned for it elsewhere."""
+    pod = "--topology", "h100:2"
+    assert "1 routing groups of smoke-g1/2-n4-" in desk.sweep("plan", *pod).err
+    assert desk.sweep("--only", "*-n*").status == 0
+    for trained in (False, True):
+        plan = json.loads(desk.sweep("plan", "--json", *pod).out)
+        assert plan["to_train"] == 1 - trained
+        assert [run["mesh"] for run in plan["runs"]] == ["data=2", "", ""]
+        assert desk.sweep(*pod).status == 0
+    executed = {run.execution().mesh for run in desk.runs}
+    assert executed == {"", "data=2"}
 
 
 def test_an_empty_topology_is_no_leave_to_train_here(desk):
