@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from slicedice import machine
+from slicedice import files, machine
 from slicedice.cost import RATES, checking
-from slicedice.cost.topology import parse_topology
+from slicedice.cost.topology import Topology, parse_topology
 from slicedice.data.tokenizer import find_tokenizer
 from slicedice.grid import Plan
 from slicedice.launching import to_train
@@ -59,13 +59,38 @@ def plan_verb(plan: Plan, store: Store, options: argparse.Namespace, console: Co
 
 
 def executed_on(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> Plan:
-    """The same runs as a plan for `--topology`, with `--fit` and `--compile`, has them executed."""
+    """The same runs as a plan for `--topology`, with `--fit` and `--compile`, has them executed.
+
+    Raises:
+      SpecError: the topology is not for these runs, or this machine, where they are to be trained, is not that.
+    """
     where, _ = _where(store, options)
     missing = set(to_train(plan, store, retry=options.retry))
+    # Another launcher trains on what it finds elsewhere.
+    trains_here = missing and files.label("launch", options.launcher) == "local"
+    if where.topology and trains_here and (line := _standing_in(where.topology)):
+        _tell(console, line)
     planned = _planned(plan, where, missing, options, console)
     for line in _misfits(planned, missing, where):
         console.print(line, soft_wrap=True, highlight=False)
     return replace(plan, runs={id_: (one.spec, one.execution) for id_, one in planned.items()})
+
+
+def _standing_in(topology: Topology) -> str:
+    """A line on what trains in place of a topology's devices; "" if they are here, as far as can be known.
+
+    JAX alone could count the devices of a TPU slice, whose hosts each see their own: workers do that.
+    """
+    count, here, gpus = topology.devices, machine.accelerator(), len(machine.gpus())
+    if here is None:
+        stand = "device stands" if count == 1 else "devices stand"
+        return f"There is no {topology.device} here: {count} simulated CPU {stand} in."
+    same = here == topology.device if machine.is_known() else RATES[here].is_tpu == topology.rate.is_tpu
+    valid = f"the devices here count as {here}: run on those, or simulate others with JAX_PLATFORMS=cpu"
+    require(same, "--topology", str(topology), valid)
+    valid = f"{gpus} GPUs are here: use {topology.device}:{gpus} or less, or simulate more with JAX_PLATFORMS=cpu"
+    require(topology.rate.is_tpu or count <= gpus, "--topology", str(topology), valid)
+    return ""
 
 
 def _planned(

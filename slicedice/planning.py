@@ -144,10 +144,12 @@ def _share(store: Store, id_: str, device: str) -> float | None:
     state, result = store.run(id_).look()
     if state.kind is not Kind.DONE or not result or not result.get("seconds_per_step"):
         return None
-    origin, execution = result.get("provenance") or {}, result.get("execution") or {}
-    if _device(origin) != device:
+    if _device(result.get("provenance") or {}) != device:
         return None
-    return utilization(store.read_spec(id_), Execution(**execution), RATES[device], result["seconds_per_step"])
+    execution = Execution(**(result.get("execution") or {}))
+    if device == "cpu" and execution.mesh_shape.devices > 1:  # simulated, all on the same cores
+        return None
+    return utilization(store.read_spec(id_), execution, RATES[device], result["seconds_per_step"])
 
 
 def _device(origin: dict[str, Any]) -> str:
