@@ -95,14 +95,16 @@ def compile_runs(
       planned: what `plan_runs` found of some, for a topology of TPUs.
       where: as then.
       search: whether to go on to the next best execution of what does not fit.
-      tell: called with a line for every program.
+      tell: called with a line on how many programs there are, and one for each; where some do not fit, again of the
+        next that are tried.
     """
     assert where.topology is not None
-    topology, tried = where.topology, {id_: [one.execution] for id_, one in planned.items()}
+    topology, teller = where.topology, _Teller(tell)
+    tried = {id_: [one.execution] for id_, one in planned.items()}
     while True:
         programs = {id_: checking.Program(one.spec, one.execution, topology) for id_, one in planned.items()}
         asked = [programs[id_] for id_, one in planned.items() if one.answer is None]
-        answers = checking.check(asked, _processes(), cache.folder() / "compiled", lambda *said: tell(_line(*said)))
+        answers = checking.check(asked, _processes(), cache.folder() / "compiled", teller.program, teller.begin)
         for id_, one in planned.items():
             planned[id_] = replace(one, answer=one.answer or answers[programs[id_].key])
         moved = False
@@ -175,6 +177,21 @@ def _candidates(spec: RunSpec, execution: Execution, topology: Topology, search:
 
 def _processes() -> int:
     return max(1, min(len(machine.cores()), machine.memory() // checking.CHILD_BYTES))
+
+
+class _Teller:
+    """Says how far the compiler is."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        self._tell, self._number, self._count = tell, 0, 0
+
+    def begin(self, count: int, known: int) -> None:
+        self._number, self._count = 0, count
+        self._tell(f"{count} program{'s' * (count != 1)}, {known} known from before.")
+
+    def program(self, program: checking.Program, answer: checking.Answer, kept: bool) -> None:
+        self._number += 1
+        self._tell(f"{self._number} of {self._count}: {_line(program, answer, kept)}")
 
 
 def _line(program: checking.Program, answer: checking.Answer, kept: bool) -> str:

@@ -187,7 +187,7 @@ class Compiler:
     def __init__(self, largest: int):
         self.largest, self.asked = largest, []
 
-    def __call__(self, program: Program) -> Answer:
+    def __call__(self, program: Program, children: checking.Children) -> Answer:
         self.asked.append(program)
         fits = program.execution.micro_batch <= self.largest
         return {"fits": fits, "bytes": 2**30 * program.execution.micro_batch, "traffic": 5.0, "seconds": 1.0}
