@@ -64,12 +64,23 @@ def accelerator() -> str | None:
     if not has_accelerator():
         return None
     if gpus():
-        cards = Path("/proc/driver/nvidia/gpus").glob("*/information")
-        models = " ".join(card.read_text() for card in cards).lower()
-        return next((name for name in ("h200", "h100", "a100") if name in models), "a100")
-    # Cloud TPU machines name theirs as in v5litepod-8.
-    kind = os.environ.get("TPU_ACCELERATOR_TYPE", "").split("-")[0].replace("litepod", "e")
-    return kind if kind in ("v4", "v5e", "v5p", "v6e") else "v5e"
+        return next((name for name in ("h200", "h100", "a100") if name in _cards()), "a100")
+    return _tpu() or "v5e"
+
+
+def is_known() -> bool:
+    """Whether the machine says which accelerator it has: not every container or TPU machine does."""
+    return bool(_cards() if gpus() else _tpu())
+
+
+def _cards() -> str:
+    return " ".join(card.read_text() for card in Path("/proc/driver/nvidia/gpus").glob("*/information")).lower()
+
+
+def _tpu() -> str:
+    """Of the TPU, our name by what Cloud TPU machines say, as v5litepod-8 or tpu7x-16; "" if they do not."""
+    kind = os.environ.get("TPU_ACCELERATOR_TYPE", "").replace("litepod", "e")
+    return next((name for name in ("v4", "v5e", "v5p", "v6e", "tpu7x") if kind.startswith(name)), "")
 
 
 def cores() -> list[int]:

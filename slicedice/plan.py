@@ -2,14 +2,15 @@
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
-from slicedice import machine
+from slicedice import files, machine
 from slicedice.cost import RATES, checking
-from slicedice.cost.topology import parse_topology
+from slicedice.cost.topology import Topology, parse_topology
 from slicedice.data.tokenizer import find_tokenizer
 from slicedice.grid import Plan
 from slicedice.launching import to_train
@@ -17,12 +18,12 @@ from slicedice.planning import Planned, Where, compile_runs, measured_rate, plan
 from slicedice.report.results import settings
 from slicedice.report.tables import plan_table, show
 from slicedice.spec import run_name
-from slicedice.spec.errors import require
+from slicedice.spec.errors import SpecError, require
 from slicedice.store import Store
 
 NO_LIBTPU = (
-    "The TPU's compiler is not here: `pip install 'jax[tpu]'` brings it (the package libtpu, for Linux on x86), and no "
-    "TPU is needed. What follows is by arithmetic alone."
+    "The TPU's compiler is not here: `pip install --editable '.[tpu]' --constraint constraints.txt` brings it (the "
+    "package libtpu, for Linux on x86), and no TPU is needed. What follows is by arithmetic alone."
 )
 
 
@@ -58,20 +59,56 @@ def plan_verb(plan: Plan, store: Store, options: argparse.Namespace, console: Co
 
 
 def executed_on(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> Plan:
-    """The same runs as a plan for `--topology`, with `--fit` and `--compile`, has them executed."""
+    """The same runs as a plan for `--topology`, with `--fit` and `--compile`, has them executed.
+
+    Raises:
+      SpecError: the topology is not for these runs, or this machine, where they are to be trained, is not that.
+    """
     where, _ = _where(store, options)
     missing = set(to_train(plan, store, retry=options.retry))
+    # Another launcher trains on what it finds elsewhere.
+    trains_here = missing and files.label("launch", options.launcher) == "local"
+    if where.topology and trains_here and (line := _standing_in(where.topology)):
+        _tell(console, line)
     planned = _planned(plan, where, missing, options, console)
     for line in _misfits(planned, missing, where):
         console.print(line, soft_wrap=True, highlight=False)
     return replace(plan, runs={id_: (one.spec, one.execution) for id_, one in planned.items()})
 
 
+def _standing_in(topology: Topology) -> str:
+    """A line on what trains in place of a topology's devices; "" if they are here, as far as can be known.
+
+    JAX alone could count the devices of a TPU slice, whose hosts each see their own: workers do that.
+    """
+    count, here, gpus = topology.devices, machine.accelerator(), len(machine.gpus())
+    if here is None:
+        stand = "device stands" if count == 1 else "devices stand"
+        return f"There is no {topology.device} here: {count} simulated CPU {stand} in."
+    same = here == topology.device if machine.is_known() else RATES[here].is_tpu == topology.rate.is_tpu
+    valid = f"the devices here count as {here}: run on those, or simulate others with JAX_PLATFORMS=cpu"
+    require(same, "--topology", str(topology), valid)
+    valid = f"{gpus} GPUs are here: use {topology.device}:{gpus} or less, or simulate more with JAX_PLATFORMS=cpu"
+    require(topology.rate.is_tpu or count <= gpus, "--topology", str(topology), valid)
+    return ""
+
+
 def _planned(
     plan: Plan, where: Where, missing: set[str], options: argparse.Namespace, console: Console
 ) -> dict[str, Planned]:
-    """Runs by id, those that are missing with what the compiler says if it was to be asked and is here."""
-    planned = plan_runs(plan, where, missing, search=options.fit)
+    """Runs by id, those that are missing with what the compiler says if it was to be asked and is here.
+
+    Raises:
+      SpecError: as `plan_runs` does, with the scales if nobody named them.
+    """
+    try:
+        planned = plan_runs(plan, where, missing, search=options.fit)
+    except SpecError as error:
+        if options.scale or error.field != "--topology":
+            raise
+        scales = ", ".join(dict.fromkeys(spec.scale for spec, _ in plan.runs.values()))
+        valid = f"{error.valid}; or name a --scale, without which these are runs of {scales}"
+        raise SpecError(error.field, str(where.topology), valid) from error
     if options.compile and checking.has_compiler():
         to_compile = {id_: one for id_, one in planned.items() if id_ in missing}
         planned |= compile_runs(plan, to_compile, where, search=options.fit, tell=lambda line: _tell(console, line))
@@ -81,11 +118,14 @@ def _planned(
 
 
 def _where(store: Store, options: argparse.Namespace) -> tuple[Where, str]:
-    require(options.price is None or options.price >= 0, "--price", options.price, "use a price from 0")
-    require(options.mfu is None or 0 < options.mfu <= 1, "--mfu", options.mfu, "use a share of the peak up to 1")
-    both = not (options.topology and options.device)
-    require(both, "--device", options.device, f"--topology {options.topology} names the device")
-    topology = parse_topology("--topology", options.topology) if options.topology else None
+    priced = options.price is None or 0 <= options.price < math.inf
+    require(priced, "--price", options.price, "use a price from 0, and a finite one")
+    require(
+        options.mfu is None or 0 < options.mfu <= 1, "--mfu", options.mfu, "use a share of the peak over 0, up to 1"
+    )
+    topology = None if options.topology is None else parse_topology("--topology", options.topology)
+    both = topology is None or not options.device
+    require(both, "--device", options.device, f"--topology {topology} names the device")
     require(topology is not None or not options.fit, "--fit", True, "say on what with --topology")
     require(topology is not None or not options.compile, "--compile", True, "say for what with --topology")
     tpu = topology is None or topology.rate.is_tpu or not options.compile
@@ -176,4 +216,4 @@ def _misfits(planned: dict[str, Planned], missing: set[str], where: Where) -> li
                 f"device with micro-batch {one.execution.micro_batch}{', remat' if one.execution.remat else ''}, mesh "
                 f"{one.execution.mesh or 'of one device'}."
             )
-    return lines[:20] + ([f"So do {len(lines) - 20} more."] if len(lines) > 20 else [])
+    return lines[:20] + ([f"Nor do {len(lines) - 20} more."] if len(lines) > 20 else [])

@@ -12,7 +12,7 @@ from slicedice.cost.fitting import candidates
 from slicedice.cost.topology import Topology
 from slicedice.grid import Plan
 from slicedice.spec import Execution, RunSpec, program_key, run_name
-from slicedice.spec.errors import require
+from slicedice.spec.errors import SpecError, require
 from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Store
 
@@ -57,13 +57,14 @@ def plan_runs(plan: Plan, where: Where, missing: Container[str], *, search: bool
     Args:
       plan: the runs.
       where: what they would run on; on a topology, each run is given the first of `fitting.candidates`, unless its
-        execution names a mesh.
+        execution names a mesh. Runs that are not to be trained are planned for it as well, so that all costs compare
+        and how many train at once does not change as runs end; one that could not be keeps its own execution.
       missing: runs to train, whose meshes have to be possible.
       search: whether micro-batch and rematerialisation are chosen as well.
 
     Raises:
-      SpecError: a topology's devices cannot share out a run's batch, a mesh of one's own is not the topology's, or has
-        a longer expert axis than a layer has experts.
+      SpecError: a topology's devices cannot share out the batch of a run to train, a mesh of one's own is not the
+        topology's, or has a longer expert axis than a layer has experts.
     """
     found, known = {}, {}
     for id_, (spec, execution) in plan.runs.items():
@@ -71,10 +72,15 @@ def plan_runs(plan: Plan, where: Where, missing: Container[str], *, search: bool
             require_experts(execution.mesh_shape, spec.model.layer, run_name(spec))
         if where.topology:
             key = program_key(spec, execution)
-            if key not in known:
-                known[key] = _candidates(spec, execution, where.topology, search)[0]
-            chosen = known[key]  # of equal programs, which may differ in what is not compiled
-            execution = replace(execution, mesh=chosen.mesh, micro_batch=chosen.micro_batch, remat=chosen.remat)
+            try:
+                if key not in known:
+                    known[key] = _candidates(spec, execution, where.topology, search)[0]
+            except SpecError:
+                if id_ in missing:
+                    raise
+            if key in known:  # equal programs may differ in what is not compiled
+                chosen = known[key]
+                execution = replace(execution, mesh=chosen.mesh, micro_batch=chosen.micro_batch, remat=chosen.remat)
         found[id_] = Planned(spec, execution, cost(spec, execution, where.rate))
     return found
 
@@ -89,14 +95,16 @@ def compile_runs(
       planned: what `plan_runs` found of some, for a topology of TPUs.
       where: as then.
       search: whether to go on to the next best execution of what does not fit.
-      tell: called with a line for every program.
+      tell: called with a line on how many programs there are, and one for each; where some do not fit, again of the
+        next that are tried.
     """
     assert where.topology is not None
-    topology, tried = where.topology, {id_: [one.execution] for id_, one in planned.items()}
+    topology, teller = where.topology, _Teller(tell)
+    tried = {id_: [one.execution] for id_, one in planned.items()}
     while True:
         programs = {id_: checking.Program(one.spec, one.execution, topology) for id_, one in planned.items()}
         asked = [programs[id_] for id_, one in planned.items() if one.answer is None]
-        answers = checking.check(asked, _processes(), cache.folder() / "compiled", lambda *said: tell(_line(*said)))
+        answers = checking.check(asked, _processes(), cache.folder() / "compiled", teller.program, teller.begin)
         for id_, one in planned.items():
             planned[id_] = replace(one, answer=one.answer or answers[programs[id_].key])
         moved = False
@@ -138,10 +146,12 @@ def _share(store: Store, id_: str, device: str) -> float | None:
     state, result = store.run(id_).look()
     if state.kind is not Kind.DONE or not result or not result.get("seconds_per_step"):
         return None
-    origin, execution = result.get("provenance") or {}, result.get("execution") or {}
-    if _device(origin) != device:
+    if _device(result.get("provenance") or {}) != device:
         return None
-    return utilization(store.read_spec(id_), Execution(**execution), RATES[device], result["seconds_per_step"])
+    execution = Execution(**(result.get("execution") or {}))
+    if device == "cpu" and execution.mesh_shape.devices > 1:  # simulated, all on the same cores
+        return None
+    return utilization(store.read_spec(id_), execution, RATES[device], result["seconds_per_step"])
 
 
 def _device(origin: dict[str, Any]) -> str:
@@ -167,6 +177,21 @@ def _candidates(spec: RunSpec, execution: Execution, topology: Topology, search:
 
 def _processes() -> int:
     return max(1, min(len(machine.cores()), machine.memory() // checking.CHILD_BYTES))
+
+
+class _Teller:
+    """Says how far the compiler is."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        self._tell, self._number, self._count = tell, 0, 0
+
+    def begin(self, count: int, known: int) -> None:
+        self._number, self._count = 0, count
+        self._tell(f"{count} program{'s' * (count != 1)}, {known} known from before.")
+
+    def program(self, program: checking.Program, answer: checking.Answer, kept: bool) -> None:
+        self._number += 1
+        self._tell(f"{self._number} of {self._count}: {_line(program, answer, kept)}")
 
 
 def _line(program: checking.Program, answer: checking.Answer, kept: bool) -> str:

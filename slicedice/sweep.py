@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plans = options.verb == "plan" or options.dry_run
     for flag in ("device", "mfu", "price", "topology", "fit", "compile"):
         value, runs = getattr(options, flag), flag in ("topology", "fit", "compile") and options.verb == "run"
-        require(plans or runs or value in (None, False), f"--{flag}", value, "it goes with plan")
+        require(plans or runs or value is None or value is False, f"--{flag}", value, "it goes with plan")
     require(options.max_concurrent >= 0, "--max_concurrent", options.max_concurrent, "use a number from 0")
     console, store = plain_console(stderr=options.json), Store(options.store)
     if wanted:
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if plans:
         return plan_verb(plan, store, options, console)
     if options.verb == "run":
-        if options.topology or options.fit or options.compile:
+        if options.topology is not None or options.fit or options.compile:
             plan = executed_on(plan, store, options, console)
         train_missing(plan, store, options.launcher, options.max_concurrent, retry=options.retry, console=console)
     if options.verb == "status":

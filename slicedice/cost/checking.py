@@ -4,8 +4,11 @@ import functools
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -22,6 +25,9 @@ CHILD_BYTES = 8 * 2**30
 
 COMPILED_ROOMS = "kernels", "moe", "model", "parallel", "training", "cost", "spec"
 """Whose code a program comes from."""
+
+COMMAND = [sys.executable, "-m", "slicedice.cost.compiling"]
+"""What compiles a program."""
 
 Answer = dict[str, Any]
 """What `slicedice.cost.compiling` says: `fits`, `bytes`, `traffic`, `collectives`, `seconds`, or an `error`."""
@@ -45,8 +51,55 @@ class Program(NamedTuple):
         return hashlib.sha256("\n".join([*parts, _code()]).encode()).hexdigest()[:16]
 
 
+class Children:
+    """The processes that compile, which end together."""
+
+    def __init__(self):
+        self.ended = False
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._scratch = tempfile.TemporaryDirectory()  # theirs, since one that is killed clears nothing away
+
+    def __enter__(self) -> "Children":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.cleanup()
+
+    def ask(self, command: list[str], text: str) -> tuple[int, str, str]:
+        """Runs a command on `text`; returns its status, standard output and standard error."""
+        with self._lock:
+            if self.ended:
+                return -signal.SIGKILL, "", ""
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"TMPDIR": self._scratch.name},
+                start_new_session=True,  # Ctrl-C reaches this process, which ends them
+            )
+            self._running.add(child)
+        said, complained = child.communicate(text)
+        with self._lock:
+            self._running.remove(child)
+        return child.returncode, said, complained
+
+    def end(self) -> None:
+        """Ends those that run, and lets no other begin: there is nothing that they would have to save."""
+        with self._lock:
+            self.ended = True
+            for child in self._running:
+                child.kill()
+
+
 def check(
-    programs: Iterable[Program], processes: int, folder: Path | None, tell: Callable[[Program, Answer, bool], None]
+    programs: Iterable[Program],
+    processes: int,
+    folder: Path | None,
+    tell: Callable[[Program, Answer, bool], None],
+    begin: Callable[[int, int], object] = lambda count, known: None,
 ) -> dict[str, Answer]:
     """Compiles programs that were not compiled before.
 
@@ -54,33 +107,43 @@ def check(
       programs: what to compile; of equal keys one.
       processes: compilations at once.
       folder: where answers are kept; None to keep none.
-      tell: called for each program with its answer, and whether it was kept from before; by any thread.
+      tell: called for each program with its answer, and whether it was kept from before; one at a time, by any thread.
+      begin: called first if there are any, with how many, and of how many the answer was kept from before.
 
     Returns:
       Answers by key. Where there is no compiler, all say so.
     """
     distinct = {program.key: program for program in programs}
-    answers: dict[str, Answer] = {}
-    for key, program in distinct.items():
-        if folder and (kept := _read(folder / f"{key}.json")):
-            answers[key] = kept
-            tell(program, kept, True)
-    missing = [key for key in distinct if key not in answers]
+    kept = {key: answer for key in distinct if folder and (answer := _read(folder / f"{key}.json"))}
+    if distinct:
+        begin(len(distinct), len(kept))
+    lock = threading.Lock()
 
-    def ask(key: str) -> tuple[str, Answer]:
-        program = distinct[key]
-        answer = _ask(program)
-        if folder and "fits" in answer:
-            _write(folder / f"{key}.json", answer)
-        tell(program, answer, False)
-        return key, answer
+    def say(key: str, answer: Answer) -> None:
+        with lock:
+            tell(distinct[key], answer, key in kept)
 
-    with ThreadPoolExecutor(max(1, processes)) as pool:
-        answers |= dict(pool.map(ask, missing))
-    return answers
+    for key, answer in kept.items():
+        say(key, answer)
+    with Children() as children, ThreadPoolExecutor(max(1, processes)) as pool:
+
+        def ask(key: str) -> tuple[str, Answer]:
+            answer = _ask(distinct[key], children)
+            if not children.ended:  # else it tells of its end alone
+                if folder and "fits" in answer:
+                    _write(folder / f"{key}.json", answer)
+                say(key, answer)
+            return key, answer
+
+        try:
+            return kept | dict(pool.map(ask, [key for key in distinct if key not in kept]))
+        except BaseException:  # Ctrl-C above all: leaving the pool would wait for every program
+            pool.shutdown(wait=False, cancel_futures=True)
+            children.end()
+            raise
 
 
-def _ask(program: Program) -> Answer:
+def _ask(program: Program, children: Children) -> Answer:
     """A process for each program: the compiler gives back none of the memory that it took."""
     request = {
         "spec": canonical_json(program.spec),
@@ -88,11 +151,10 @@ def _ask(program: Program) -> Answer:
         "topology": program.topology.slice_name,
         "slices": program.topology.slices,
     }
-    command = [sys.executable, "-m", "slicedice.cost.compiling"]
-    done = subprocess.run(command, input=json.dumps(request) + "\n", capture_output=True, text=True)
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        return {"error": f"the compiler's process ended with status {done.returncode}: {done.stderr[-500:]}"}
+    status, said, complained = children.ask(COMMAND, json.dumps(request) + "\n")
+    lines = said.splitlines()
+    if status or not lines:
+        return {"error": f"the compiler's process ended with status {status}: {complained[-500:]}"}
     return json.loads(lines[-1])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from slicedice.cost.estimate import step_seconds
 from slicedice.cost.footprint import memory
 from slicedice.cost.topology import Topology
-from slicedice.spec import Execution, RunSpec
+from slicedice.spec import Execution, RunSpec, run_name
 from slicedice.spec.errors import SpecError
 from slicedice.spec.mesh import MeshShape
 
@@ -34,12 +34,15 @@ def candidates(spec: RunSpec, execution: Execution, topology: Topology, *, searc
     """
     found = [one for mesh in _meshes(spec, execution, topology) for one in _of_mesh(spec, execution, mesh, search)]
     if not found:
-        groups = spec.budget.batch_size // (spec.router.group or 1)
+        batch, group = spec.budget.batch_size, spec.router.group
+        parts = batch // (group or 1)
+        what = f"routing groups of {run_name(spec)} (batch_size = {batch}, router.group = {group})"
         raise SpecError(
             "--topology",
             str(topology),
-            f"its {topology.devices} devices cannot share out the {groups} routing groups of a batch of "
-            f"{spec.budget.batch_size} sequences: use a number of devices that divides {groups}",
+            f"its {topology.devices} devices cannot share out the {parts} "
+            f"{what if group else f'sequences of a batch of {run_name(spec)}'}: use a number of devices that divides "
+            f"{parts}",
         )
     room = (MARGIN if topology.rate.is_tpu else FIRST_MARGIN) * topology.rate.memory
 

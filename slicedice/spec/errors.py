@@ -7,7 +7,7 @@ class SpecError(ValueError):
     def __init__(self, field: str, value: object, valid: str):
         """Builds the message from the dotted `field`, its `value` and a sentence on what is `valid`."""
         super().__init__(f"{field} = {value!r} cannot be used: {valid}")
-        self.field = field
+        self.field, self.valid = field, valid
 
 
 def require(condition: bool, field: str, value: object, valid: str) -> None:

@@ -88,6 +88,11 @@ class Store:
           StoreError: there is no such run, or its spec is damaged, of another schema, or that of another run.
         """
         path = self.run(run).path / "spec.json"
+        if not run or not path.parent.exists():  # no name at all would be the folder of all runs
+            raise StoreError(
+                f"There is no run {run!r} in {self.root}. Name one by its id, as `sweep plan` and `sweep status` list "
+                "them."
+            )
         try:
             text = path.read_text(encoding="utf-8")
             spec, id_ = from_json(text), id_of_json(text)

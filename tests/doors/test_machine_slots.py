@@ -165,10 +165,22 @@ def test_the_gpu_is_known_by_its_model(monkeypatch, tmp_path: Path, models: str,
     card.write_text(models)
     monkeypatch.setattr(Path, "glob", lambda self, pattern: [card] if pattern == "*/information" else [])
     assert machine.accelerator() == expected
+    assert machine.is_known()
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [])
+    assert not machine.is_known()
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("v5litepod-8", "v5e"), ("v5p-16", "v5p"), ("v6e-4", "v6e"), ("v4-8", "v4"), (None, "v5e")]
+    ("kind", "expected"),
+    [
+        ("v5litepod-8", "v5e"),
+        ("v5p-16", "v5p"),
+        ("v6e-4", "v6e"),
+        ("v4-8", "v4"),
+        ("tpu7x-16", "tpu7x"),
+        ("v3-8", "v5e"),
+        (None, "v5e"),
+    ],
 )
 def test_the_tpu_is_known_by_its_machine(monkeypatch, kind: str | None, expected: str):
     plugins(monkeypatch, "libtpu")
@@ -178,6 +190,7 @@ def test_the_tpu_is_known_by_its_machine(monkeypatch, kind: str | None, expected
         monkeypatch.setenv("TPU_ACCELERATOR_TYPE", kind)
     assert machine.accelerator() == expected
     assert expected in RATES
+    assert machine.is_known() is (kind not in ("v3-8", None))
 
 
 def test_without_an_accelerator_there_is_none():

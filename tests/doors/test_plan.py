@@ -86,13 +86,15 @@ def test_utilization_is_assumed_unless_it_is_asked_for(capsys):
     ("flags", "words"),
     [
         (["--topology", "v5z:4x4"], ["--topology", "v5p:4x4x4", "h100:8", "slices=2"]),
-        (["--topology", "v5p:8x8x8"], ["512 devices", "64 routing groups"]),
+        (["--topology", ""], ["--topology = ''", "v5p:4x4x4", "h100:8"]),
+        (["--topology", "v5e:2x32"], ["--topology", "8x16"]),
+        (["--topology", "v5p:8x8x8"], ["512 devices", "64 routing groups of 300m-", "router.group = 8"]),
         (["--topology", "v5e:4x4", "--device", "v5e"], ["--device", "names the device"]),
         (["--fit"], ["--fit", "--topology"]),
         (["--compile"], ["--compile", "--topology"]),
         (["--compile", "--topology", "h100:8"], ["--compile", "TPUs have"]),
-        (["--mfu", "1.5"], ["--mfu", "up to 1"]),
-        (["--price", "-1"], ["--price", "from 0"]),
+        *((["--mfu", share], ["--mfu", "up to 1"]) for share in ("1.5", "0", "nan", "inf")),
+        *((["--price", price], ["--price", "from 0", "finite"]) for price in ("-1", "inf", "nan")),
         (["--topology", "v5e:4x4", "--config.execution.mesh=data=3"], ["execution.mesh", "divides 512"]),
         (["--topology", "v5e:4x4", "--config.execution.mesh=experts=4"], ["execution.mesh", "data=8 expert=4"]),
     ],
@@ -103,8 +105,46 @@ def test_bad_input(flags: list[str], words: list[str], capsys):
 
 
 def test_flags_of_plan_go_with_plan(capsys):
-    assert sweep.main(["status", "--grid", GRID, "--topology", "v5e:4x4"]) == 2
-    assert "goes with plan" in capsys.readouterr().err
+    for verb, *flag in (["status", "--topology", "v5e:4x4"], ["status", "--topology", ""], ["run", "--price", "0"]):
+        assert sweep.main([verb, "--grid", GRID, *flag]) == 2
+        assert "goes with plan" in capsys.readouterr().err
+
+
+def test_the_scale_that_was_taken_is_told_where_a_topology_is_too_large(capsys):
+    flags = ["plan", "--grid", GRID, "--topology", "v5p:4x4x4"]
+    assert sweep.main(flags) == 2
+    assert "these are runs of nano" in capsys.readouterr().err
+    assert sweep.main([*flags, "--scale", "nano"]) == 2
+    assert "without which" not in capsys.readouterr().err
+
+
+def test_a_topology_has_to_do_for_what_is_to_be_trained_alone(desk):
+    """What is done keeps its execution where the topology is not for it, and is planned for it elsewhere."""
+    pod = "--topology", "h100:2"
+    assert "1 routing groups of smoke-g1/2-n4-" in desk.sweep("plan", *pod).err
+    assert desk.sweep("--only", "*-n*").status == 0
+    for trained in (False, True):
+        plan = json.loads(desk.sweep("plan", "--json", *pod).out)
+        assert plan["to_train"] == 1 - trained
+        assert [run["mesh"] for run in plan["runs"]] == ["data=2", "", ""]
+        assert desk.sweep(*pod).status == 0
+    executed = {run.execution().mesh for run in desk.runs}
+    assert executed == {"", "data=2"}
+
+
+def test_an_empty_topology_is_no_leave_to_train_here(desk):
+    """As an unset variable of a shell makes it."""
+    said = desk.sweep("--topology", "")
+    assert said.status == 2
+    assert "--topology = ''" in said.err
+    assert desk.launched == []
+
+
+def test_of_many_that_do_not_fit_the_rest_are_counted(capsys):
+    assert sweep.main(["plan", "--grid", GRID, "--scale", "300m", "--device", "v5e"]) == 1
+    said = capsys.readouterr().out
+    assert said.count(" does not fit: ") == 20
+    assert said.splitlines()[-1] == "Nor do 17 more."
 
 
 def test_a_sweep_runs_on_the_topology_it_was_planned_for(capsys, desk):
@@ -137,7 +177,7 @@ def test_without_the_compiler_the_plan_goes_on_and_says_how_to_get_it(capsys, mo
     flags = ["plan", "--grid", GRID, "--scale", "300m", "--only", MOE, "--topology", "v5e:4x4", "--compile"]
     assert sweep.main(flags) == 1
     said = capsys.readouterr().out
-    assert "pip install 'jax[tpu]'" in said
+    assert "pip install --editable '.[tpu]' --constraint constraints.txt" in said
     assert "300m-g1/4-n32-s8-dropless-seed0" in said
 
 
@@ -147,7 +187,7 @@ class Compiler:
     def __init__(self, largest: int):
         self.largest, self.asked = largest, []
 
-    def __call__(self, program: Program) -> Answer:
+    def __call__(self, program: Program, children: checking.Children) -> Answer:
         self.asked.append(program)
         fits = program.execution.micro_batch <= self.largest
         return {"fits": fits, "bytes": 2**30 * program.execution.micro_batch, "traffic": 5.0, "seconds": 1.0}

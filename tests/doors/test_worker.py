@@ -344,6 +344,7 @@ def test_a_run_that_cannot_be_read_is_told(bench: Bench, capsys: pytest.CaptureF
     assert bench.main(run) == 1
     said = capsys.readouterr()
     assert run in said.err
+    assert ("Remove the run's folder" in said.err) is (damage == "torn spec")
     assert "Traceback" not in said.err
     assert bench.calls == []
 

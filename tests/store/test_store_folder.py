@@ -70,8 +70,12 @@ def test_a_store_whose_making_was_killed_can_be_made(tmp_path: Path):
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(StoreError, match="0123456789ab"):
-        Store(tmp_path).read_spec("0123456789ab")
+    store = Store(tmp_path).create()
+    (tmp_path / "runs").mkdir()
+    for name in ("0123456789ab", ""):
+        with pytest.raises(StoreError, match=f"There is no run '{name}' in") as caught:
+            store.read_spec(name)
+        assert "Remove" not in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "bytes", "schema", "list", "field gone", "wrong type"])
