@@ -13,9 +13,10 @@ from typing import NamedTuple
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 
 _WIDTH = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
+_WIDTH |= {"u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1}
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.+?) ({'|'.join(KINDS)})(-start)?\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z\d]*)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
@@ -36,6 +37,9 @@ def collectives(text: str) -> list[Collective]:
 
     Args:
       text: the optimised HLO, `Compiled.as_text()`.
+
+    Raises:
+      ValueError: it says in a way that is not known here how large a transfer is, between whom, or how often.
     """
     computations = _computations(text)
     counts: Counter[tuple[str, str]] = Counter()
@@ -46,6 +50,8 @@ def collectives(text: str) -> list[Collective]:
             continue
         for line in lines:
             if found := _INSTRUCTION.match(line):
+                if turns is None:
+                    raise ValueError(f"How often the loop of {name} turns is not said, and it sends: {line.strip()}")
                 result, kind, start = found.groups()
                 arrays = _ARRAY.findall(result)
                 if start and kind == "collective-permute":  # operand, result, and what goes on
@@ -91,14 +97,15 @@ def _goes_on(name: str, lines: list[str]) -> bool:
     return "async_collective_fusion" in name or any("AsyncCollectiveDone" in line for line in lines)
 
 
-def _reached(name: str, computations: dict, turns: int) -> Iterator[tuple[str, list[str], int]]:
-    """The lines of a computation and of all that it calls, with how often each is gone through."""
+def _reached(name: str, computations: dict, turns: int | None) -> Iterator[tuple[str, list[str], int | None]]:
+    """The lines of a computation and of all that it calls, with how often each is; None: it is not said."""
     lines = computations[name][1]
     yield name, lines, turns
     for line in lines:
         loop = re.search(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", line)
         if loop:
-            yield from _reached(loop[2], computations, turns * _turns(line, computations[loop[1]][1]))
+            own = _turns(line, [line for _, lines, _ in _reached(loop[1], computations, 1) for line in lines])
+            yield from _reached(loop[2], computations, turns and own and turns * own)
             continue
         called = re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line)
         for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
@@ -108,12 +115,12 @@ def _reached(name: str, computations: dict, turns: int) -> Iterator[tuple[str, l
                 yield from _reached(one, computations, turns)
 
 
-def _turns(line: str, condition: list[str]) -> int:
-    """How often a loop turns: what the compiler says, or else what its counter is compared with."""
+def _turns(line: str, condition: list[str]) -> int | None:
+    """How often a loop turns: what the compiler says, or else what its counter is compared with; None if neither."""
     if known := re.search(r"known_trip_count[^\d]*(\d+)", line):
         return int(known[1])
     limits = [int(number) for text in condition for number in re.findall(r"s32\[\][^=]* constant\((\d+)\)", text)]
-    return max(limits, default=1)
+    return max(limits, default=None)
 
 
 def _group(line: str) -> int:
@@ -145,7 +152,9 @@ def _received(kind: str, size: int, devices: int) -> float:
 
 
 def _bytes(dtype: str, dims: str) -> int:
-    size = _WIDTH.get(dtype, 0)
+    if dtype not in _WIDTH:
+        raise ValueError(f"How many bytes a value of {dtype} takes is not known here.")
+    size = _WIDTH[dtype]
     for dim in filter(None, dims.split(",")):
         size *= int(dim)
     return size

@@ -53,11 +53,18 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
+        wanted = _by_path(like)
         try:
-            leaves = self._manager.restore(step, args=ocp.args.StandardRestore(_by_path(like)))  # pyright: ignore
+            leaves = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))  # pyright: ignore
         except Exception as error:
+            where = self.folder / "training"
+            if difference := _difference(where / str(step) / "default", wanted):
+                raise CheckpointError(
+                    f"the checkpoint of step {step} in {where} is of another model: {difference}. Move that folder "
+                    "away and use --retry, and the run starts over."
+                ) from error
             raise CheckpointError(
-                f"the checkpoint of step {step} in {self.folder / 'training'} cannot be read "
+                f"the checkpoint of step {step} in {where} cannot be read "
                 f"({type(error).__name__}; the run's log says more). If it is damaged, remove that folder and use "
                 "--retry: nothing else is lost, and the run starts over."
             ) from error
@@ -94,9 +101,11 @@ class Checkpoints:
             with ocp.StandardCheckpointer() as reader:
                 leaves = reader.restore(path, wanted)
         except Exception as error:
+            difference = _difference(path, wanted)
             raise CheckpointError(
                 f"the finished model of the run {self.folder.parent} cannot be read ({type(error).__name__}): {path} "
-                "is damaged or of another model. Remove the run's folder to train it anew."
+                f"is {f'of another model: {difference}' if difference else 'damaged'}. Remove the run's folder to "
+                "train it anew."
             ) from error
         return _into(like, leaves)
 
@@ -109,6 +118,21 @@ class Checkpoints:
         """Waits for what is being written."""
         if "_manager" in vars(self):
             self._manager.close()
+
+
+def _difference(path: Path, wanted: Mapping[str, Any]) -> str:
+    """The first array that is not there as it is wanted, in words; "" if all are, or what is there cannot be told."""
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            there = {name: tuple(leaf.shape) for name, leaf in reader.metadata(path).item_metadata.items()}
+    except Exception:  # damaged
+        return ""
+    asked = {name: leaf.shape for name, leaf in wanted.items()}
+    for name in sorted({*there, *asked}):
+        if there.get(name) != asked.get(name):
+            has, wants = (f"of shape {shapes[name]}" if name in shapes else "nothing" for shapes in (there, asked))
+            return f"of {name} it has {has}, and this run {wants}"
+    return ""
 
 
 def _by_path(tree: Any) -> dict[str, jax.Array]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from slicedice.data import TokenStore, train_batch
-from slicedice.parallel.processes import greatest
+from slicedice.parallel.processes import Vote
 from slicedice.spec import RunSpec
 from slicedice.training.checkpoint import Checkpoints
 from slicedice.training.gradients import Hyper
@@ -18,7 +18,7 @@ from slicedice.training.program import LOST, Program, TrainState
 Metrics = dict[str, float | int]
 
 GO_ON, SAVE, STOP = range(3)
-"""What a process wishes to do after a step; several do the greatest of their wishes."""
+"""What a process wishes to do after a step; several do the greatest of their wishes, a step later."""
 
 
 class Stopped(Exception):
@@ -81,7 +81,7 @@ def train(
     is_evaluated = _multiples(evaluate_every, spec.budget.steps)
     if is_evaluated(first):  # the process that saved it may have died before it was
         evaluate(state)
-    saved, pending = time.monotonic(), None
+    saved, pending, vote = time.monotonic(), None, Vote()
     for step in range(first, spec.budget.steps):
         batch = program.place(partial(train_batch, tokens, spec.seed, step, batch_size, length))
         state, metrics = program.step(state, batch, hyper)
@@ -96,7 +96,7 @@ def train(
         if step + 1 == spec.budget.steps:
             break
         due = time.monotonic() - saved > checkpoint_seconds
-        wish = greatest(STOP if should_stop() else SAVE if due else GO_ON)
+        wish = vote.greatest(STOP if should_stop() else SAVE if due else GO_ON)
         if wish > GO_ON:
             # Metrics come first, so that every step of a checkpoint has its line.
             if pending is not None:

@@ -52,6 +52,49 @@ ENTRY %main (p: f32[64,4]) -> f32[16,4] {
 """
 
 
+def test_a_limit_that_stands_in_a_fusion_of_the_condition():
+    fused = HLO.replace(
+        """%condition (t: (s32[])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12)
+""",
+        """%limits (t: s32[]) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12)
+}
+
+%condition (t: (s32[])) -> pred[] {
+  %f = pred[] fusion(%t), kind=kLoop, calls=%limits
+""",
+    )
+    assert fused != HLO
+    assert collectives(fused) == collectives(HLO)
+
+
+@pytest.mark.parametrize(
+    ("known", "strange", "said"),
+    [
+        (
+            "%limit = s32[]{:T(128)} constant(12)",
+            "%limit = s32[] copy(%t)",
+            "How often the loop of .* turns is not said",
+        ),
+        ("%norm = f32[]", "%norm = f4e2m1fn[8]", "a value of f4e2m1fn takes is not known"),
+    ],
+)
+def test_what_cannot_be_read_is_not_guessed(known: str, strange: str, said: str):
+    assert HLO.count(known) == 1
+    with pytest.raises(ValueError, match=said):
+        collectives(HLO.replace(known, strange))
+
+
+def test_floats_of_a_byte():
+    (moved,) = collectives(
+        HLO[HLO.index("ENTRY") :]
+        .replace("%norm = f32[]", "%norm = f8e4m3fn[32,4]")
+        .replace("%w = (s32[]) while(%p), condition=%condition, body=%body", "")
+    )
+    assert moved == Collective("all-reduce", "f8e4m3fn[32,4]", 1, 2 * 7 / 8 * 128)
+
+
 def test_a_step_as_tpus_write_it():
     assert collectives(HLO) == [
         Collective("ragged-all-to-all", "bf16[200,2,128]", 12, 12 * 3 / 4 * 100 * 256 * 2),

@@ -57,9 +57,10 @@ class Trained(NamedTuple):
 def programs(tiny) -> Callable[..., Program]:
     """The program of a layer on a mesh."""
 
-    def of(layer: str, mesh: str = "", **execution: Any) -> Program:
+    def of(layer: str, mesh: str = "", compute_dtype: str = "float32", **execution: Any) -> Program:
         settings = {f"execution.{name}": value for name, value in execution.items()}
-        return Program(*tiny({**RUN, **LAYERS[layer], "execution.mesh": mesh, **settings}))
+        settings |= {"execution.mesh": mesh, "compute_dtype": compute_dtype}
+        return Program(*tiny({**RUN, **LAYERS[layer], **settings}))
 
     return of
 

@@ -11,9 +11,11 @@ not to 3e-4.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from slicedice.training import Hyper
 from tests.parallel.conftest import LAYERS, Trained
 
 MESHES = [
@@ -41,6 +43,21 @@ def test_eight_devices_train_what_one_does(layer: str, mesh: str, execution: dic
     _agree(_moments(many.first), _moments(one.first), 2e-6)
     _agree(many.first.params, one.first.params, 2e-5)
     _agree(many.params[alike - 1], one.params[alike - 1], 1e-3)
+
+
+@pytest.mark.parametrize("mesh", ["data=2 expert=4", "data=8"])
+@pytest.mark.parametrize("layer", ["homogeneous", "generalist"])
+def test_in_bfloat16_the_first_step_is_that_of_one_device(layer: str, mesh: str, programs):
+    """What is rounded to 8 bits is summed up in another order, or on another device; gradients add up in float32."""
+    one, many = (programs(layer, of, compute_dtype="bfloat16") for of in ("", mesh))
+    rows = np.random.default_rng(0).integers(0, 256, (16, 17)).astype(np.int32)
+    (first, want), (other, got) = (
+        program.step(program.init(jnp.uint32(0)), program.place(rows.__getitem__), Hyper.of(program.spec))
+        for program in (one, many)
+    )
+    assert float(got["loss"]) == pytest.approx(float(want["loss"]), rel=1e-4)
+    assert float(got["gradient_norm"]) == pytest.approx(float(want["gradient_norm"]), rel=1e-2)
+    _agree(_moments(other), _moments(first), 2**-5)
 
 
 def _agree_on_metrics(many: Trained, one: Trained) -> int:

@@ -36,9 +36,21 @@ def _other(leaf: jax.Array, draw: np.random.Generator) -> jax.Array:
     return jax.device_put(draw.standard_normal(leaf.shape).astype(leaf.dtype), leaf.sharding)
 
 
-@pytest.mark.parametrize("other", ["heterogeneous", "indivisible"])
-def test_another_spec(other: str, tmp_path: Path, programs):
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ("heterogeneous", r"of bias\S* it has of shape .*, and this run nothing|and this run of shape"),
+        ("indivisible", r"of \S+ it has of shape \(2, 8.*\), and this run of shape \(2, 6"),
+    ],
+)
+def test_another_spec(other: str, difference: str, tmp_path: Path, programs):
     mesh = "data=2 expert=4"
-    Checkpoints(tmp_path).save(programs("homogeneous", mesh).init(jnp.uint32(0)))
-    with pytest.raises(CheckpointError, match=f"step 0 in {tmp_path / 'training'} cannot be read"):
-        Checkpoints(tmp_path).restore(programs(other, mesh).like)
+    state = programs("homogeneous", mesh).init(jnp.uint32(0))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state)
+    checkpoints.save_model(state)
+    found = programs(other, mesh).like
+    with pytest.raises(CheckpointError, match=f"step 0 in {tmp_path / 'training'} is of another model: {difference}"):
+        Checkpoints(tmp_path).restore(found)
+    with pytest.raises(CheckpointError, match=f"is of another model: {difference}"):
+        Checkpoints(tmp_path).restore_model((found.params, found.bias))
