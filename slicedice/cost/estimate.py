@@ -54,7 +54,7 @@ def cost(spec: RunSpec, execution: Execution, rate: Rate) -> Cost:
         flops_per_token=spec.model.flops_per_token(spec.data.sequence_length),
         tokens=spec.tokens,
         flops=spec.flops,
-        memory=memory_parts(spec, execution, tpu=rate.is_tpu),
+        memory=memory_parts(spec, execution, rate),
         traffic=traffic(spec, execution),
         devices=execution.mesh_shape.devices,
         seconds=spec.budget.steps * step_seconds(spec, execution, rate),

@@ -47,7 +47,7 @@ def candidates(spec: RunSpec, execution: Execution, topology: Topology, *, searc
     room = (MARGIN if topology.rate.is_tpu else FIRST_MARGIN) * topology.rate.memory
 
     def rank(one: Execution) -> tuple[bool, float, int]:
-        needed = memory(spec, one, tpu=topology.rate.is_tpu)
+        needed = memory(spec, one, topology.rate)
         fits = needed <= room
         return not fits, step_seconds(spec, one, topology.rate) if fits else needed, -one.micro_batch
 

@@ -2,6 +2,7 @@
 
 import math
 
+from slicedice.cost.rates import Rate
 from slicedice.cost.tpu_footprint import tpu_memory_parts
 from slicedice.cost.weights import FLOAT32, compute_bytes, weights
 from slicedice.parallel.table import EXPERT
@@ -16,18 +17,18 @@ LOGIT_BYTES = 2**28
 """Of float32 logits at once, as `model.cross_entropy` has it, which is not imported for JAX's sake; a test compares."""
 
 
-def memory(spec: RunSpec, execution: Execution, *, tpu: bool = False) -> int:
+def memory(spec: RunSpec, execution: Execution, rate: Rate | None = None) -> int:
     """Bytes of a device in all; see `memory_parts`."""
-    return sum(memory_parts(spec, execution, tpu=tpu).values())
+    return sum(memory_parts(spec, execution, rate).values())
 
 
-def memory_parts(spec: RunSpec, execution: Execution, *, tpu: bool = False) -> dict[str, int]:
+def memory_parts(spec: RunSpec, execution: Execution, rate: Rate | None = None) -> dict[str, int]:
     """Bytes of a device by what they are for.
 
     Args:
       spec: the run.
       execution: its mesh, micro-batch and rematerialisation.
-      tpu: whether the device is one. Elsewhere it is held to one H200 alone.
+      rate: of the device, if it is a TPU. Of others the arithmetic is held to one H200 alone.
 
     Returns:
       parameters: float32, this device's share. optimizer: AdamW's two moments, likewise.
@@ -36,8 +37,8 @@ def memory_parts(spec: RunSpec, execution: Execution, *, tpu: bool = False) -> d
       activations: kept for the backward pass of one micro-batch.
       buffers: of the layer that is being computed, attention's scores above all, or of logits.
     """
-    if tpu:
-        return tpu_memory_parts(spec, execution, LOGIT_BYTES)
+    if rate and rate.is_tpu:
+        return tpu_memory_parts(spec, execution, rate.logits, LOGIT_BYTES)
     mesh = {name: size for name, size in execution.mesh_shape.as_dict().items() if size > 1}
     model, size = spec.model, compute_bytes(spec)
     shares = sum(weight.copies * math.prod(weight.shard(mesh)) for weight in weights(spec))

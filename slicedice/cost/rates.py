@@ -17,6 +17,7 @@ class Rate:
     network: the same with other slices or machines; its share of the host's network.
     dimensions: of the grid that a topology of it is written as; 0 if it makes none.
     per_chip: how many devices one chip is.
+    logits: of a TPU, what its compiler holds of logits and their gradient, over logits in float32.
     """
 
     peak: float
@@ -26,6 +27,7 @@ class Rate:
     network: float = 0.0
     dimensions: int = 0
     per_chip: int = 1
+    logits: float = 0.0
 
     @property
     def is_tpu(self) -> bool:
@@ -48,10 +50,12 @@ RATES = {
     "h100": Rate(989e12, 0.12, 80 * GIB, 450e9, 50e9, 1),
     "h200": Rate(989e12, 0.12, 141 * GIB, 450e9, 50e9, 1),
     # The network of v4 is a guess. A tpu7x chip is two devices, with half its memory each.
-    "v4": Rate(275e12, 0.35, int(30.75 * GIB), 300e9, 3.125e9, 3),
-    "v5e": Rate(197e12, 0.35, int(15.75 * GIB), 200e9, 3.125e9, 2),
-    "v5p": Rate(459e12, 0.35, int(95.74 * GIB), 600e9, 6.25e9, 3),
-    "v6e": Rate(918e12, 0.35, int(31.25 * GIB), 400e9, 12.5e9, 2),
-    "tpu7x": Rate(2307e12 / 2, 0.35, int(94.75 * GIB), 600e9 / 2, 12.5e9 / 2, 3, 2),
+    # The gradient of logits is taken as it is used on v5e, lies in another memory space on v4, and is written out in
+    # bfloat16 on the others.
+    "v4": Rate(275e12, 0.35, int(30.75 * GIB), 300e9, 3.125e9, 3, logits=0.97),
+    "v5e": Rate(197e12, 0.35, int(15.75 * GIB), 200e9, 3.125e9, 2, logits=0.97),
+    "v5p": Rate(459e12, 0.35, int(95.74 * GIB), 600e9, 6.25e9, 3, logits=1.5),
+    "v6e": Rate(918e12, 0.35, int(31.25 * GIB), 400e9, 12.5e9, 2, logits=1.5),
+    "tpu7x": Rate(2307e12 / 2, 0.35, int(94.75 * GIB), 600e9 / 2, 12.5e9 / 2, 3, 2, logits=1.5),
 }
 """By the name that `--device` takes."""

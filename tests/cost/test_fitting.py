@@ -28,6 +28,6 @@ def test_what_does_not_fit_comes_last_and_the_smallest_first():
     changes = {"model.experts": "n=512 g=1/4"}
     spec, execution = resolve(override(load_config("300m"), changes, where="a test"))
     found = candidates(spec, execution, topology, search=True)
-    sizes = [memory(spec, one, tpu=True) for one in found]
+    sizes = [memory(spec, one, topology.rate) for one in found]
     assert sizes[0] > topology.rate.memory
     assert sizes == sorted(sizes)
