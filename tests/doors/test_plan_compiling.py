@@ -62,8 +62,9 @@ def test_a_child_that_dies_is_an_error_of_its_program_alone(capsys, monkeypatch:
 
 
 DOOR = f"""
-import sys
+import signal, sys
 from slicedice import machine, sweep
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell has started with &, as these tests
 from slicedice.cost import checking
 machine.has_accelerator, checking.has_compiler = lambda: False, lambda: True
 machine.cores, machine.memory = lambda: [0, 1], lambda: 2**40
@@ -93,7 +94,10 @@ def test_ctrl_c_ends_the_compilations_at_once_and_in_a_line(tmp_path: Path, whol
     ids = [int(child.name.removeprefix("child")) for child in children]
     assert door.pid not in map(os.getpgid, ids), "one that is interrupted itself may be taken for one that failed"
     (os.killpg if whole_group else os.kill)(door.pid, signal.SIGINT)
-    out, err = door.communicate(timeout=20)
+    try:
+        out, err = door.communicate(timeout=20)
+    finally:
+        door.kill()
     assert door.returncode == 130
     assert err.splitlines() == ["Stopped. Nothing that was finished or saved is lost; the same command goes on."]
     assert [line.partition(",")[2] for line in out.splitlines()] == [" 0 known from before."]
