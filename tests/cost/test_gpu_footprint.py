@@ -10,7 +10,7 @@ from slicedice.grid import load_config
 from slicedice.spec import resolve
 from slicedice.spec.config import override
 
-(RESULTS,) = (Path(__file__).parents[2] / "benchmarks" / "results").glob("measured_steps-*.json")
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "measured_steps-NVIDIA-H200.json"
 MEASURED = json.loads(RESULTS.read_text())
 
 

@@ -91,7 +91,7 @@ def test_tiles_fit_the_chip():
 @pytest.mark.parametrize("mean", [1, 64, 512])
 @pytest.mark.parametrize("width", [8, 56, 64, 80, 128, 832])
 def test_no_piece_is_stored_beside_a_result_of_one_piece(width: int, mean: int):
-    """Mosaic drops an axis of one piece and its index: on an H200 zeros were written over an expert's result."""
+    """Mosaic drops an axis of one piece and its index: on an H200 such an expert's result was wrong."""
     rows = 64 * mean
     assert tiles.products(rows, 64, width, lhs=1, rhs=1, sums=1, out=jnp.bfloat16).columns <= tiles.round_up(width, 64)
     assert tiles.outer(width, width, rhs=1, out=jnp.bfloat16).columns <= tiles.round_up(width, 64)
