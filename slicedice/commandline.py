@@ -15,19 +15,12 @@ from slicedice.hugging_face import ExportError
 from slicedice.launching import LaunchError
 from slicedice.spec import SpecError
 from slicedice.spec.config import flat_fields
+from slicedice.spec.reading import READ
 from slicedice.store import StoreError
 from slicedice.store.files import NO_ROOM
 
 EXPECTED = (DataError, ExportError, FileError, GridError, LaunchError, SpecError, StoreError)
 """Errors whose message is written for the user."""
-
-READ: dict[type, Callable[[str], Any]] = {
-    bool: {"true": True, "false": False, "True": True, "False": False}.__getitem__,
-    int: int,
-    float: float,
-    str: str,
-}
-"""How the text of a field is read, by the type of the value it replaces."""
 
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 

@@ -13,7 +13,7 @@ from slicedice.cost import RATES, checking
 from slicedice.cost.topology import Topology, parse_topology
 from slicedice.data.tokenizer import find_tokenizer
 from slicedice.grid import Plan
-from slicedice.launching import to_train
+from slicedice.launching.missing import to_train
 from slicedice.planning import Planned, Where, compile_runs, measured_rate, plan_runs
 from slicedice.report.results import settings
 from slicedice.report.tables import plan_table, show

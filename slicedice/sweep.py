@@ -21,7 +21,7 @@ from rich.console import Console
 from slicedice import explain, files, machine
 from slicedice.commandline import door, overrides, split
 from slicedice.grid import GridError, Plan, enumerate_runs, load_config, load_grid
-from slicedice.launching import train_missing
+from slicedice.launching.missing import train_missing
 from slicedice.plan import add_arguments, executed_on, plan_verb
 from slicedice.report.claims import judge
 from slicedice.report.reference import caption, compare

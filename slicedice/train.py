@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from slicedice import files
 from slicedice.commandline import door, overrides, split
 from slicedice.grid import Grid, enumerate_runs, load_config
-from slicedice.launching import train_missing
+from slicedice.launching.missing import train_missing
 from slicedice.report.results import read_results
 from slicedice.report.tables import cell_table, plain_console, show
 from slicedice.store import Kind, Store

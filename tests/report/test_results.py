@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from slicedice.grid.figures import AXES, MEASURES
-from slicedice.launching import to_train
+from slicedice.launching.missing import to_train
 from slicedice.report.results import Results, coordinates, read_results, settings, write_tables
 from slicedice.spec import SCHEMA, run_name
 from slicedice.store import Kind, Store

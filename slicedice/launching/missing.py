@@ -1,12 +1,4 @@
-"""The protocol between a sweep and a launcher, and how a sweep uses it.
-
-A launcher is a file in `launch/` with a function `launch(job)`. It hands the job's runs to an engine, each
-to a process `python -m slicedice.work --store STORE RUN`, calls `job.watch()` now and then while they train,
-and returns when nothing of the job is left to wait for. The runs' folders say how each ended.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
+"""How a sweep trains what is missing: prepares text, makes runs' folders, cuts work units and hands them to a launcher."""
 
 from rich.console import Console
 
@@ -19,30 +11,6 @@ from slicedice.report.progress import Progress
 from slicedice.spec import DataSpec, SpecError, run_name
 from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Store
-
-
-class LaunchError(RuntimeError):
-    """Launching could not go on; the message is for the user."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a launcher is to do.
-
-    store: where the runs' folders are.
-    runs: ids in the order to train them; their folders exist.
-    max_concurrent: how many to train at once; 0 leaves it to the launcher.
-    bytes: memory that the largest run of the plan takes of a device, by estimate.
-    devices: how many the run of the plan that takes the most of them trains on.
-    watch: draws progress; cheap, and made to be called twice a second.
-    """
-
-    store: Store
-    runs: tuple[str, ...]
-    max_concurrent: int
-    bytes: int
-    devices: int
-    watch: Callable[[], None]
 
 
 def to_train(plan: Plan, store: Store, *, retry: bool) -> list[str]:
