@@ -42,6 +42,12 @@ class Launch:
     handles: tuple[str, ...] = ()
 
     @property
+    def number(self) -> int:
+        """Its place among the launches of its store; 0 if its name does not tell."""
+        last = self.name.rpartition("-")[2]
+        return int(last) if last.isdecimal() else 0
+
+    @property
     def is_by_name(self) -> bool:
         """Whether the launcher is found by name."""
         return LAUNCHER.fullmatch(self.launcher) is not None

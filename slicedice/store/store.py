@@ -173,12 +173,12 @@ class Store:
         return f"{words[:24].strip('-')}-{here}-{number}"
 
     def launches(self) -> list[Launch]:
-        """All launches on record, in order of their names; those that cannot be read are none."""
+        """All launches on record, the oldest first; those that cannot be read are none."""
         found = []
-        for folder in sorted((self.root / "launches").glob("[a-z]*")):
+        for folder in (self.root / "launches").glob("[a-z]*"):
             with contextlib.suppress(StoreError):
                 found.append(read_launch(folder))
-        return found
+        return sorted(found, key=lambda launch: launch.number)
 
     def strays(self, known: Container[str]) -> dict[str, str]:
         """What lies among the runs and is none, by name, each with why; `known` and hidden files are passed over."""
