@@ -39,6 +39,25 @@ QUEUED = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD",
 """States in which a job waits. In all others that squeue lists unless told otherwise, it is on its nodes."""
 
 
+SCRIPT = """\
+#!/bin/bash
+{options}
+unit=$((SLURM_ARRAY_TASK_ID + {base}))
+restarts=${{SLURM_RESTART_COUNT:-0}}
+echo "== $(date --iso-8601=seconds) unit $unit on $SLURM_JOB_NODELIST, restart $restarts"
+{environment}{setup}\
+{command}
+status=$?
+# Told to end, with a checkpoint (75), or killed by a signal: to be started again. After scancel, or someone else's
+# requeue, a SIGTERM has ended this shell, which must never trap it: Slurm would requeue even what was cancelled.
+if (((status == 75 || status > 128) && restarts < {requeues})); then
+  # By the array's number: a task may have that as its own, which then names all tasks.
+  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+fi
+exit $status
+"""
+
+
 @dataclass(frozen=True)
 class Slurm:
     """Settings of the launcher. Those that are empty or 0 are left to the cluster.
@@ -46,12 +65,12 @@ class Slurm:
     partition, account, qos, constraint: as sbatch takes them.
     time: limit for a unit between two requeues, as sbatch takes it: `90` minutes, `12:00:00`, `2-0`.
     gres: what a device is to Slurm; `gpu:h100` names a type. Empty: units train on CPUs.
-    devices_per_node: most that a unit has of one node. One on more takes several nodes, all of them filled, and starts a
+    devices_per_node: most that a unit has of one node. One on more takes several nodes, all of them filled, and is a
       process for each device; else it is one process.
     cpus: cores for each process.
     mem: memory for each node, such as `64G`.
     extra: more options of sbatch, `--exclusive --mail-type=FAIL`.
-    setup: shell lines that run before the worker, such as `module load cuda`. They are kept in the store, in plain text.
+    setup: shell lines that run before the worker, such as `module load cuda`. The store keeps them, in plain text.
     python: the interpreter; empty for the one that submits.
     warning: seconds before the time limit at which the worker is told to save a checkpoint and to end.
     requeues: how often a unit is started again, those by Slurm itself included, before one that was stopped stays so.
@@ -171,27 +190,13 @@ class Slurm:
         srun += [f"--cpus-per-task={self.cpus}"] if self.cpus else []  # it does not follow from sbatch's
         python = shlex.quote(self.python or sys.executable)
         worker = job.command("$unit", processes=0 if several else 1, python=python)
-        return "\n".join(
-            [
-                "#!/bin/bash",
-                *(f"#SBATCH {option}" for option in options),
-                *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
-                *self.setup.splitlines(),
-                "restarts=${SLURM_RESTART_COUNT:-0}",
-                f"unit=$((SLURM_ARRAY_TASK_ID + {base}))",
-                'echo "== $(date --iso-8601=seconds) unit $unit on $SLURM_JOB_NODELIST, restart $restarts"',
-                f"{' '.join(srun)} {worker}",
-                "status=$?",
-                "# Told to end, with a checkpoint (75), or killed by a signal: to be started again. After scancel, or a requeue",
-                "# by someone else, this shell has had a SIGTERM and does not come here. It must never trap it: Slurm would",
-                "# requeue even what was cancelled.",
-                f"if (((status == 75 || status > 128) && restarts < {self.requeues})); then",
-                "  # By the array's number: that of its last task is the array's own, which would name all tasks.",
-                '  scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
-                "fi",
-                "exit $status",
-                "",
-            ]
+        return SCRIPT.format(
+            options="\n".join(f"#SBATCH {option}" for option in options),
+            environment="".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()),
+            setup=f"{self.setup.rstrip()}\n" if self.setup else "",
+            base=base,
+            command=f"{' '.join(srun)} {worker}",
+            requeues=self.requeues,
         )
 
     def _shape(self, devices: int) -> tuple[int, int]:
