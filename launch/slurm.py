@@ -240,7 +240,7 @@ def _shares(job: Job, sizes: Sequence[int]) -> list[int]:
 
 
 def _folder(job: Job) -> Path:
-    return (job.store.root / "launches" / job.name).absolute()
+    return job.store.launch_folder(job.name).absolute()
 
 
 def _quoted(path: Path) -> str:
