@@ -84,6 +84,16 @@ def trains(run: RunFolder, attempt: int, past: int = 50) -> bool:
     return bool(made) and made[0].number == attempt and made[0].steps > past
 
 
+def goes_on(run: RunFolder, past: int) -> bool:
+    """Whether an attempt after this one has gone past where the one before was, and has all the metrics before."""
+    made = run.attempts()
+    if len(made) < past + 1 or made[0].steps <= made[1].steps:
+        return False
+    steps = [line["step"] for line in metrics.read(made[0].metrics)]
+    assert steps == list(range(len(steps)))
+    return True
+
+
 def endings(run: RunFolder) -> list[Kind | None]:
     """How all attempts ended, the first one first; None for one that did not say."""
     return [ending and ending.kind for ending in (one.ending() for one in reversed(run.attempts()))]
@@ -110,7 +120,7 @@ def processes_of(launch: Launch, unit: int) -> dict[int, int]:
 
 def test_a_sweep_survives_requeues_kills_and_cancelling(place):
     (place.folder / "rates.py").write_text(GRID.format(rates=[1e-3, 2e-3, 4e-3]))
-    steps = 4000
+    steps = 3000
     same, launch = place.submit("rates.py", steps)
     requeued, killed, cancelled = (place.run(launch, unit) for unit in range(3))
     for run in (requeued, killed, cancelled):
@@ -135,21 +145,20 @@ def test_a_sweep_survives_requeues_kills_and_cancelling(place):
     assert [row["state"] for row in rows] == ["done"] * 3
 
 
-def test_a_run_that_is_out_of_time_goes_on_from_its_checkpoint(place):
+def test_a_run_out_of_time_or_preempted_goes_on_from_its_checkpoint(place):
     (place.folder / "long.py").write_text(GRID.format(rates=[3e-3]))
     # Slurm looks every 30 seconds, and sends the signal that much too early rather than too late.
-    same, launch = place.submit("long.py", 10**6, "--launcher.time=1", "--launcher.warning=20")
-    run = place.run(launch)
-    wait_until(lambda: len(run.attempts()) > 1, "it begins again", LONG_SECONDS)
-    second, first = run.attempts()
-    # What was trained before is taken over, up to where it was stopped.
-    wait_until(lambda: second.steps > first.steps, "it goes on", LONG_SECONDS)
-    assert [line["step"] for line in metrics.read(second.metrics)][: first.steps + 1] == list(range(first.steps + 1))
-    assert first.ending().kind is Kind.PREEMPTED
-    assert first.has_checkpoint
-    log = (launch.folder / "unit-000.log").read_text()
-    assert "75" in log
-    assert "DUE TO TIME LIMIT" not in log
+    settings = ("--launcher.time=1", "--launcher.warning=20", "--launcher.extra=--exclusive")
+    same, launch = place.submit("long.py", 10**6, *settings)
+    run, log = place.run(launch), launch.folder / "unit-000.log"
+    wait_until(lambda: goes_on(run, 1), "it goes on after it was out of time", LONG_SECONDS)
+    assert "Exited with exit code 75" in log.read_text()
+    assert "DUE TO TIME LIMIT" not in log.read_text()
+    ask(place.environment, "srun", "--partition=urgent", "--nodes=2", "--exclusive", "true")
+    wait_until(lambda: "DUE TO PREEMPTION" in log.read_text(), "a more urgent job takes its node")
+    preempted = len(run.attempts())
+    wait_until(lambda: goes_on(run, preempted), "it goes on after it was preempted", LONG_SECONDS)
+    assert set(endings(run)[:-1]) == {Kind.PREEMPTED}
     place.sweep("cancel", *same)
     place.wait_for_end(launch)
     assert run.state().kind is Kind.CANCELLED
@@ -157,7 +166,7 @@ def test_a_run_that_is_out_of_time_goes_on_from_its_checkpoint(place):
 
 def test_a_unit_on_two_nodes_survives_the_loss_of_one_process(place):
     (place.folder / "wide.py").write_text(GRID.format(rates=[5e-3]))
-    _, launch = place.submit("wide.py", 400, "--config.execution.mesh=data=2", "--launcher.devices_per_node=1")
+    _, launch = place.submit("wide.py", 200, "--config.execution.mesh=data=2", "--launcher.devices_per_node=1")
     run = place.run(launch)
     wait_until(lambda: trains(run, 1, 5), "the run trains", LONG_SECONDS)
     jobs = f"--jobs={launch.handles[0]}"
@@ -167,7 +176,7 @@ def test_a_unit_on_two_nodes_survives_the_loss_of_one_process(place):
     os.kill(ranks[1], signal.SIGKILL)
     place.wait_for_end(launch)
     assert run.state().kind is Kind.DONE, (launch.folder / "unit-000.log").read_text()
-    assert steps_of(run) == list(range(400))
+    assert steps_of(run) == list(range(200))
     assert len(run.attempts()) == 2
     result = run.result()
     assert result
