@@ -110,6 +110,9 @@ class Slurm:
 
     def render(self, job: Job) -> Mapping[str, str]:
         """One script for each array."""
+        tpus = job.topology is not None and job.topology.rate.is_tpu
+        valid = "it is of TPUs, and --launcher.gres asks for GPUs: name a topology such as h100:8"
+        require(not (tpus and self.gres.startswith("gpu")), "--topology", str(job.topology), valid)
         arrays = list(_arrays(job))
         names = ["sbatch.sh"] if len(arrays) == 1 else [f"sbatch-{i}.sh" for i in range(len(arrays))]
         limits = _shares(job, [len(array.units) for array in arrays])

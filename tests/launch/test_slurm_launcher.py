@@ -7,10 +7,12 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from slicedice.cost.topology import parse_topology
 from slicedice.files import FileError
 from slicedice.launching import Job, Launcher, LaunchError, Phase, WorkUnit, load_launcher
 from slicedice.spec import SpecError
@@ -183,6 +185,14 @@ def test_a_unit_on_more_devices_than_a_node_has_takes_several(devices, per_node,
 def test_devices_that_leave_nodes_half_empty_are_refused(tmp_path):
     with pytest.raises(SpecError, match=r"--launcher.devices_per_node = 8 .*a unit on 12 devices"):
         slurm().render(job(tmp_path / "store", (1, 12)))
+
+
+def test_runs_planned_for_tpus_are_not_sent_to_gpus(tmp_path):
+    wanted = replace(job(tmp_path / "store", (8,)), topology=parse_topology("v5e:2x4"))
+    with pytest.raises(SpecError, match=r"^--topology = 'v5e:2x4' .*GPUs"):
+        slurm().render(wanted)
+    slurm().render(replace(wanted, topology=parse_topology("h100:8")))
+    slurm(gres="").render(wanted)  # CPUs stand in
 
 
 @pytest.mark.parametrize(
