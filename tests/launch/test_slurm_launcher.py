@@ -188,10 +188,10 @@ def test_devices_that_leave_nodes_half_empty_are_refused(tmp_path):
 
 
 def test_runs_planned_for_tpus_are_not_sent_to_gpus(tmp_path):
-    wanted = replace(job(tmp_path / "store", (8,)), topology=parse_topology("v5e:2x4"))
+    wanted = replace(job(tmp_path / "store", (8,)), topology=parse_topology("a test", "v5e:2x4"))
     with pytest.raises(SpecError, match=r"^--topology = 'v5e:2x4' .*GPUs"):
         slurm().render(wanted)
-    slurm().render(replace(wanted, topology=parse_topology("h100:8")))
+    slurm().render(replace(wanted, topology=parse_topology("a test", "h100:8")))
     slurm(gres="").render(wanted)  # CPUs stand in
 
 
