@@ -32,7 +32,7 @@ EVERYTHING = {
 }
 
 
-def launcher(**settings: Any):
+def launcher(**settings: Any) -> Any:
     return load_launcher("jobset", {"image": "europe-docker.pkg.dev/p/r/slicedice:1", **settings})
 
 
@@ -131,8 +131,7 @@ def test_manifests_keep_to_the_published_names_and_types(topology, settings, whe
 @pytest.mark.parametrize("topology", ["v5p:4x4x4", "h100:8"])
 def test_pods_and_jobs_keep_to_the_models_of_the_client(topology):
     pytest.importorskip("kubernetes")
-    volume = {"volume_claim": "filestore"}
-    found = manifest(job(topology, root="/runs"), **EVERYTHING, **volume)
+    found = manifest(job(topology, root="/runs"), volume_claim="filestore", **EVERYTHING)
     spec = found["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert model_misfits(spec, "V1JobSpec", "") == []
     assert model_misfits(found["metadata"], "V1ObjectMeta", "") == []

@@ -1,4 +1,4 @@
-"""The launcher `jobset` against an API server: one of our own over HTTP, which keeps JobSets and pods as Kubernetes does."""
+"""The launcher `jobset` against an API server over HTTP, of the test's own, which keeps JobSets and pods."""
 
 import json
 import re
@@ -127,7 +127,7 @@ def cluster(tmp_path, monkeypatch):
         thread.join()
 
 
-def launcher(**settings: Any):
+def launcher(**settings: Any) -> Any:
     return load_launcher("jobset", {"image": "image:1", "namespace": "moe", **settings})
 
 
@@ -207,7 +207,7 @@ def test_cancelling_deletes_the_units_that_are_named_and_no_others(cluster, tmp_
 def test_a_launch_that_is_refused_half_way_leaves_nothing(cluster):
     cluster.refused = 2
     work = job(units=4)
-    with pytest.raises(LaunchError, match="403.*exceeded quota"):
+    with pytest.raises(LaunchError, match=r"403.*exceeded quota"):
         launcher().submit(work, launcher().render(work))
     assert cluster.jobsets == {}
 
@@ -216,7 +216,7 @@ def test_a_launch_does_not_touch_another_of_its_name(cluster):
     work = job(units=2)
     launcher().submit(work, launcher().render(work))
     before = dict(cluster.jobsets)
-    with pytest.raises(LaunchError, match="409.*already exists"):
+    with pytest.raises(LaunchError, match=r"409.*already exists"):
         launcher().submit(work, launcher().render(work))
     assert cluster.jobsets == before
 
@@ -272,7 +272,7 @@ def test_a_cluster_that_refuses_is_quoted(cluster, monkeypatch, tmp_path):
     config = yaml.safe_load((tmp_path / "kubeconfig").read_text())
     config["users"][0]["user"]["token"] = "another"
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-    with pytest.raises(LaunchError, match="401.*Unauthorized"):
+    with pytest.raises(LaunchError, match=r"401.*Unauthorized"):
         launcher().poll(launch)
 
 
