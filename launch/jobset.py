@@ -19,6 +19,7 @@ from slicedice.launching import Job, LaunchError, Phase
 from slicedice.launching.kubernetes_api import ask, connect
 from slicedice.spec.errors import require
 from slicedice.store import Launch
+from slicedice.worker import AGAIN
 
 GROUP, VERSION, PLURAL = "jobset.x-k8s.io", "v1alpha2", "jobsets"
 
@@ -29,9 +30,6 @@ SLICE = "s"
 """Of a JobSet's only replicated job. Short, since pods are called JOBSET-s-SLICE-HOST-xxxxx, in 63 characters."""
 
 CONTAINER = "worker"
-
-START_AGAIN = 75
-"""What a worker ends with that was told to stop, or lost another one."""
 
 GRACE_SECONDS = 600
 """For a worker to save a checkpoint. A spot machine gives less, whatever is asked for."""
@@ -74,7 +72,8 @@ class JobSet:
     chips_per_host: of a TPU machine: 8 where a slice 2x4 of v5e or v6e is one machine of 8.
     node_selector: labels that nodes have to have, LABEL=VALUE,LABEL=VALUE: a node pool, a reservation. For GPUs they
       stand in place of GKE's label of their kind.
-    compilation_cache: gs:// folder for compiled programs; empty: beside the runs, where these are in a bucket.
+    compilation_cache: gs:// folder for compiled programs, which pods then need not compile again. What is in it is
+      executed: not in the store, and nobody else's.
     volume_claim: of a volume that many pods may write, where the store is a path.
     volume_mount: where pods have it; empty: at the store's path.
     cpus: of a pod without an accelerator, where there is no topology; 0: none starts.
@@ -188,7 +187,7 @@ class JobSet:
         most = 0 < job.max_concurrent < len(job.units)
         valid = "Kubernetes starts what fits: set a quota in Kueue, and name its queue by --launcher.queue"
         require(not most, "--max_concurrent", job.max_concurrent, valid)
-        self._check_store(str(job.store.root))
+        self._check_store(job.store.address)
         self._check_topology(job.topology)
 
     def _check_store(self, root: str) -> None:
@@ -205,7 +204,6 @@ class JobSet:
             "--launcher.volume_claim a volume that has the store at this same path"
         )
         require(claimed, "--store", root, valid)
-        require(os.path.isabs(root), "--store", root, "name it by its whole path, as pods have it on the volume")
         within = not mount or (os.path.isabs(mount) and os.path.commonpath([mount, root]) == os.path.normpath(mount))
         require(within, "--launcher.volume_mount", mount, f"name a folder that has the store in it, {root}")
 
@@ -274,7 +272,7 @@ class JobSet:
 
     def _job(self, job: Job, number: int, hosts: int, labels: Mapping[str, str]) -> dict[str, Any]:
         """The Job of a slice: none of its pods is replaced alone, since the others would not take it in."""
-        again = {"containerName": CONTAINER, "operator": "In", "values": [START_AGAIN]}
+        again = {"containerName": CONTAINER, "operator": "In", "values": [AGAIN]}
         return {
             "completionMode": "Indexed",
             "completions": hosts,
@@ -294,7 +292,7 @@ class JobSet:
         resources, selector, tolerations, security, platforms = self._placing(job)
         if self.volume_claim:
             volumes.append({"name": "store", "persistentVolumeClaim": {"claimName": self.volume_claim}})
-            mounts.append({"name": "store", "mountPath": self.volume_mount or str(job.store.root)})
+            mounts.append({"name": "store", "mountPath": self.volume_mount or job.store.address})
         if topology is not None and not topology.rate.is_tpu:  # NCCL shares memory, of which containers have 64 MiB
             volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
             mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
@@ -302,9 +300,8 @@ class JobSet:
         environment = {
             "JAX_PLATFORMS": platforms
         }  # without what was asked for, a worker ends and trains on nothing else
-        root = str(job.store.root)
-        if cache := self.compilation_cache or (f"{root}/compilation_cache" if root.startswith("gs://") else ""):
-            environment["JAX_COMPILATION_CACHE_DIR"] = cache
+        if self.compilation_cache:
+            environment["JAX_COMPILATION_CACHE_DIR"] = self.compilation_cache
         container = _filled(
             name=CONTAINER,
             image=self.image,

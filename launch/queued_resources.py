@@ -24,6 +24,7 @@ from slicedice.cost.topology import Topology
 from slicedice.launching import Job, LaunchError, Phase
 from slicedice.spec.errors import require
 from slicedice.store import Launch
+from slicedice.worker import DISK_FULL
 
 SCRIPT = "queued_resources.sh"
 
@@ -173,6 +174,8 @@ class QueuedResources:
     service_account: of the TPU VM, which may use the store's bucket.
     network, subnetwork: that it is in.
     internal_ips: it has no address on the Internet, and reaches package indexes by what its network has for that.
+    compilation_cache: gs:// folder for compiled programs, which need not be compiled again. What is in it is executed:
+      not in the store, and nobody else's.
     max_restarts: of a unit, after failures. Preemptions do not count.
     """
 
@@ -187,6 +190,7 @@ class QueuedResources:
     network: str = ""
     subnetwork: str = ""
     internal_ips: bool = False
+    compilation_cache: str = ""
     max_restarts: int = 10
 
     def render(self, job: Job) -> Mapping[str, str]:
@@ -202,7 +206,7 @@ class QueuedResources:
             "slices": str(job.topology.slices),
             "at_once": str(min(job.max_concurrent or AT_ONCE, len(job.units))),
             "max_restarts": str(self.max_restarts),
-            "disk_full": "28",
+            "disk_full": str(DISK_FULL),
             "install": self._install(),
             "work": self._work(job),
         }
@@ -308,7 +312,10 @@ class QueuedResources:
         require(bool(good), "--launcher.package", self.package, valid)
         require(self.max_restarts >= 0, "--launcher.max_restarts", self.max_restarts, "use a number from 0")
         require(not (self.spot and self.reserved), "--launcher.spot", True, "what is reserved is no spot machine")
-        root = str(job.store.root)
+        compiled = self.compilation_cache
+        valid = "name a folder in a bucket, as in gs://bucket/compiled"
+        require(not compiled or compiled.startswith("gs://"), "--launcher.compilation_cache", compiled, valid)
+        root = job.store.address
         valid = "TPU VMs do not reach this machine's folders: name a store in a bucket, gs://BUCKET/FOLDER"
         require(root.startswith("gs://"), "--store", root, valid)
         topology = job.topology
@@ -360,9 +367,11 @@ class QueuedResources:
 
         A worker whose connection was lost goes on without it. The lock has the next one wait for it.
         """
-        cache_folder = shlex.quote(f"{job.store.root}/compilation_cache")
+        environment = "JAX_PLATFORMS=tpu,cpu"
+        if self.compilation_cache:
+            environment += f" JAX_COMPILATION_CACHE_DIR={shlex.quote(self.compilation_cache)}"
         command = job.command("$unit", processes=0, python=f"{ENVIRONMENT}/bin/python")
-        return f"JAX_PLATFORMS=tpu,cpu JAX_COMPILATION_CACHE_DIR={cache_folder} flock slicedice.lock {command}"
+        return f"{environment} flock slicedice.lock {command}"
 
     def _require_gcloud(self, otherwise: str) -> None:
         if shutil.which("gcloud") is None:

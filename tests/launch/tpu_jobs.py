@@ -10,11 +10,15 @@ from slicedice.store import Launch, Store
 BUCKET = "gs://bucket/runs"
 
 
-class InBucket(Store):
-    """A store that is named as one in a bucket, of which a launcher reads nothing."""
+class Elsewhere(Store):
+    """A store at an address, of which a launcher reads nothing."""
 
-    def __init__(self, root: str):
-        self.root: Any = root
+    def __init__(self, address: str):
+        self._address = address
+
+    @property
+    def address(self) -> str:
+        return self._address
 
 
 def job(
@@ -28,7 +32,7 @@ def job(
     """A job of units of one run each."""
     work = tuple(WorkUnit((f"{number:012x}",)) for number in range(units))
     found = parse_topology("--topology", topology) if topology else None
-    return Job(name, InBucket(root), work, topology=found, **fields)
+    return Job(name, Elsewhere(root), work, topology=found, **fields)
 
 
 def launched(job: Job, handles: tuple[str, ...] | list[str], folder: Path) -> Launch:
