@@ -218,7 +218,8 @@ class QueuedResources:
         head = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
         head += [f"{name}=({' '.join(map(shlex.quote, values))})" for name, values in lists.items()]
         about = f"# Trains the launch {job.name}: `bash {SCRIPT}` all of its units, `bash {SCRIPT} 3 5` these."
-        return {SCRIPT: "\n".join(["#!/usr/bin/env bash", about, "set -uo pipefail", "", *head]) + "\n" + BODY}
+        lint = "# shellcheck disable=SC2016  # what is in single quotes is for the hosts' shells"
+        return {SCRIPT: "\n".join(["#!/usr/bin/env bash", about, lint, "set -uo pipefail", "", *head]) + "\n" + BODY}
 
     def submit(self, job: Job, rendered: Mapping[str, str]) -> Sequence[str]:
         """Starts the script, which goes on by itself.
