@@ -58,7 +58,7 @@ mkdir -p "$logs"
 
 # The state of the queued resource $1; nothing if there is none. Fails where gcloud does.
 state_of() {
-  gcloud compute tpus queued-resources list "${where[@]}" --filter="name ~ /$1\$" --format='value(state.state)'
+  gcloud compute tpus queued-resources list "${where[@]}" --filter="name ~ \"(^|/)$1\$\"" --format='value(state.state)'
 }
 
 on_all() {  # on_all NAME COMMAND: on every host of every slice, all at the same time

@@ -59,7 +59,7 @@ def main() -> int:
         if flags["format"] == "json":
             print(json.dumps([{"name": name, "state": {"state": state_of(path)}} for name, path in found]))
             return 0
-        pattern = flags["filter"].removeprefix("name ~ ")
+        pattern = flags["filter"].removeprefix("name ~ ").strip(chr(34))
         print("\n".join(state_of(path) for name, path in found if re.search(pattern, name)), end="")
         return 0
     path = here / words[0]
