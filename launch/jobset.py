@@ -8,6 +8,7 @@ tells more.
 import os
 import re
 import shlex
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,9 @@ SLICE = "s"
 """Of a JobSet's only replicated job. Short, since pods are called JOBSET-s-SLICE-HOST-xxxxx, in 63 characters."""
 
 CONTAINER = "worker"
+
+TERMINATED = 128 + signal.SIGTERM
+"""What a process ends with that was told to stop before it could listen."""
 
 GRACE_SECONDS = 600
 """For a worker to save a checkpoint. A spot machine gives less, whatever is asked for."""
@@ -272,7 +276,7 @@ class JobSet:
 
     def _job(self, job: Job, number: int, hosts: int, labels: Mapping[str, str]) -> dict[str, Any]:
         """The Job of a slice: none of its pods is replaced alone, since the others would not take it in."""
-        again = {"containerName": CONTAINER, "operator": "In", "values": [AGAIN]}
+        again = {"containerName": CONTAINER, "operator": "In", "values": [AGAIN, TERMINATED]}
         return {
             "completionMode": "Indexed",
             "completions": hosts,
@@ -297,9 +301,8 @@ class JobSet:
             volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
             mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
         processes = 1 if self._hosts(topology) == (1, 1) else 0
-        environment = {
-            "JAX_PLATFORMS": platforms
-        }  # without what was asked for, a worker ends and trains on nothing else
+        # So that a worker ends where its accelerator does not start, and does not train on the host's cores.
+        environment = {"JAX_PLATFORMS": platforms}
         if self.compilation_cache:
             environment["JAX_COMPILATION_CACHE_DIR"] = self.compilation_cache
         container = _filled(
@@ -312,6 +315,7 @@ class JobSet:
         )
         return _filled(
             restartPolicy="Never",
+            shareProcessNamespace=True,  # else Python is process 1, which no signal ends that it does not listen to yet
             terminationGracePeriodSeconds=GRACE_SECONDS,
             priorityClassName=self.priority_class,
             serviceAccountName=self.service_account,
@@ -320,7 +324,8 @@ class JobSet:
             securityContext=security,
             containers=[container],
             volumes=volumes,
-        ) | {"automountServiceAccountToken": False}  # a worker asks nothing of Kubernetes
+            automountServiceAccountToken=False,  # a worker asks nothing of Kubernetes
+        )
 
     def _placing(self, job: Job) -> tuple[dict, dict[str, str], list[dict], dict, str]:
         """Of a pod: what it needs, on which nodes, whose taints it bears, as whom, and on JAX's which platforms."""

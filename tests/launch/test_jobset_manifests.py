@@ -205,9 +205,10 @@ def test_preemptions_restart_without_being_counted_and_failures_are():
     assert codes["onExitCodes"] == {
         "containerName": pod_of(found)["containers"][0]["name"],
         "operator": "In",
-        "values": [75],
+        "values": [75, 143],
     }
     assert conditions["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert pod_of(found)["shareProcessNamespace"] is True  # without it, no process ends with 143
     # A pod failure policy takes pods that are never restarted, and nothing but the policies restarts a pod.
     assert (pod_of(found)["restartPolicy"], spec["backoffLimit"]) == ("Never", 0)
     assert pod_of(found)["terminationGracePeriodSeconds"] >= 300

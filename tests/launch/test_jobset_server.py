@@ -1,7 +1,9 @@
 """The launcher `jobset` against an API server over HTTP, of the test's own, which keeps JobSets and pods."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
+from slicedice import sweep
 from slicedice.launching import LaunchError, Phase, load_launcher
 from tests.launch.test_jobset_manifests import SCHEMA, misfits
 from tests.launch.tpu_jobs import job, launched
@@ -302,3 +305,42 @@ def test_without_the_client_manifests_are_rendered_and_submitting_says_what_to_i
     assert len(rendered) == 2
     with pytest.raises(LaunchError, match=re.escape("pip install 'slicedice[kubernetes]'")):
         launcher().submit(job(), rendered)
+
+
+GRID = """
+from slicedice.grid import Grid, axis
+
+
+def get_grid(scale):
+    return Grid(axis("model.experts", ["dense"]))
+"""
+
+
+def test_a_sweep_is_submitted_and_its_pods_commands_train_it(cluster, tmp_path, monkeypatch, capsys):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "mine.py").write_text(GRID)
+    (tmp_path / "texts").mkdir()
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / "texts" / f"{name}.txt").write_text(f"{name} says: " + "the quick brown fox. " * 40)
+    monkeypatch.chdir(tmp_path)
+    plan = ["--grid", "mine", "--scale", "smoke", "--config.data.source=texts", "--config.budget.tokens=2560"]
+    settings = ["image=slicedice:1", "namespace=moe", "volume_claim=nfs", "cpus=1"]
+    flags = [f"--launcher.{setting}" for setting in settings]
+    assert sweep.main([*plan, "--launcher", "jobset", *flags]) == 0
+    assert len(cluster.jobsets) == 1
+    sweep.main([*plan, "--launcher", "jobset", *flags])
+    assert len(cluster.jobsets) == 1  # what is in the queue is not submitted again
+    # A pod is not told to play several devices, as tests are.
+    outside = {name: value for name, value in os.environ.items() if name not in ("NPROC", "JAX_NUM_CPU_DEVICES")}
+    for jobset in cluster.jobsets.values():
+        pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["volumeMounts"] == [{"name": "store", "mountPath": str(tmp_path / "runs")}]
+        python, *words = [word.replace("$$", "$") for word in container["command"]]
+        assert python == "python"
+        environment = {variable["name"]: variable["value"] for variable in container["env"]}
+        subprocess.run([sys.executable, *words], env=outside | environment, cwd="/", check=True, timeout=300)
+        jobset["status"] = {"conditions": [condition("Completed")]}
+    capsys.readouterr()
+    assert sweep.main(["status", *plan, "--json"]) == 0
+    assert {run["state"] for run in json.loads(capsys.readouterr().out)["runs"]} == {"done"}
