@@ -22,6 +22,7 @@ from pathlib import Path
 from slicedice import cache
 from slicedice.cost.topology import Topology
 from slicedice.launching import Job, LaunchError, Phase
+from slicedice.launching.tpu_vm_script import BODY
 from slicedice.spec.errors import require
 from slicedice.store import Launch
 from slicedice.worker import DISK_FULL
@@ -43,6 +44,8 @@ NAME = re.compile(r"[A-Za-z0-9]([-\w.@:]*[A-Za-z0-9])?")
 
 WHEEL = re.compile(r"gs://[-\w./]+/[-\w.+]+\.whl")
 
+VOLUME = re.compile(r"[A-Za-z0-9][-\w.]*:/[-\w./]*")
+
 ENVIRONMENT = "slicedice-env"
 """On a TPU VM, whose own Python is older than slicedice takes."""
 
@@ -50,113 +53,6 @@ STOP = "pkill -TERM -f '[s]licedice.work'; while pgrep -f '[s]licedice.work' > /
 """On a TPU VM: has the worker save a checkpoint, and waits until it has. The brackets keep it from finding itself."""
 
 STOP_SECONDS = 600
-
-BODY = r"""
-logs=${SLICEDICE_LOGS:-$HOME/.cache/slicedice/launches/$launch}
-wait_seconds=${SLICEDICE_WAIT_SECONDS:-30}
-mkdir -p "$logs"
-
-# The state of the queued resource $1; nothing if there is none. Fails where gcloud does.
-state_of() {
-  gcloud compute tpus queued-resources list "${where[@]}" --filter="name ~ \"(^|/)$1\$\"" --format='value(state.state)'
-}
-
-on_all() {  # on_all NAME COMMAND: on every host of every slice, all at the same time
-  gcloud compute tpus queued-resources ssh "$1" "${where[@]}" --node=all --worker=all --batch-size=all --quiet \
-    --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oConnectTimeout=30 --command="$2"
-}
-
-create() {
-  local nodes=(--node-id="$1")
-  if [ "$slices" -gt 1 ]; then nodes=(--node-count="$slices" --node-prefix="$1"); fi
-  gcloud compute tpus queued-resources create "$1" "${where[@]}" "${nodes[@]}" "${wanted[@]}" --quiet
-}
-
-# Deletes the queued resource $1 with its machines, which cost until then.
-delete() {
-  local try
-  for try in 1 2 3 4 5; do
-    if gcloud compute tpus queued-resources delete "$1" "${where[@]}" --force --quiet; then return; fi
-    if state=$(state_of "$1") && [ -z "$state" ]; then return; fi
-    echo "$1 is still there after $try tries to delete it"
-    sleep "$wait_seconds"
-  done
-  echo "$1 COULD NOT BE DELETED AND MAY COST MONEY: gcloud compute tpus queued-resources delete $1 ${where[*]} --force"
-}
-
-# Trains the unit $1 from asking for machines to deleting them. Returns what its worker ended with, 130 if cancelled.
-train() {
-  local unit=$1 name=$launch-$1 asked=no failures=0 state status
-  while :; do
-    if ! state=$(state_of "$name"); then
-      sleep "$wait_seconds"
-      continue
-    fi
-    if [ -e "$logs/unit-$unit.cancelled" ] || { [ -z "$state" ] && [ "$asked" = yes ]; }; then
-      if [ -n "$state" ]; then delete "$name"; fi
-      return 130
-    fi
-    status=0
-    case $state in
-      '')
-        if create "$name"; then
-          asked=yes
-          continue
-        fi
-        status=1
-        ;;
-      ACTIVE)
-        asked=yes
-        { on_all "$name" "$install" && on_all "$name" "unit=$unit; $work"; } || status=$?
-        if [ "$status" = 0 ] || [ "$status" = "$disk_full" ]; then
-          delete "$name"
-          return "$status"
-        fi
-        # Machines that were taken away may have a minute to run when their worker is gone already.
-        sleep "$wait_seconds"
-        if ! state=$(state_of "$name") || [ "$state" != ACTIVE ]; then continue; fi
-        ;;
-      SUSPENDED)
-        echo "$name was preempted"
-        delete "$name"
-        asked=no
-        continue
-        ;;
-      FAILED)
-        delete "$name"
-        asked=no
-        status=1
-        ;;
-      *)
-        sleep "$wait_seconds"
-        continue
-        ;;
-    esac
-    failures=$((failures + 1))
-    echo "$name failed for the ${failures}th time, with status $status"
-    if [ "$failures" -gt "$max_restarts" ]; then
-      if [ "$asked" = yes ]; then delete "$name"; fi
-      return "$status"
-    fi
-    sleep "$wait_seconds"
-  done
-}
-
-if [ "${1:-}" = --unit ]; then
-  status=0
-  train "$2" >> "$logs/unit-$2.log" 2>&1 || status=$?
-  echo "$status" > "$logs/unit-$2.ended"
-  echo "unit $2 ended with status $status; see $logs/unit-$2.log"
-  exit "$status"
-fi
-if [ "$#" -gt 0 ]; then units=("$@"); fi
-for unit in "${units[@]}"; do
-  if [ "$(cat "$logs/unit-$unit.ended" 2> /dev/null)" != 0 ]; then
-    rm -f "$logs/unit-$unit.ended"
-    echo "$unit"
-  fi
-done | xargs -P "$at_once" -I '{}' bash "$0" --unit '{}'
-"""
 
 
 @dataclass(frozen=True)
@@ -174,6 +70,8 @@ class QueuedResources:
     service_account: of the TPU VM, which may use the store's bucket.
     network, subnetwork: that it is in.
     internal_ips: it has no address on the Internet, and reaches package indexes by what its network has for that.
+    volume: HOST:/SHARE of NFS, such as Filestore, where the store is a path.
+    volume_mount: where TPU VMs have it; the store's path is in there.
     compilation_cache: gs:// folder for compiled programs, which need not be compiled again. What is in it is executed:
       not in the store, and nobody else's.
     max_restarts: of a unit, after failures. Preemptions do not count.
@@ -190,6 +88,8 @@ class QueuedResources:
     network: str = ""
     subnetwork: str = ""
     internal_ips: bool = False
+    volume: str = ""
+    volume_mount: str = ""
     compilation_cache: str = ""
     max_restarts: int = 10
 
@@ -307,7 +207,8 @@ class QueuedResources:
         bucket = self.package.startswith("gs://")
         valid = (
             "name a wheel in a bucket, gs://BUCKET/slicedice-VERSION-py3-none-any.whl, which `pip wheel --no-deps .` "
-            "makes and `gcloud storage cp` copies there; or what pip takes, as in 'slicedice[tpu] @ https://HOST/FILE.whl'"
+            "makes and `gcloud storage cp` copies there; or what pip takes, as in 'slicedice[tpu] @ "
+            "https://HOST/FILE.whl'"
         )
         good = WHEEL.fullmatch(self.package) if bucket else self.package and not self.package.startswith("-")
         require(bool(good), "--launcher.package", self.package, valid)
@@ -316,9 +217,7 @@ class QueuedResources:
         compiled = self.compilation_cache
         valid = "name a folder in a bucket, as in gs://bucket/compiled"
         require(not compiled or compiled.startswith("gs://"), "--launcher.compilation_cache", compiled, valid)
-        root = job.store.address
-        valid = "TPU VMs do not reach this machine's folders: name a store in a bucket, gs://BUCKET/FOLDER"
-        require(root.startswith("gs://"), "--store", root, valid)
+        self._check_store(job.store.address)
         topology = job.topology
         field, known = "--topology", f"TPU VMs are slices of {', '.join(KINDS)}, as in v5e:4x4"
         require(topology is not None, field, None, known)
@@ -326,6 +225,21 @@ class QueuedResources:
         require(topology.device in KINDS, field, str(topology), f"{known}; the launcher jobset has others")
         valid = "slices of other shapes have as many chips, and the Cloud TPU API tells them apart by number alone"
         require(_is_only_shape(topology.shape), field, str(topology), valid)
+
+    def _check_store(self, root: str) -> None:
+        volume, mount = self.volume, self.volume_mount
+        if root.startswith("gs://"):
+            require(not volume, "--launcher.volume", volume, f"the store is in a bucket, {root}")
+            require(not mount, "--launcher.volume_mount", mount, f"the store is in a bucket, {root}")
+            return
+        valid = (
+            "TPU VMs do not reach this machine's folders: name a store in a bucket, gs://BUCKET/FOLDER, or by "
+            "--launcher.volume and --launcher.volume_mount a share of NFS that has the store at this same path"
+        )
+        require(bool(volume), "--store", root, valid)
+        require(bool(VOLUME.fullmatch(volume)), "--launcher.volume", volume, "write HOST:/SHARE, as in 10.0.0.2:/runs")
+        within = os.path.isabs(mount) and os.path.commonpath([mount, root]) == os.path.normpath(mount)
+        require(within, "--launcher.volume_mount", mount, f"name a folder that has the store in it, {root}")
 
     def _where(self) -> list[str]:
         return [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
@@ -350,11 +264,17 @@ class QueuedResources:
         )
 
     def _install(self) -> str:
-        """The command that installs slicedice on a TPU VM; it may be run again."""
+        """The command that mounts the volume and installs slicedice on a TPU VM; it may be run again."""
         package, fetch = shlex.quote(self.package), ""
         if self.package.startswith("gs://"):
             name = self.package.rpartition("/")[2]
             fetch, package = f"gcloud storage cp {package} . && ", f'"slicedice[tpu] @ file://$PWD/{name}"'
+        if self.volume:
+            mount = shlex.quote(self.volume_mount)
+            made = f"sudo apt-get -qq install -y nfs-common > /dev/null && sudo mkdir -p {mount}"
+            fetch = (
+                f"{{ mountpoint -q {mount} || {{ {made} && sudo mount -t nfs {self.volume} {mount}; }}; }} && {fetch}"
+            )
         uv, python = "python3 -m uv", f"{ENVIRONMENT}/bin/python"
         return (
             # A system's Python may refuse packages that are not the system's.

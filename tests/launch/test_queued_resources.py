@@ -313,6 +313,29 @@ def test_what_is_installed_is_one_word_for_pip(package, installed, google, tmp_p
     assert (tmp_path / "gcloud.words").exists() == package.startswith("gs://")
 
 
+def test_a_volume_is_mounted_once(google, tmp_path):
+    work = job(units=1, root="/mnt/a b/runs")
+    assert run(tmp_path, work, volume="10.0.0.2:/share", volume_mount="/mnt/a b") == {"0": "0"}
+    install, train = map(command, google.calls("ssh"))
+    programs, notes = tmp_path / "host", tmp_path / "words"
+    programs.mkdir()
+    for program in ("sudo", "mountpoint", "python3", "gcloud"):
+        failing = "[ -e mounted ]" if program == "mountpoint" else "true"
+        note = f'#!/bin/sh\necho {program} "$*" >> {shlex.quote(str(notes))}\n{failing}\n'
+        (programs / program).write_text(note)
+        (programs / program).chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin"}
+    subprocess.run(["bash", "-c", install], cwd=tmp_path, env=environment, check=True)
+    assert "sudo mount -t nfs 10.0.0.2:/share /mnt/a b" in notes.read_text().splitlines()
+    assert "pip install" in notes.read_text()
+    notes.unlink()
+    (tmp_path / "mounted").touch()
+    subprocess.run(["bash", "-c", install], cwd=tmp_path, env=environment, check=True)
+    assert "sudo" not in notes.read_text()
+    assert "pip install" in notes.read_text()
+    assert "--store '/mnt/a b/runs'" in train
+
+
 def wait_until(condition: Callable[[], Any]) -> None:
     """Waits for something that another process does; a test that hangs here is ended by this, and fails."""
     for _ in range(6000):
@@ -410,6 +433,10 @@ def test_without_gcloud_it_says_that_the_script_can_be_run_elsewhere(monkeypatch
         ({}, {"compilation_cache": "here"}, "--launcher.compilation_cache", "bucket"),
         ({}, {"max_restarts": -1}, "--launcher.max_restarts", "from 0"),
         ({"root": "/home/me/runs"}, {}, "--store", "gs://BUCKET/FOLDER"),
+        ({"root": "/nfs/runs"}, {"volume": "10.0.0.2:/runs"}, "--launcher.volume_mount", "/nfs/runs"),
+        ({"root": "/nfs2/runs"}, {"volume": "h:/", "volume_mount": "/nfs"}, "--launcher.volume_mount", "/nfs2/runs"),
+        ({"root": "/nfs/runs"}, {"volume": "h:/;x", "volume_mount": "/nfs"}, "--launcher.volume", "HOST:/SHARE"),
+        ({}, {"volume": "h:/runs"}, "--launcher.volume", "bucket"),
         ({"topology": None}, {}, "--topology", "v5e:4x4"),
         ({"topology": "h100:8"}, {}, "--topology", "v5e:4x4"),
         ({"topology": "tpu7x:2x2x1"}, {}, "--topology", "jobset"),
