@@ -4,6 +4,7 @@ Takes the arguments of `python -m slicedice.sweep`, and XManager's own (`--xm_..
 those of `--launcher xmanager`.
 """
 
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,10 @@ from pathlib import Path
 from absl import flags
 
 from slicedice import sweep
+
+# Defines the flag that the command sets. By name: to tools that resolve imports without running them, `xmanager` may be
+# the launcher beside this file.
+importlib.import_module("xmanager.xm")
 
 
 def _ours(arguments: Sequence[str]) -> list[str]:

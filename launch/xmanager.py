@@ -27,6 +27,8 @@ from slicedice.launching import Job, LaunchError, Phase
 from slicedice.machine import Slot, slots
 from slicedice.spec.errors import require
 from slicedice.store import Launch
+from slicedice.store.holder import Holder
+from slicedice.worker import AGAIN, DISK_FULL
 
 EXPERIMENT = "experiment.json"
 """What is submitted, as it is printed before."""
@@ -55,8 +57,8 @@ GRACE_SECONDS = 60.0
 
 WATCH_SECONDS = 0.5
 
-DISK_FULL, STOPPED, SHELL_SIGNALS = 28, 75, 128
-"""Statuses of a worker; a shell tells of signals from the last on."""
+SHELL_SIGNALS = 128
+"""From this status on, a shell tells that a signal ended its command."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,34 +105,40 @@ class XManager:
     def submit(self, job: Job, rendered: Mapping[str, str]) -> Sequence[str]:
         """Has XManager start a container for each work unit; returns Vertex AI's or Kubernetes' names of them.
 
+        Of local units this process is the engine, and stands for all: `attend` starts them.
+
         Raises:
           LaunchError: XManager or the engine refused; what had been started was taken back.
         """
-        require(self.executor != "local", "--launcher.executor", self.executor, "what is local is attended to instead")
+        if self.executor == "local":
+            _xmanager()
+            return [Holder.here().handle] * len(job.units)
         return asyncio.run(self._start_all(json.loads(rendered[EXPERIMENT])))
 
     def poll(self, launch: Launch) -> Sequence[Phase]:
-        """Asks Vertex AI or Kubernetes. Of processes XManager keeps no record: they end with who started them.
+        """Asks Vertex AI or Kubernetes. Local units last as long as their sweep, as seen from this machine.
 
         Raises:
           LaunchError: the engine cannot be asked.
         """
         if self.executor == "local":
+            with contextlib.suppress(ValueError):
+                if Holder.of_handle(launch.handles[0]).is_here():
+                    return [Phase.QUEUED] * len(launch.units)
             return [Phase.ENDED] * len(launch.units)
         with _told("ask for work units"):
             return [self._engine().phase(handle) for handle in launch.handles]
 
     def cancel(self, launch: Launch, units: Sequence[int]) -> None:
-        """Takes back containers. Local units end with the sweep, at Ctrl-C.
+        """Takes back containers. Local workers look themselves whether a run was cancelled.
 
         Raises:
-          LaunchError: the engine cannot be asked, or the units are local.
+          LaunchError: the engine cannot be asked.
         """
-        if self.executor == "local":
-            raise LaunchError("Local work units of XManager end with the sweep that started them: stop it by Ctrl-C.")
-        with _told("cancel work units"):
-            for unit in units:
-                self._engine().stop(launch.handles[unit])
+        if self.executor != "local":
+            with _told("cancel work units"):
+                for unit in units:
+                    self._engine().stop(launch.handles[unit])
 
     def logs(self, launch: Launch, unit: int) -> str:
         """What a local process or a pod has printed. Vertex AI's logs XManager has no way to ask for.
@@ -172,7 +180,7 @@ class XManager:
                 f"a unit is one machine, with {', '.join(map(str, counts))} devices of {self.accelerator or 'a CPU'}"
             )
             require(devices in counts, "execution.mesh", f"{devices} devices", valid)
-        root = str(job.store.root)
+        root = job.store.address
         if self.executor == "vertex":
             require(
                 root.startswith("/gcs/"), "--store", root, "Vertex AI's containers see buckets alone, as /gcs/BUCKET"
@@ -184,7 +192,7 @@ class XManager:
     def _arguments(self, job: Job, unit: int) -> list[str]:
         if self.executor != "local":
             return shlex.split(job.command(unit))
-        log = _log(job.store.root / "launches" / job.name, unit)
+        log = _log(job.store.launch_folder(job.name), unit)
         command = job.command(unit, python=shlex.quote(sys.executable))
         return ["-c", f"exec {command} >> {shlex.quote(str(log))} 2>&1"]  # exec: signals are for the worker
 
@@ -227,8 +235,6 @@ class XManager:
         """
         content = json.loads(self.render(job)[EXPERIMENT])
         places = slots(job.max_concurrent, job.bytes, job.devices)
-        (job.store.root / "launches" / job.name).mkdir(parents=True, exist_ok=True)
-        _xmanager()
         local = _Local(job, content)
         with _told("train"), contextlib.redirect_stdout(sys.stderr):  # what XManager prints; a sweep may print JSON
             asyncio.run(local.run(places))
@@ -274,8 +280,8 @@ class _Local:
             self.running.add(process)
             status = await process.wait()
             self.running.discard(process)
-            if 0 < status < SHELL_SIGNALS and status != STOPPED:
-                log = _log(self.job.store.root / "launches" / self.job.name, number)
+            if 0 < status < SHELL_SIGNALS and status != AGAIN:
+                log = _log(self.job.store.launch_folder(self.job.name), number)
                 why = "the disk is full" if status == DISK_FULL else f"the end of {log} says why"
                 raise LaunchError(f"Work unit {number} ended with status {status}: {why}.")
 

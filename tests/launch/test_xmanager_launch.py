@@ -152,10 +152,11 @@ def test_the_launch_script_is_no_launcher():
 COMMAND = """
 import sys
 from absl import app, flags
+flags.DEFINE_string("xm_launch_script", None, "XManager's own")
+sys.modules["xmanager.xm"] = sys
 sys.path.insert(0, "launch")
 import xm_sweep
 xm_sweep.sweep.main = lambda arguments: print(arguments)
-flags.DEFINE_string("xm_launch_script", None, "XManager's own")
 app.run(xm_sweep.main, argv=[sys.argv[2], "--xm_launch_script=" + sys.argv[2], *sys.argv[4:]])
 """
 
