@@ -90,15 +90,15 @@ class XManager:
           SpecError: XManager could not take the job.
         """
         self._check(job)
-        units = [
-            {
-                "args": self._arguments(job, number),
-                "tags": [job.name, *unit.runs],
-                "requirements": self._requirements(unit.devices),
-            }
-            for number, unit in enumerate(job.units)
-        ]
-        executable = "/bin/sh" if self.executor == "local" else self.image
+        local = self.executor == "local"
+        executable, units = sys.executable if local else self.image, []
+        for number, unit in enumerate(job.units):
+            words = shlex.split(job.command(number, python=shlex.quote(executable) if local else "python"))
+            units.append({"args": words[1:] if local else words, "tags": [job.name, *unit.runs]})
+            if local:
+                units[-1]["output"] = str(_log(job.store.launch_folder(job.name), number))
+            else:
+                units[-1]["requirements"] = self._requirements(unit.devices)
         content = {"title": job.name, "executor": self.executor, "executable": executable, "work_units": units}
         return {EXPERIMENT: json.dumps(content, indent=2) + "\n"}
 
@@ -185,16 +185,8 @@ class XManager:
             require(
                 root.startswith("/gcs/"), "--store", root, "Vertex AI's containers see buckets alone, as /gcs/BUCKET"
             )
-        require(root.startswith("/"), "--store", root, "containers begin in other folders: write the whole path")
         valid = "XManager hands over all work units at once; the engine's quota says how many run"
         require(job.max_concurrent == 0, "--max_concurrent", job.max_concurrent, valid)
-
-    def _arguments(self, job: Job, unit: int) -> list[str]:
-        if self.executor != "local":
-            return shlex.split(job.command(unit))
-        log = _log(job.store.launch_folder(job.name), unit)
-        command = job.command(unit, python=shlex.quote(sys.executable))
-        return ["-c", f"exec {command} >> {shlex.quote(str(log))} 2>&1"]  # exec: signals are for the worker
 
     def _requirements(self, devices: int) -> dict[str, int]:
         """Arguments of `xm.JobRequirements`."""
@@ -281,8 +273,7 @@ class _Local:
             status = await process.wait()
             self.running.discard(process)
             if 0 < status < SHELL_SIGNALS and status != AGAIN:
-                log = _log(self.job.store.launch_folder(self.job.name), number)
-                why = "the disk is full" if status == DISK_FULL else f"the end of {log} says why"
+                why = "the disk is full" if status == DISK_FULL else f"the end of {unit['output']} says why"
                 raise LaunchError(f"Work unit {number} ended with status {status}: {why}.")
 
     async def start(self, unit: dict[str, Any], place: Slot, experiment: Any) -> Any:
@@ -290,7 +281,9 @@ class _Local:
         xm, xm_local = _xmanager()
         [executable] = experiment.package([xm.binary(xm_local.Local.Spec(), self.content["executable"])])
         executor = xm_local.Local(experimental_stream_output=False)
-        job = xm.Job(executable, executor, name=JOB, args=unit["args"], env_vars=place.environment)
+        output = xm.ShellSafeArg(f">> {shlex.quote(unit['output'])} 2>&1")  # XManager starts processes by a shell
+        args = [*unit["args"], output]
+        job = xm.Job(executable, executor, name=JOB, args=args, env_vars=place.environment)
         async with self.starting:
             with _on_cores(place):
                 added = await experiment.add(job, role=xm.WorkUnitRole(tags=unit["tags"]))
@@ -426,9 +419,13 @@ def _log(folder: Path, unit: int) -> Path:
     return folder / f"unit-{unit}.log"
 
 
-def _signal(process: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, number)
+def _signal(shell: int, number: int) -> None:
+    """Signals a worker, which is the only child of the shell that XManager started; unless that made way for it."""
+    psutil = importlib.import_module("psutil")  # as XManager has
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(shell)
+        for worker in [process] if process.cmdline()[:1] == [sys.executable] else process.children():
+            worker.send_signal(number)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import shlex
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +13,7 @@ from slicedice import files
 from slicedice.launching import Attended, Job, LaunchError, Phase, WorkUnit, load_launcher
 from slicedice.spec import SpecError
 from slicedice.store import Launch, Store
+from slicedice.store.holder import Holder
 
 RUNS = "0123456789ab", "ba9876543210", "00000000000a"
 
@@ -43,34 +44,19 @@ def rendered(job: Job, **settings: str) -> dict:
     return json.loads(texts["experiment.json"])
 
 
-def test_a_local_work_unit_is_the_workers_command_in_a_shell(job: Job):
+def test_a_local_work_unit_is_the_workers_command(job: Job):
     experiment = rendered(job)
     assert experiment["title"] == "grid-12ab-1"
     assert experiment["executor"] == "local"
-    assert experiment["executable"] == "/bin/sh"
+    assert experiment["executable"] == sys.executable
     root = str(job.store.root)
     for number, unit in enumerate(experiment["work_units"]):
-        flag, command = unit["args"]
-        assert flag == "-c"
-        log = f"{root}/launches/grid-12ab-1/unit-{number}.log"
-        unit_flags = ["--store", root, "--unit", f"grid-12ab-1/{number}"]
-        assert shlex.split(command) == [
-            "exec", sys.executable, "-m", "slicedice.work", *unit_flags, ">>", log, "2>&1",
-        ]  # fmt: skip
+        assert unit["args"] == ["-m", "slicedice.work", "--store", root, "--unit", f"grid-12ab-1/{number}"]
+        assert unit["output"] == f"{root}/launches/grid-12ab-1/unit-{number}.log"
     assert [unit["tags"] for unit in experiment["work_units"]] == [
         ["grid-12ab-1", *RUNS[:2]],
         ["grid-12ab-1", RUNS[2]],
     ]
-
-
-def test_a_shell_reads_the_command_as_it_is_meant(job: Job):
-    (job.store.root / "launches" / job.name).mkdir(parents=True)
-    _, command = rendered(job)["work_units"][1]["args"]
-    script = "import sys; print(sys.argv[1:])"
-    command = command.replace("-m slicedice.work", f"-c {shlex.quote(script)}")
-    subprocess.run(["/bin/sh", "-c", command], check=True)
-    said = (job.store.root / "launches" / job.name / "unit-1.log").read_text()
-    assert said.strip() == repr(["--store", str(job.store.root), "--unit", "grid-12ab-1/1"])
 
 
 def test_a_container_is_told_the_workers_command(job: Job):
@@ -103,7 +89,6 @@ KUBERNETES = {"executor": "kubernetes", "image": "gcr.io/p/i:1"}
         (VERTEX, "/gcs/b", 2, "execution.mesh", "1 devices"),
         (VERTEX, "/home/me/runs", 1, "--store", "/gcs/BUCKET"),
         ({**KUBERNETES, "accelerator": "tpu_v3"}, "/store", 8, "--launcher.accelerator", "a100"),
-        (KUBERNETES, "runs", 1, "--store", "whole path"),
     ],
 )
 def test_what_xmanager_cannot_do_is_refused(job: Job, settings, root, devices, field, valid):
@@ -129,18 +114,21 @@ def test_without_xmanager_the_extra_is_named(job: Job, settings: dict[str, str])
     launcher = load_launcher("xmanager", settings)
     job = on(job, "/gcs/b") if settings else job
     with pytest.raises(LaunchError, match="extra `xmanager`"):
-        launcher.submit(job, launcher.render(job)) if settings else launcher.attend(job)  # type: ignore[attr-defined]
+        launcher.submit(job, launcher.render(job))
 
 
-def test_of_local_units_there_are_logs_and_no_more(tmp_path: Path):
+def test_local_units_last_as_long_as_their_sweep(job: Job, tmp_path: Path):
     launcher = load_launcher("xmanager", {})
-    launch = Launch("grid-1", tmp_path, "xmanager", {}, (RUNS[:2], RUNS[2:]))
+    over = subprocess.Popen([sys.executable, "-c", ""])
+    gone = Holder.here().handle.replace(str(os.getpid()), str(over.pid), 1)
+    over.wait()
+    for handle, phase in ((Holder.here().handle, Phase.QUEUED), (gone, Phase.ENDED), ("elsewhere", Phase.ENDED)):
+        launch = Launch("grid-1", tmp_path, "xmanager", {}, (RUNS[:2], RUNS[2:]), (handle, handle))
+        assert launcher.poll(launch) == [phase, phase]
+        launcher.cancel(launch, [0])  # workers look for themselves
     (tmp_path / "unit-1.log").write_text("said\n")
     assert launcher.logs(launch, 1) == "said\n"
     assert launcher.logs(launch, 0) == ""
-    assert launcher.poll(launch) == [Phase.ENDED, Phase.ENDED]
-    with pytest.raises(LaunchError, match="Ctrl-C"):
-        launcher.cancel(launch, [0])
 
 
 def test_the_launch_script_is_no_launcher():
