@@ -13,6 +13,9 @@ from absl import flags
 
 from slicedice import sweep
 
+if __name__ == "__main__":  # Python would then take the launcher beside this file for XManager
+    sys.exit("Start it by XManager's command: xmanager launch launch/xm_sweep.py -- --grid=NAME")
+
 # Defines the flag that the command sets. By name: to tools that resolve imports without running them, `xmanager` may be
 # the launcher beside this file.
 importlib.import_module("xmanager.xm")

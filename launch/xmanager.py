@@ -19,7 +19,7 @@ import shlex
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,37 +154,28 @@ class XManager:
 
     def _check(self, job: Job) -> None:
         """Raises SpecError for what XManager could not do."""
-        require(
-            self.executor in ("local", *PLACED),
-            "--launcher.executor",
-            self.executor,
-            f"it is local, {', '.join(PLACED)}",
-        )
-        for setting in ("cpu", "ram"):
-            require(getattr(self, setting) >= 0, f"--launcher.{setting}", getattr(self, setting), "use a number from 0")
+
+        def setting(name: str, valid: str, holds: Callable[[Any], object]) -> None:
+            require(bool(holds(getattr(self, name))), f"--launcher.{name}", getattr(self, name), valid)
+
+        executors = ("local", *PLACED)
+        setting("executor", f"it is one of {', '.join(executors)}", executors.__contains__)
+        for name in ("cpu", "ram"):
+            setting(name, "use a number from 0", lambda amount: amount >= 0)
         if self.executor == "local":
-            for setting in ("image", "accelerator", "cpu", "ram"):
-                value = getattr(self, setting)
-                require(not value, f"--launcher.{setting}", value, f"it goes with the executors {', '.join(PLACED)}")
+            for name in ("image", "accelerator", "cpu", "ram"):
+                setting(name, f"it goes with the executors {', '.join(PLACED)}", lambda value: not value)
             return
-        named = IMAGE.fullmatch(self.image) is not None
-        require(
-            named, "--launcher.image", self.image, "name a container image that has slicedice, as in REGISTRY/NAME:TAG"
-        )
+        setting("image", "name a container image that has slicedice, as in REGISTRY/NAME:TAG", IMAGE.fullmatch)
         known = PLACED[self.executor]
         valid = f"on {self.executor} XManager places {', '.join(known)} and no newer TPU; leave it out for CPUs"
-        require(self.accelerator in ("", *known), "--launcher.accelerator", self.accelerator, valid)
+        setting("accelerator", valid, ("", *known).__contains__)
+        counts, device = known.get(self.accelerator, (1,)), self.accelerator or "a CPU"
+        valid = f"a unit is one machine, with {', '.join(map(str, counts))} devices of {device}"
         for devices in sorted({unit.devices for unit in job.units}):
-            counts = known.get(self.accelerator, (1,))
-            valid = (
-                f"a unit is one machine, with {', '.join(map(str, counts))} devices of {self.accelerator or 'a CPU'}"
-            )
             require(devices in counts, "execution.mesh", f"{devices} devices", valid)
-        root = job.store.address
-        if self.executor == "vertex":
-            require(
-                root.startswith("/gcs/"), "--store", root, "Vertex AI's containers see buckets alone, as /gcs/BUCKET"
-            )
+        root, valid = job.store.address, "Vertex AI's containers see buckets alone, as /gcs/BUCKET"
+        require(self.executor != "vertex" or root.startswith("/gcs/"), "--store", root, valid)
         valid = "XManager hands over all work units at once; the engine's quota says how many run"
         require(job.max_concurrent == 0, "--max_concurrent", job.max_concurrent, valid)
 

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """What XManager makes of our work units on Vertex AI and Kubernetes, of which neither is here.
 
 XManager's own code runs, up to what goes to Google's clients: Vertex AI's is a mock, Kubernetes' talks to a server of
@@ -21,7 +22,9 @@ from slicedice.store import Launch, Store
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("xmanager") is None, reason="needs the extra `xmanager`"),
-    pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning"),  # XManager's, of Alembic
+    # XManager's: of Alembic, and where launching fails, of async_generator.
+    pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:the .type, exc, tb. signature of athrow:DeprecationWarning"),
 ]
 
 RUNS = "0123456789ab", "ba9876543210"
@@ -32,7 +35,8 @@ IMAGE = "gcr.io/project/slicedice:1"
 def requirements(accelerator: str, devices: int) -> Any:
     from xmanager import xm
 
-    return xm.JobRequirements(**load_launcher("xmanager", {"accelerator": accelerator})._requirements(devices))
+    launcher: Any = load_launcher("xmanager", {"accelerator": accelerator})
+    return xm.JobRequirements(**launcher._requirements(devices))
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +103,8 @@ def test_vertex_has_no_machines_for_others_yet():
 def vertex_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
     """What Google's library calls over the network."""
     import google.auth
+    import google.cloud.aiplatform_v1 as aiplatform_v1
     from google.auth import credentials
-    from google.cloud import aiplatform_v1
     from google.cloud.aiplatform import utils
     from xmanager.cloud import vertex
 
@@ -156,8 +160,8 @@ def test_when_vertex_refuses_what_it_took_is_taken_back(vertex_client: mock.Mock
 
 
 def test_vertex_says_where_units_are(vertex_client: mock.Mock):
+    import google.cloud.aiplatform_v1 as aiplatform_v1
     from google.api_core.exceptions import NotFound, PermissionDenied
-    from google.cloud import aiplatform_v1
 
     states = aiplatform_v1.JobState
     names = {

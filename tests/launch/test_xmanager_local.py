@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Sweeps through XManager on this machine, as a user runs them: by its command, and by the sweep door."""
 
 import importlib.util
