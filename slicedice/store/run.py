@@ -73,7 +73,7 @@ class RunFolder:
     def attempt(self) -> Attempt:
         """The attempt that made the result, or else the newest that came as far as a step, or else the newest."""
         number = (read_json(self._result) or {}).get("attempt")
-        if isinstance(number, int):
+        if type(number) is int:
             return Attempt(self.path, number)
         made = self.attempts()
         return next((one for one in made if one.steps), made[0] if made else Attempt(self.path, 1))

@@ -85,3 +85,8 @@ class Agent:
         line = self.process.stdout.readline()
         assert line, f"the process ended with status {self.process.wait()}"
         return line.rstrip("\n")
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}

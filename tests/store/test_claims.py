@@ -4,11 +4,11 @@ import contextlib
 import json
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from slicedice.store import Attempt, Claim, Kind, RunFolder, RunState, attempt
+from tests.store.agents import contents
 
 ELSEWHERE = {"host": "elsewhere", "machine": "another-boot", "pid": 1, "started": 5}
 
@@ -34,10 +34,6 @@ def beat(one: Attempt, count: int, at: float) -> None:
 
 def add_checkpoint(one: Attempt, step: int = 3) -> None:
     (one.checkpoints / "training" / str(step)).mkdir(parents=True)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 def test_of_many_processes_one_gets_each_attempt(folder: RunFolder, agents):
