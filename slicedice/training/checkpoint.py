@@ -96,7 +96,7 @@ class Checkpoints:
         return found
 
     def _read(self, folder: Path, step: int, like: TrainState) -> dict[str, jax.Array]:
-        where, wanted = folder / "training", _by_path(like)
+        where, wanted = folder / "training", dict[str, Any](_by_path(like))
         wanted[checksum.NAME] = checksum.shape(wanted, like.step.sharding)
         try:
             with contextlib.closing(_manager(folder, read_only=True)) as manager:

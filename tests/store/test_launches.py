@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slicedice.store import Launch, Store, StoreError
@@ -177,6 +177,7 @@ def test_files_among_launches_are_none(store: Store):
 LABELS = st.text(max_size=60) | st.text("aZ9-_ /.äİ\n", max_size=60)
 
 
+@settings(deadline=None)
 @given(label=LABELS)
 def test_a_name_is_one_for_any_label(tmp_path_factory: pytest.TempPathFactory, label: str):
     store = Store(tmp_path_factory.getbasetemp() / "of no store")
