@@ -101,7 +101,7 @@ class Damage(NamedTuple):
     why: str = ""
 
 
-SPEC, RESULT, METRICS = "spec.json", "result.json", "metrics.jsonl"
+SPEC, RESULT, METRICS = "spec.json", "result.json", "attempts/1/metrics.jsonl"
 CANNOT = "its result.json cannot be read: it is"
 NAN = {"macro": {"nats": math.nan, "bits_per_byte": math.nan}}
 OTHER_TEXT = {"data_fingerprint": "other", "device": "d", "git_revision": None, "finished": "now"}
@@ -109,7 +109,7 @@ DAMAGE = {
     "missing": Damage(lambda run, _: shutil.rmtree(run.path), "missing"),
     "diverged": Damage(rewrite(RESULT, kind="diverged", steps=3, evaluation={}), "diverged"),
     "crashed": Damage(fail, "crashed", "[/red] f32[batch] $x^ <b>"),
-    "damaged failure": Damage(fail_badly, "crashed", "its failure.json is damaged"),
+    "damaged failure": Damage(fail_badly, "crashed", "its end.json is damaged"),
     "interrupted": Damage(be_interrupted, "preempted", "without a word"),
     "copy of another": Damage(become_copy, "missing", "its spec.json is of another run"),
     "truncated spec": Damage(truncate(SPEC), "missing", "its spec.json is damaged"),
@@ -153,8 +153,8 @@ def full(plan: Plan, tmp_path: Path, content, rng, monkeypatch: pytest.MonkeyPat
     for id_, (spec, execution) in plan.runs.items():
         run, loss = store.run(id_), float(rng.normal(2.0, 0.1))
         run.create(spec, execution)
-        run.attempt().metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(60)))
         endings.finish(run, Kind.DONE, content({"a": loss - 0.1, "b": loss + 0.1, "macro": loss}, steps=60))
+        run.attempt().metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(60)))
     return store
 
 
