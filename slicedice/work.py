@@ -18,7 +18,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slicedice.evaluating import Evaluator
@@ -27,6 +27,7 @@ from slicedice.spec.errors import require
 from slicedice.store import Kind, RunFolder, Store, StoreError, metrics
 from slicedice.store.files import is_disk_full
 from slicedice.store.run import Onlooker
+from slicedice.writers import RunWriter
 
 if TYPE_CHECKING:
     from slicedice.training import Program, TrainState
@@ -108,7 +109,8 @@ class Worker:
 
         folder.forget_failure()
         try:
-            return self._train(folder, spec, execution)
+            with contextlib.closing(RunWriter(spec, execution, folder, self.store)) as shown:
+                return self._train(folder, spec, execution, shown)
         except training.Stopped as stopped:
             folder.fail(Kind.PREEMPTED, str(stopped))
             return Kind.PREEMPTED
@@ -127,7 +129,7 @@ class Worker:
                 _wait_for_all(f"the end of {folder.path.name}", kind)
             return kind
 
-    def _train(self, folder: RunFolder, spec: RunSpec, execution: Execution) -> Kind:
+    def _train(self, folder: RunFolder, spec: RunSpec, execution: Execution, shown: RunWriter) -> Kind:
         from slicedice import data, evaluation, training
         from slicedice.parallel import processes
         from slicedice.provenance import provenance
@@ -145,8 +147,18 @@ class Worker:
         last = spec.budget.steps
 
         def begin(step: int) -> None:
+            shown.begin(step)
             writer.begin(step)
             folder.cut_evaluations(step + 1)
+
+        def report(values: metrics.Metrics) -> None:
+            writer.write(values)
+            shown.step(values)
+
+        def evaluated(step: int, name: str, scores: dict[str, Any]) -> None:
+            if execution.evaluate_every:
+                folder.append_evaluation(step, name, scores)
+            shown.evaluation(step, name, scores)
 
         with (
             contextlib.closing(folder.record()) as writer,
@@ -160,9 +172,9 @@ class Worker:
                     checkpoints,
                     checkpoint_seconds=execution.checkpoint_seconds,
                     begin=begin,
-                    report=writer.write,
+                    report=report,
                     should_stop=self.should_stop,
-                    evaluate=lambda state: _watch(folder, evaluator, program, state),
+                    evaluate=lambda state: _watch(folder, evaluator, program, state, evaluated),
                     evaluate_every=execution.evaluate_every,
                 )
             except training.Diverged as diverged:
@@ -187,22 +199,26 @@ class Worker:
             )
             checkpoints.drop_training_state()
         if kind is Kind.DONE:
-            if execution.evaluate_every:
-                folder.cut_evaluations(last)
-                folder.append_evaluation(last, evaluation.HELD_OUT, losses)
+            folder.cut_evaluations(last)
+            evaluated(last, evaluation.HELD_OUT, losses)
             # The result is there: whatever an evaluation does, the run is done.
             for name, content in evaluator.others(model):
                 if "scores" in content:
                     folder.write_evaluation(name, {**content, "provenance": provenance(tokens.fingerprint)})
-                    if execution.evaluate_every:
-                        folder.append_evaluation(last, name, content["scores"])
+                    evaluated(last, name, content["scores"])
                 elif folder.evaluations().get(name) is None:
                     folder.write_evaluation(name, content)
         return kind
 
 
-def _watch(folder: RunFolder, evaluator: Evaluator, program: "Program", state: "TrainState") -> None:
-    """Evaluates a state in training, and adds the lines that are not there yet of its step."""
+def _watch(
+    folder: RunFolder,
+    evaluator: Evaluator,
+    program: "Program",
+    state: "TrainState",
+    evaluated: Callable[[int, str, dict[str, Any]], None],
+) -> None:
+    """Evaluates a state in training, and hands over the scores that have no line yet of its step."""
     from slicedice import evaluation
     from slicedice.parallel import processes
 
@@ -211,10 +227,10 @@ def _watch(folder: RunFolder, evaluator: Evaluator, program: "Program", state: "
     if not processes.leads():
         known = set()
     if not processes.greatest(evaluation.HELD_OUT in known):
-        folder.append_evaluation(step, evaluation.HELD_OUT, evaluator.held_out(model))
+        evaluated(step, evaluation.HELD_OUT, evaluator.held_out(model))
     for name, content in evaluator.others(model, but=known):
         if "scores" in content:
-            folder.append_evaluation(step, name, content["scores"])
+            evaluated(step, name, content["scores"])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

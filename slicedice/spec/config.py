@@ -59,6 +59,9 @@ EVALUATION_SETS = (
 EVALUATION_TASKS = ("boolq", "hellaswag", "mmlu")
 """The study's questions of multiple choice."""
 
+WRITERS = ("tensorboard", "wandb")
+"""That show metrics while a run trains; any other class of clu's writers is named as MODULE:CLASS."""
+
 ROUTERS = ("dropless", "default")
 DTYPES = ("bfloat16", "float32")
 ACTIVE_WIDTH = "active_width"
@@ -140,6 +143,7 @@ def study_config() -> Config:
     execution.evaluation_tasks = ""  # some of boolq, hellaswag, mmlu, joined by commas
     execution.evaluation_data = ""  # folder of sets and tasks that are named
     execution.evaluate_every = 0  # steps, while training; 0: when it is over
+    execution.writers = ""  # of metrics, for people to watch: tensorboard, wandb or MODULE:CLASS, joined by commas
     return config.lock()
 
 
@@ -297,6 +301,13 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
         e.evaluation_data,
         f"name the folder that {', '.join(named)} can be found in",
     )
+    writers = listed("execution.writers", e.writers)
+    require(
+        all(name in WRITERS or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) for name in writers),
+        "execution.writers",
+        e.writers,
+        f"choose some of {', '.join(WRITERS)}, or name classes of clu's writers as MODULE:CLASS, joined by commas",
+    )
     require(e.dispatch in DISPATCHES, "execution.dispatch", e.dispatch, f"choose {DISPATCHES}")
     require(1 <= e.expert_slack < math.inf, "execution.expert_slack", e.expert_slack, "use a number from 1")
     given = {
@@ -305,6 +316,7 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
         "evaluation_sets": ",".join(name if name in named else absolute(name) for name in sets),
         "evaluation_tasks": ",".join(tasks),
         "evaluation_data": absolute(e.evaluation_data) if e.evaluation_data.strip() else "",
+        "writers": ",".join(writers),
     }
     return Execution(**{**e.to_dict(), **given})
 

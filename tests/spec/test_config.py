@@ -150,6 +150,18 @@ def test_evaluations_that_cannot_be(overrides: dict[str, Any], valid: str, tiny)
         tiny(overrides)
 
 
+def test_writers_are_named_or_are_classes(tiny):
+    named = "tensorboard, clu.metric_writers.torch_tensorboard_writer:TorchTensorboardWriter"
+    assert tiny({"execution.writers": named})[1].writers == named.replace(" ", "")
+    assert tiny()[1].writers == ""
+
+
+@pytest.mark.parametrize("writers", ["csv", "tensorboard,tensorboard", "wandb,", "../a:B", "os:path.x", ":A", "a:"])
+def test_writers_that_cannot_be(writers: str, tiny):
+    with pytest.raises(SpecError, match=r"execution\.writers"):
+        tiny({"execution.writers": writers})
+
+
 def test_overrides_leave_the_config_alone():
     config = study_config()
     changed = override(config, {"model.d_model": 48, "router.gamma": 1}, where="a test")

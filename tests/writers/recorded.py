@@ -1,0 +1,55 @@
+"""Writers of clu's interface for tests, which runs name as MODULE:CLASS."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from slicedice.writers.interface import ScalarWriter
+
+
+class Recorder(ScalarWriter):
+    """Keeps what it is given."""
+
+    made: ClassVar[list["Recorder"]] = []
+
+    def __init__(self, logdir: str):
+        self.logdir, self.steps, self.settings, self.closed = logdir, [], {}, 0
+        self.made.append(self)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        assert not self.closed
+        self.steps.append((step, dict(scalars)))
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        assert not self.settings
+        self.settings = dict(hparams)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Lost(Recorder):
+    """Loses its connection at the third write, and with it the way to close."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        if len(self.steps) == 2:
+            raise ConnectionError("no route to host")
+        super().write_scalars(step, scalars)
+
+    def close(self) -> None:
+        raise ConnectionError("no route to host either")
+
+
+class Absent(Recorder):
+    """Cannot be opened."""
+
+    def __init__(self, logdir: str):
+        raise OSError("no such server")
+
+
+def touch(logdir: str) -> None:
+    """No class of writers: calling it shows."""
+    os.makedirs(logdir + ".called")
