@@ -1,22 +1,28 @@
 """Trains runs on this machine, as many workers at once as pay, each fed one run after the other.
 
-A worker that dies takes down the run it was training, and no other: a fresh one goes on with the next.
+A worker that dies takes down the run it was training, and no other: a fresh one goes on with the next, and the run is
+taken up again at the end.
 """
 
 import contextlib
 import os
 import re
 import selectors
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO
 
-from slicedice.launching import Job, LaunchError
+from slicedice.launching import Job, LaunchError, Phase
 from slicedice.machine import Slot, slots
-from slicedice.store import Kind
+from slicedice.store import Kind, Launch
+from slicedice.store.holder import Holder
+from slicedice.store.kinds import MOST_FRUITLESS
 from slicedice.work import DISK_FULL
 
 GRACE_SECONDS = 60.0
@@ -29,18 +35,9 @@ class Worker:
     def __init__(self, slot: Slot, job: Job):
         self.run: str | None = None
         self._unfinished = b""
-        command = [
-            sys.executable,
-            "-m",
-            "slicedice.work",
-            "--store",
-            str(job.store.root),
-            "--parent",
-            str(os.getpid()),
-        ]
         with _on_cores(slot), open(job.store.root / "workers.log", "ab") as log:
             self.process = subprocess.Popen(
-                command,
+                _command(job, os.getpid()),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -91,70 +88,120 @@ class Worker:
             self.process.stdin.close()
 
 
-def launch(job: Job) -> None:
-    """Trains the job's runs on this machine and returns when all have ended, one way or another.
+@dataclass(frozen=True)
+class Local:
+    """The launcher of this machine. What to set is the sweep's own: --max_concurrent, and the mesh of a run."""
+
+    def render(self, job: Job) -> Mapping[str, str]:
+        """The command of every worker, to which runs are given on its standard input."""
+        lines = []
+        for slot in slots(job.max_concurrent, job.bytes, job.devices):
+            cores = f"taskset --cpu-list {','.join(map(str, sorted(slot.cores)))} " if slot.cores else ""
+            variables = "".join(f"{name}={shlex.quote(value)} " for name, value in slot.environment.items())
+            lines.append(f"{variables}{cores}{shlex.join(_command(job, '$$'))}".replace("'$$'", "$$"))
+        return {"workers.sh": "\n".join([*lines, f"# each is given some of: {' '.join(job.runs)}", ""])}
+
+    def submit(self, job: Job, rendered: Mapping[str, str]) -> Sequence[str]:
+        """This process is the engine: its name stands for every unit. `attend` trains them."""
+        return [Holder.here().handle] * len(job.units)
+
+    def poll(self, launch: Launch) -> Sequence[Phase]:
+        """Everything waits that has not ended as long as the sweep lives, and as can be seen from this machine."""
+        with contextlib.suppress(ValueError):
+            if Holder.of_handle(launch.handles[0]).is_here():
+                return [Phase.QUEUED] * len(launch.units)
+        return [Phase.ENDED] * len(launch.units)
+
+    def cancel(self, launch: Launch, units: Sequence[int]) -> None:
+        """Workers look themselves whether a run was cancelled."""
+
+    def logs(self, launch: Launch, unit: int) -> str:
+        """What all workers of the store wrote that is no run's; the end of it."""
+        log = launch.folder.parents[1] / "workers.log"
+        return "".join(log.read_text(errors="replace").splitlines(keepends=True)[-50:]) if log.exists() else ""
+
+    def attend(self, job: Job) -> None:
+        """Trains the job's runs on this machine and returns when all have ended, one way or another.
+
+        Raises:
+          LaunchError: the disk is full, or workers cannot be started.
+          KeyboardInterrupt: after the workers have saved what they were training.
+        """
+        queue, workers, deaths = deque(job.runs), set(), Counter()
+        with selectors.DefaultSelector() as selector:
+
+            def start(slot: Slot) -> None:
+                worker = Worker(slot, job)
+                workers.add(worker)
+                selector.register(worker.output, selectors.EVENT_READ, (worker, slot))
+                worker.give(queue.popleft())
+
+            def retire(worker: Worker) -> int:
+                selector.unregister(worker.output)
+                workers.remove(worker)
+                return worker.end()
+
+            try:
+                for slot in slots(job.max_concurrent, job.bytes, job.devices):
+                    if queue:
+                        start(slot)
+                while workers:
+                    for key, _ in selector.select(timeout=0.5):
+                        worker, slot = key.data
+                        lines = worker.listen()
+                        if lines is None:
+                            if _mourn(job, worker, retire(worker)):
+                                deaths[worker.run] += 1
+                                if deaths[worker.run] < MOST_FRUITLESS:  # also of those that die before they begin
+                                    queue.append(worker.run)
+                            if queue:
+                                start(slot)
+                        elif worker.has_ended(lines) and queue:
+                            worker.give(queue.popleft())
+                        elif worker.has_ended(lines):
+                            retire(worker)
+                    job.watch()
+            except BaseException:
+                _stop(workers)
+                raise
+
+
+def get_launcher() -> Local:
+    """What `--launcher local` is, and what is used without one."""
+    return Local()
+
+
+def _command(job: Job, parent: int | str) -> list[str]:
+    return [sys.executable, "-m", "slicedice.work", "--store", job.store.address, "--parent", str(parent)]
+
+
+def _mourn(job: Job, worker: Worker, status: int) -> bool:
+    """Settles what a dead worker leaves behind; returns whether its run is to be trained on.
 
     Raises:
-      LaunchError: the disk is full, or workers cannot be started.
-      KeyboardInterrupt: after the workers have saved what they were training.
+      LaunchError: the others will fare no better.
     """
-    queue, workers = deque(job.runs), set()
-    with selectors.DefaultSelector() as selector:
-
-        def start(slot: Slot) -> None:
-            worker = Worker(slot, job)
-            workers.add(worker)
-            selector.register(worker.output, selectors.EVENT_READ, (worker, slot))
-            worker.give(queue.popleft())
-
-        def retire(worker: Worker) -> int:
-            selector.unregister(worker.output)
-            workers.remove(worker)
-            return worker.end()
-
-        try:
-            for slot in slots(job.max_concurrent, job.bytes, job.devices):
-                if queue:
-                    start(slot)
-            while workers:
-                for key, _ in selector.select(timeout=0.5):
-                    worker, slot = key.data
-                    lines = worker.listen()
-                    if lines is None:
-                        _mourn(job, worker, retire(worker))
-                        if queue:
-                            start(slot)
-                    elif worker.has_ended(lines) and queue:
-                        worker.give(queue.popleft())
-                    elif worker.has_ended(lines):
-                        retire(worker)
-                job.watch()
-        except BaseException:
-            _stop(workers)
-            raise
-
-
-def _mourn(job: Job, worker: Worker, status: int) -> None:
-    """Settles what a dead worker leaves behind, and judges whether the others can go on."""
     assert worker.run is not None
-    folder = job.store.run(worker.run)
     if status == DISK_FULL:
         raise LaunchError(
             f"The disk of {job.store.root} is full. Finished runs are safe; make room and run the same command again."
         )
-    if folder.state().kind is Kind.MISSING and status > 0:
+    folder = job.store.run(worker.run)
+    made = folder.attempts()
+    mine = made[0] if made and made[0].holder and made[0].holder.pid == worker.process.pid else None
+    if mine is None and status > 0:
         # It did not come as far as training: so it would be with every other run.
         raise LaunchError(
             f"A worker ended with status {status} before it began to train. The end of "
             f"{job.store.root / 'workers.log'} says why."
         )
-    kind = folder.state().kind
-    if kind.has_result or kind.needs_retry or status == 0:
-        return  # it said itself how the run ended, or, told to end, never began it
-    if -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        folder.fail(Kind.PREEMPTED, f"its worker was killed by {signal.Signals(-status).name}")
-    else:  # a signal of its own making, such as SIGSEGV, would come again
-        folder.fail(Kind.CRASHED, f"its worker ended with status {status}; see {job.store.root / 'workers.log'}")
+    if mine and -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        mine.end_for_it(Kind.PREEMPTED, f"its worker was killed by {signal.Signals(-status).name}")
+    elif mine:  # a signal of its own making, such as SIGSEGV, would come again
+        log = job.store.root / "workers.log"
+        mine.end_for_it(Kind.CRASHED, f"its worker ended with status {status}; see {log}")
+        job.store.note_ending(worker.run)
+    return folder.state().kind in (Kind.MISSING, Kind.PREEMPTED)
 
 
 def _stop(workers: set[Worker]) -> None:

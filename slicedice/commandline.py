@@ -28,10 +28,10 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
 
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split(arguments: Sequence[str], prefix: str = "--config.") -> tuple[list[str], list[str]]:
     """Parts the arguments of a door: its own, and those that set fields, which argparse must not see."""
-    own = [argument for argument in arguments if not argument.startswith("--config.")]
-    return own, [argument for argument in arguments if argument.startswith("--config.")]
+    own = [argument for argument in arguments if not argument.startswith(prefix)]
+    return own, [argument for argument in arguments if argument.startswith(prefix)]
 
 
 def overrides(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class _Run:
             lambda: Decoder(self.spec.model, compute_dtype=self.spec.compute_dtype, key=jax.random.key(0))
         )
         graphdef, params, bias = nnx.split(shapes, nnx.Param, RouterBias)
-        checkpoints = Checkpoints(self.folder.checkpoints)
+        checkpoints = Checkpoints(self.folder.attempt().checkpoints)
         try:
             return nnx.merge(graphdef, *checkpoints.restore_model((params, bias)))
         except CheckpointError as error:
@@ -176,9 +176,9 @@ class _Run:
         from slicedice import training
         from slicedice.evaluation.scoring import scorers
         from slicedice.provenance import provenance
-        from slicedice.work import use_compilation_cache
+        from slicedice.worker import use_compilation_cache
 
-        use_compilation_cache(self._store)
+        use_compilation_cache()
         model, routing = self._model(), training.routing_of(self.spec)
         origin = provenance(self.tokens.fingerprint)
         if not evaluations:

@@ -167,7 +167,7 @@ def restore(store: Store, id_: str, spec: RunSpec) -> dict[str, np.ndarray]:
     shapes = nnx.eval_shape(lambda: Decoder(spec.model, key=jax.random.key(0)))
     _, params, bias = nnx.split(shapes, nnx.Param, RouterBias)
     try:
-        params, _ = Checkpoints(store.run(id_).checkpoints).restore_model((params, bias))
+        params, _ = Checkpoints(store.run(id_).attempt().checkpoints).restore_model((params, bias))
     except CheckpointError as error:
         raise ExportError(str(error)) from error
     return hugging_face.leaves(params)

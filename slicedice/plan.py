@@ -13,7 +13,8 @@ from slicedice.cost import RATES, checking
 from slicedice.cost.topology import Topology, parse_topology
 from slicedice.data.tokenizer import find_tokenizer
 from slicedice.grid import Plan
-from slicedice.launching.missing import to_train
+from slicedice.launching import load_launcher
+from slicedice.launching.missing import How, make_job, to_train
 from slicedice.planning import Planned, Where, compile_runs, measured_rate, plan_runs
 from slicedice.report.results import settings
 from slicedice.report.tables import plan_table, show
@@ -40,22 +41,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan_verb(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
     """Prints the plan; returns 0, or 1 if a run does not fit, or was to be compiled and was not."""
-    where, origin = _where(store, options)
+    told, _, status = _tell_plan(plan, store, options, console)
+    if options.json:
+        print(json.dumps(told))
+    return status
+
+
+def dry_run(plan: Plan, store: Store, how: How, options: argparse.Namespace, console: Console) -> int:
+    """Prints the plan, and word for word what would be submitted; returns as `plan_verb` does.
+
+    Raises:
+      SpecError, LaunchError: the launcher cannot take these runs.
+    """
+    launcher, missing = load_launcher(how.launcher, how.settings), to_train(plan, store, retry=how.retry)
+    told, planned, status = _tell_plan(plan, store, options, console)
+    job = make_job(_as_planned(plan, planned), store, missing, how, launcher)
+    rendered = launcher.render(job) if missing else {}
+    if options.json:
+        print(json.dumps({**told, "launch": job.name, "units": [unit.runs for unit in job.units], "files": rendered}))
+    for name, text in {} if options.json else rendered.items():
+        _tell(console, f"\n{store.launch_folder(job.name) / name}:")
+        _tell(console, text)
+    return status
+
+
+def _tell_plan(
+    plan: Plan, store: Store, options: argparse.Namespace, console: Console
+) -> tuple[dict[str, Any], dict[str, Planned], int]:
+    """Prints the plan unless JSON is asked for; returns what that would be, the plan, and the exit status."""
+    there, origin = where(store, options)
     for tokenizer in {spec.data.tokenizer for spec, _ in plan.runs.values()}:
         find_tokenizer(tokenizer)
-    missing = set(to_train(plan, store, retry=options.retry))
-    planned = _planned(plan, where, missing, options, console)
-    total = _total(planned, missing, where)
+    missing = set(to_train(plan, store, retry=options.verb == "retry"))
+    planned = _planned(plan, there, missing, options, console)
+    total = _total(planned, missing, there)
     if options.json:
         varied = settings(plan.runs)
-        runs = [_run(id_, one, where, missing, varied[id_]) for id_, one in planned.items()]
-        print(json.dumps({**total, "runs": runs}))
+        runs = [_run(id_, one, there, missing, varied[id_]) for id_, one in planned.items()]
+        total["runs"] = runs
     else:
-        show(plan_table(planned, settings(plan.runs), where, missing), console)
-        for line in [_said(total, where, origin), *_compared(planned), *_misfits(planned, missing, where)]:
+        show(plan_table(planned, settings(plan.runs), there, missing), console)
+        for line in [_said(total, there, origin), *_compared(planned), *_misfits(planned, missing, there)]:
             console.print(line, soft_wrap=True, highlight=False)
     unchecked = options.compile and any(planned[id_].fits is None for id_ in missing)
-    return 1 if total["misfits"] or unchecked else 0
+    return total, planned, 1 if total["misfits"] or unchecked else 0
 
 
 def executed_on(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> Plan:
@@ -64,15 +93,19 @@ def executed_on(plan: Plan, store: Store, options: argparse.Namespace, console: 
     Raises:
       SpecError: the topology is not for these runs, or this machine, where they are to be trained, is not that.
     """
-    where, _ = _where(store, options)
-    missing = set(to_train(plan, store, retry=options.retry))
+    there, _ = where(store, options)
+    missing = set(to_train(plan, store, retry=options.verb == "retry"))
     # Another launcher trains on what it finds elsewhere.
     trains_here = missing and files.label("launch", options.launcher) == "local"
-    if where.topology and trains_here and (line := _standing_in(where.topology)):
+    if there.topology and trains_here and (line := _standing_in(there.topology)):
         _tell(console, line)
-    planned = _planned(plan, where, missing, options, console)
-    for line in _misfits(planned, missing, where):
+    planned = _planned(plan, there, missing, options, console)
+    for line in _misfits(planned, missing, there):
         console.print(line, soft_wrap=True, highlight=False)
+    return _as_planned(plan, planned)
+
+
+def _as_planned(plan: Plan, planned: dict[str, Planned]) -> Plan:
     return replace(plan, runs={id_: (one.spec, one.execution) for id_, one in planned.items()})
 
 
@@ -117,7 +150,12 @@ def _planned(
     return planned
 
 
-def _where(store: Store, options: argparse.Namespace) -> tuple[Where, str]:
+def where(store: Store, options: argparse.Namespace) -> tuple[Where, str]:
+    """What the flags say to plan for, and where its utilization is from, in words.
+
+    Raises:
+      SpecError: flags contradict each other, or name what there is not.
+    """
     priced = options.price is None or 0 <= options.price < math.inf
     require(priced, "--price", options.price, "use a price from 0, and a finite one")
     require(

@@ -2,7 +2,11 @@
 
 Without a verb: trains the runs of the grid that the store does not have yet, then reports.
   plan    what would be trained, and what it costs
-  status  the state of every run
+  status  the state of every run; with --watch, until all have ended
+  logs    RUN: the end of its log, and of what its engine wrote
+  cancel  takes the grid's runs out of the queue; those that train save a checkpoint and end
+  retry   trains the runs that crashed or ran out of memory again, and only these
+  gc      removes what no run needs any more, after asking
   report  tables, figures, claims and the page, from what is done; with --missing, what is not done
   why     RUN: the figures that need a run
   diff    A B: the fields in which two runs differ
@@ -21,26 +25,30 @@ from rich.console import Console
 from slicedice import explain, files, machine
 from slicedice.commandline import door, overrides, split
 from slicedice.grid import GridError, Plan, enumerate_runs, load_config, load_grid
-from slicedice.launching.missing import train_missing
-from slicedice.plan import add_arguments, executed_on, plan_verb
+from slicedice.launching.missing import How, train_missing
+from slicedice.operating import cancel, collect_garbage, logs
+from slicedice.plan import add_arguments, dry_run, executed_on, plan_verb, where
+from slicedice.planning import Where
 from slicedice.report.claims import judge
 from slicedice.report.reference import caption, compare
 from slicedice.report.results import read_results
 from slicedice.report.tables import (
     cell_table,
     claim_table,
-    count_table,
     lines_table,
-    listed,
     plain_console,
     show,
-    status_table,
 )
 from slicedice.spec import run_id, run_name
 from slicedice.spec.errors import require
+from slicedice.status import status
 from slicedice.store import Kind, Store, StoreError
 
-VERBS = ("run", "plan", "status", "report", "why", "diff")
+VERBS = ("run", "plan", "status", "logs", "cancel", "retry", "gc", "report", "why", "diff")
+"""What a sweep can be asked to do; the first if nothing is said."""
+
+LAUNCHES = ("run", "retry")
+"""Those that train."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,17 +70,25 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, help="how many seeds for each point; else as many as the grid says")
     p.add_argument("--only", default="", metavar="PATTERN", help='runs whose name or id matches, as in "*-n32-*"')
     p.add_argument("--store", default="runs", help="folder where runs live (default: %(default)s)")
-    p.add_argument("--retry", action="store_true", help="train crashed and out-of-memory runs again, and only these")
-    p.add_argument("--launcher", default="local", help=f"one of {', '.join(files.names('launch'))}, or a path")
-    p.add_argument("--max_concurrent", type=int, default=0, help="runs at once; 0 for as many as pay")
+    p.add_argument(
+        "--launcher",
+        default="local",
+        help=f"one of {', '.join(files.names('launch'))}, or a path; its settings are --launcher.FIELD=VALUE",
+    )
+    p.add_argument("--max_concurrent", type=int, default=0, help="runs, or work units, at once; 0 for as many as pay")
+    p.add_argument("--unit_hours", type=float, default=4.0, help="most hours of a cluster's work unit, by the plan")
     p.add_argument(
         "--missing", action="store_true", help="report the runs that are not done, and the figures without them"
     )
     p.add_argument(
         "--evaluation_sets", action="store_true", help="draw the figures of the held-out loss for each of them too"
     )
-    p.add_argument("--dry_run", action="store_true", help="say what would be trained, and train nothing")
+    p.add_argument(
+        "--dry_run", action="store_true", help="print the plan and what would be submitted, and train nothing"
+    )
     p.add_argument("--json", action="store_true", help="print JSON, and write no tables, figures or page")
+    p.add_argument("--watch", action="store_true", help="with status: draw it again and again, until all have ended")
+    p.add_argument("--yes", action="store_true", help="with gc: remove without asking")
     add_arguments(p)
     return p
 
@@ -80,35 +96,50 @@ def parser() -> argparse.ArgumentParser:
 @door
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status: 0, or 1 if runs ended without a result."""
-    own, given = split(sys.argv[1:] if arguments is None else arguments)
+    arguments, launching = split(sys.argv[1:] if arguments is None else arguments, "--launcher.")
+    own, given = split(arguments, "--config.")
     options, unknown = parser().parse_known_intermixed_args(own)
-    wanted = {"why": 1, "diff": 2}.get(options.verb, 0)
-    if not options.grid and not wanted:
+    wanted = {"why": 1, "diff": 2, "logs": 1}.get(options.verb, 0)
+    if not options.grid and not wanted and options.verb != "gc":
         parser().error("the following arguments are required: --grid")
     named = len(options.runs) == wanted and all(options.runs)
     require(named, options.verb, options.runs, f"name {wanted} run{'s' * (wanted != 1)}, as in --help")
     require(not options.missing or options.verb == "report", "--missing", True, "it goes with report")
-    require(not options.dry_run or options.verb == "run", "--dry_run", True, f"{options.verb} trains nothing anyway")
-    draws = options.verb in ("run", "report") and not (options.json or options.missing or options.dry_run)
+    trains = options.verb in LAUNCHES
+    require(not options.dry_run or trains, "--dry_run", True, f"{options.verb} trains nothing anyway")
+    require(not options.watch or options.verb == "status", "--watch", True, "it goes with status")
+    require(not options.yes or options.verb == "gc", "--yes", True, "it goes with gc")
+    draws = options.verb in (*LAUNCHES, "report") and not (options.json or options.missing or options.dry_run)
     require(draws or not options.evaluation_sets, "--evaluation_sets", True, "it goes with what draws figures")
     plans = options.verb == "plan" or options.dry_run
     for flag in ("device", "mfu", "price", "topology", "fit", "compile"):
-        value, runs = getattr(options, flag), flag in ("topology", "fit", "compile") and options.verb == "run"
+        value, runs = getattr(options, flag), flag in ("topology", "fit", "compile") and trains
         require(plans or runs or value is None or value is False, f"--{flag}", value, "it goes with plan")
     require(options.max_concurrent >= 0, "--max_concurrent", options.max_concurrent, "use a number from 0")
+    require(options.unit_hours > 0, "--unit_hours", options.unit_hours, "use a number of hours over 0")
     console, store = plain_console(stderr=options.json), Store(options.store)
+    if options.verb == "logs":
+        return logs(store, options.runs[0], options.launcher, console)
+    if options.verb == "gc":
+        return collect_garbage(store, options, console)
     if wanted:
         return _explain(options, [*unknown, *given], store, console)
     scales = _scales(options)
     plan = _enumerate(options.grid, scales, options, [*unknown, *given])
-    if plans:
+    if options.verb == "plan":
         return plan_verb(plan, store, options, console)
-    if options.verb == "run":
+    if trains:
+        how = _how(options, scales, _settings(launching), where(store, options)[0])
+        if options.dry_run:
+            return dry_run(plan, store, how, options, console)
         if options.topology is not None or options.fit or options.compile:
             plan = executed_on(plan, store, options, console)
-        train_missing(plan, store, options.launcher, options.max_concurrent, retry=options.retry, console=console)
+        if not train_missing(plan, store, how, console):
+            return 0
     if options.verb == "status":
-        return _status(plan, store, options, console)
+        return status(plan, store, options, console)
+    if options.verb == "cancel":
+        return cancel(plan, store, options.launcher, console)
     if options.missing:
         return _missing(plan, store, options, console)
     if not store.exists():
@@ -134,7 +165,7 @@ def _scales(options: argparse.Namespace) -> list[str]:
         return scales
     here = "10m" if machine.has_accelerator() else "nano"
     scales = getattr(files.load("sweeps", options.grid), "DEFAULT_SCALES", (here,))
-    trains = options.verb == "run" and not options.dry_run
+    trains = options.verb in LAUNCHES and not options.dry_run and options.launcher == "local"
     if trains and tuple(scales) != (here,) and not machine.has_accelerator():
         raise GridError(
             f"{options.grid} is about the scales {', '.join(scales)}, which need an accelerator, and there is none "
@@ -143,21 +174,25 @@ def _scales(options: argparse.Namespace) -> list[str]:
     return list(scales)
 
 
-def _status(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
-    results = read_results(plan, store)
-    rows = [*results.rows, *results.on_other_text]
-    if options.json:
-        print(json.dumps({"runs": rows, "notes": results.notes}))
-        return 0
-    show(count_table(rows), console)
-    some = listed(rows)
-    if some:
-        show(status_table(some), console)
-    if len(some) < len(rows):
-        console.print(f"{len(rows) - len(some)} more runs are listed by --only PATTERN or --json.", soft_wrap=True)
-    for note in results.notes:
-        console.print(note, soft_wrap=True)
-    return 0
+def _settings(arguments: Sequence[str]) -> dict[str, str]:
+    """Reads arguments of the form `--launcher.FIELD=VALUE`."""
+    pairs = [argument.removeprefix("--launcher.").partition("=") for argument in arguments]
+    for (field, equals, _), argument in zip(pairs, arguments, strict=True):
+        require(bool(field and equals), "argument", argument, "settings of launchers are --launcher.FIELD=VALUE")
+    return {field: value for field, _, value in pairs}
+
+
+def _how(options: argparse.Namespace, scales: list[str], settings: dict[str, str], where: Where) -> How:
+    labels = [files.label("sweeps", options.grid), *(files.label("experiments", scale) for scale in scales)]
+    return How(
+        "-".join(labels),
+        where,
+        options.launcher,
+        settings,
+        options.max_concurrent,
+        options.unit_hours,
+        retry=options.verb == "retry",
+    )
 
 
 def _missing(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
@@ -240,11 +275,13 @@ def _report(plan: Plan, store: Store, options: argparse.Namespace, scales: list[
     for row in failed:
         console.print(f"{row['name']} · {row['id']} {row['state']}: {row['reason']}", highlight=False, soft_wrap=True)
     if any(Kind(row["state"]).needs_retry for row in failed):
-        console.print("Runs that crashed or ran out of memory are trained again with --retry; each has its log.txt.")
-    if len(open_) > sum(Kind(row["state"]).needs_retry for row in open_) and options.verb == "run":
+        console.print(
+            "Runs that crashed or ran out of memory are trained again by the verb retry; the verb logs shows why."
+        )
+    if len(open_) > sum(Kind(row["state"]).needs_retry for row in open_) and options.verb in LAUNCHES:
         console.print("Runs that are missing or were preempted are trained by the same command.")
     # A report of what there is so far is a success; a sweep that has not done all is not.
-    return 1 if failed or (open_ and options.verb == "run") else 0
+    return 1 if failed or (open_ and options.verb in LAUNCHES) else 0
 
 
 if __name__ == "__main__":

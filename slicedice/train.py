@@ -8,10 +8,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from slicedice import files
+from slicedice import files, machine
 from slicedice.commandline import door, overrides, split
+from slicedice.cost import RATES
 from slicedice.grid import Grid, enumerate_runs, load_config
-from slicedice.launching.missing import train_missing
+from slicedice.launching.missing import How, train_missing
+from slicedice.planning import Where
 from slicedice.report.results import read_results
 from slicedice.report.tables import cell_table, plain_console, show
 from slicedice.store import Kind, Store
@@ -35,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = enumerate_runs([(Grid([{}]), config)], overrides=overrides(config, [*unknown, *given]))
     store, console = Store(options.store), plain_console()
     # One run has the whole machine to itself.
-    train_missing(plan, store, "local", 1, retry=options.retry, console=console)
+    device = machine.accelerator() or "cpu"
+    how = How(
+        files.label("experiments", options.config), Where(device, RATES[device]), max_concurrent=1, retry=options.retry
+    )
+    train_missing(plan, store, how, console)
     results = read_results(plan, store)
     show(cell_table(results), console)
     for note in results.notes:

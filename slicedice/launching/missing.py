@@ -1,36 +1,75 @@
-"""How a sweep trains what is missing: prepares text, makes runs' folders, cuts work units and hands them to a launcher."""
+"""How a sweep trains what is missing: text is prepared, folders are made, work units cut and handed to a launcher."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 
-from slicedice import evaluation, files, machine
-from slicedice.cost import memory
+from slicedice import evaluation, machine
+from slicedice.cost import cost, memory
 from slicedice.data import TokenStore, prepare
 from slicedice.data.tokenizer import padded_vocab_size
 from slicedice.grid import Plan
+from slicedice.launching.loading import load_launcher
+from slicedice.launching.protocol import Attended, Job, Launcher, WorkUnit
+from slicedice.launching.queue import queue
+from slicedice.launching.units import work_units
+from slicedice.planning import Where
 from slicedice.report.progress import Progress
 from slicedice.spec import DataSpec, SpecError, run_name
 from slicedice.spec.mesh import require_experts
-from slicedice.store import Kind, Store
+from slicedice.store import Kind, Launch, Store
+from slicedice.store.launches import write_launch
+
+
+@dataclass(frozen=True)
+class How:
+    """How a sweep is to train.
+
+    label: what to call it, as launches are named by it.
+    where: what it is planned for, which says how long runs take.
+    launcher, settings: see `load_launcher`.
+    max_concurrent: work units at once; 0 leaves it to the launcher.
+    unit_hours: how long a work unit may take, by the plan.
+    retry: to train what failed, instead of what is missing.
+    """
+
+    label: str
+    where: Where
+    launcher: str = "local"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    max_concurrent: int = 0
+    unit_hours: float = 4.0
+    retry: bool = False
 
 
 def to_train(plan: Plan, store: Store, *, retry: bool) -> list[str]:
-    """Ids of the runs to launch: what is missing or was interrupted, or with `retry` what failed instead."""
-    kinds = {id_: store.run(id_).state().kind for id_ in plan.runs}
+    """Ids of the runs to launch: what is missing or was interrupted, or with `retry` what failed instead.
+
+    What a cluster's engine has in its queue is neither.
+    """
+    kinds = {id_: state.kind for id_, (state, _) in store.look(plan.runs).items()}
     if retry:
         return [id_ for id_, kind in kinds.items() if kind.needs_retry]
-    return [id_ for id_, kind in kinds.items() if kind in (Kind.MISSING, Kind.PREEMPTED)]
+    missing = [id_ for id_, kind in kinds.items() if kind.is_to_train]
+    waiting = queue(store, missing).on_clusters
+    return [id_ for id_ in missing if id_ not in waiting]
 
 
-def train_missing(
-    plan: Plan, store: Store, launcher: str, max_concurrent: int, *, retry: bool, console: Console
-) -> None:
-    """Trains what `to_train` names, showing progress until the launcher returns.
+def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
+    """Trains what `to_train` names, or hands it to a cluster's engine.
+
+    Returns:
+      Whether what was launched has ended; False if it is an engine's now.
 
     Raises:
       DataError: the text cannot be used, or something to evaluate on is not there; nothing was launched.
-      SpecError: the model's vocabulary is smaller than the tokenizer's, or a mesh's expert axis longer than a set.
+      FileError: there is no such launcher.
+      SpecError: the model's vocabulary is smaller than the tokenizer's, a mesh's expert axis longer than a set, or a
+        setting of the launcher is not right.
       LaunchError: the launcher could not go on.
     """
+    launcher = load_launcher(how.launcher, how.settings)
     store.create()
     # Text is tokenised before workers start, so that bad input ends here, in one paragraph.
     texts = {data: _prepare(data, store) for data in {spec.data for spec, _ in plan.runs.values()}}
@@ -47,22 +86,56 @@ def train_missing(
             soft_wrap=True,
         )
     _tell_of_evaluations(plan, store, console)
-    missing = to_train(plan, store, retry=retry)
+    missing = to_train(plan, store, retry=how.retry)
     if not missing:
-        if retry:
-            console.print("There is nothing to retry. Without --retry, what is missing is trained.")
-        return
+        if how.retry:
+            console.print("There is nothing to retry. The verb run trains what is missing.")
+        return True
+    job = make_job(plan, store, missing, how, launcher)
+    rendered = launcher.render(job)
     for id_ in missing:
-        spec, execution = plan.runs[id_]
-        require_experts(execution.mesh_shape, spec.model.layer, run_name(spec))
-    launch = files.function("launch", launcher, "launch")
-    for id_ in missing:
+        if how.retry:
+            store.forgive(id_, *plan.runs[id_])
         store.run(id_).create(*plan.runs[id_])
     for text in texts.values():
         console.print(text.summary(), highlight=False, soft_wrap=True)
-    with Progress(store, plan, missing, console) as progress:
-        devices = max(execution.mesh_shape.devices for _, execution in plan.runs.values())
-        launch(Job(store, tuple(missing), max_concurrent, _largest(plan), devices, progress.watch))
+    launch = Launch(
+        job.name, store.launch_folder(job.name), how.launcher, how.settings, tuple(unit.runs for unit in job.units)
+    )
+    write_launch(launch, rendered)
+    write_launch(replace(launch, handles=tuple(launcher.submit(job, rendered))), {})
+    if isinstance(launcher, Attended):
+        with Progress(store, plan, missing, console) as progress:
+            launcher.attend(replace(job, watch=progress.watch))
+        return True
+    console.print(
+        f"{len(missing)} runs in {len(job.units)} work units are submitted as {job.name}. What was submitted is in "
+        f"{launch.folder}; `sweep status --watch` with the same --grid and --scale shows how they fare.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return False
+
+
+def make_job(plan: Plan, store: Store, missing: Sequence[str], how: How, launcher: Launcher) -> Job:
+    """What a launcher is to do: work units of a program each, or for this machine, where workers keep programs, runs.
+
+    Raises:
+      SpecError: on the mesh of a run some devices would have no expert.
+    """
+    runs = {id_: plan.runs[id_] for id_ in missing}
+    for spec, execution in runs.values():
+        require_experts(execution.mesh_shape, spec.model.layer, run_name(spec))
+    if isinstance(launcher, Attended):
+        units = tuple(WorkUnit((id_,), execution.mesh_shape.devices) for id_, (_, execution) in runs.items())
+    else:
+        seconds = {id_: cost(*run, how.where.rate).seconds for id_, run in runs.items()}
+        units = work_units(runs, seconds, 3600 * how.unit_hours)
+    # Of all runs of the plan, done or not: what is left must not change how many train at once.
+    largest = max(memory(spec, execution) for spec, execution in plan.runs.values())
+    devices = max(execution.mesh_shape.devices for _, execution in plan.runs.values())
+    name = store.next_launch(how.label)
+    return Job(name, store, units, how.max_concurrent, largest, devices, how.where.topology)
 
 
 def _tell_of_evaluations(plan: Plan, store: Store, console: Console) -> None:
@@ -94,11 +167,6 @@ def _tell_of_evaluations(plan: Plan, store: Store, console: Console) -> None:
 def _prepare(data: DataSpec, store: Store) -> TokenStore:
     text = (data.source, data.tokenizer, store.data, data.heldout_fraction, data.tokens or 0)
     return prepare(*text, processes=len(machine.cores()))
-
-
-def _largest(plan: Plan) -> int:
-    """Bytes of the plan's largest run, done or not: what is left must not change how many train at once."""
-    return max(memory(spec, execution) for spec, execution in plan.runs.values())
 
 
 def _is_stale(store: Store, run: str, fingerprint: str) -> bool:

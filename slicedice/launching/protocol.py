@@ -51,7 +51,8 @@ class Job:
     store: where the runs' folders are, which exist.
     units: in the order to train them.
     max_concurrent: how many units at once; 0 leaves it to the launcher.
-    bytes: memory that the largest run takes of a device, by estimate.
+    bytes: memory that the largest run of the plan takes of a device, by estimate.
+    devices: how many the run of the plan that takes the most of them trains on.
     topology: what the runs were planned for, if that was said.
     watch: draws progress; cheap, and made to be called twice a second.
     """
@@ -61,6 +62,7 @@ class Job:
     units: tuple[WorkUnit, ...]
     max_concurrent: int = 0
     bytes: int = 0
+    devices: int = 1
     topology: Topology | None = None
     watch: Callable[[], None] = lambda: None
 
@@ -68,11 +70,6 @@ class Job:
     def runs(self) -> tuple[str, ...]:
         """Ids of all runs, in order."""
         return tuple(run for unit in self.units for run in unit.runs)
-
-    @property
-    def devices(self) -> int:
-        """How many devices the unit with the most of them trains on."""
-        return max((unit.devices for unit in self.units), default=1)
 
     def command(self, unit: int | str, *, processes: int = 1, python: str = "python") -> str:
         """The shell command that trains a work unit.
@@ -83,7 +80,7 @@ class Job:
           python: the interpreter, a shell word as well.
         """
         several = " --processes 0" if processes != 1 else ""
-        store = shlex.quote(str(self.store.root))
+        store = shlex.quote(self.store.address)
         return f"{python} -m slicedice.work --store {store}{several} --unit {self.name}/{unit}"
 
 

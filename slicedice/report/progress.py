@@ -26,7 +26,8 @@ class Progress:
         self.settings = settings(plan.runs)
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self.began = time.monotonic()
-        self.states = {id_: store.run(id_).state() for id_ in runs}
+        self._runs = {id_: plan.runs[id_] for id_ in runs}
+        self.states = {id_: state for id_, (state, _) in store.look(self._runs).items()}
         self.first = dict(self.states)
         self.first_steps = self._steps()
         self._said = -PLAIN_SECONDS
@@ -42,9 +43,8 @@ class Progress:
 
     def watch(self) -> None:
         """Reads the store and draws."""
-        for id_, state in self.states.items():
-            if not state.kind.has_result:
-                self.states[id_] = self.store.run(id_).state()
+        left = {id_: run for id_, run in self._runs.items() if not self.states[id_].kind.has_result}
+        self.states |= {id_: state for id_, (state, _) in self.store.look(left).items()}
         if self.live:
             self.live.update(self._table(), refresh=True)
         elif time.monotonic() - self._said > PLAIN_SECONDS:

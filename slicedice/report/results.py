@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -136,14 +136,16 @@ def _follows_scale(name: str, flat: dict[str, dict[str, Any]]) -> bool:
     return all(len(found) == 1 for found in values.values())
 
 
-def read_results(plan: Plan, store: Store) -> Results:
+def read_results(plan: Plan, store: Store, queued: Container[str] = ()) -> Results:
     """Reads the state and result of every run of `plan`; what cannot be used is left out and named in a note.
 
-    Runs trained on other text than most of their plan are left out, since their losses do not compare.
+    Runs trained on other text than most of their plan are left out, since their losses do not compare. Those of
+    `queued` that wait are told to be.
     """
     rows, measured, evaluated, varied = [], {}, {}, settings(plan.runs)
+    looks = store.look(plan.runs, queued)
     for id_, (spec, _) in plan.runs.items():
-        state, result = store.run(id_).look()
+        state, result = looks[id_]
         row: Row = {"id": id_, "name": run_name(spec), **coordinates(spec), "settings": varied[id_]}
         row |= {"state": str(state.kind), "steps": state.steps, "reason": state.reason or None}
         if result:

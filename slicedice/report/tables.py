@@ -152,13 +152,23 @@ def status_table(rows: list[Row]) -> Table:
             "settings": row["settings"],
             "id": row["id"],
             "state": row["state"],
-            "steps": str(row["steps"]),
-            "loss": f"{row['loss']:.4f}" if row.get("loss") is not None else "",
+            "steps": f"{row['steps']} of {row['last_step']}",
+            "ms a step": _rounded(row.get("seconds_per_step"), 1000, ".3g"),
+            "ends": (row.get("ends") or "")[11:16],
+            "on": row.get("host") or row.get("launch") or "",
+            "loss": _rounded(row.get("loss"), 1, ".4f"),
+            "imbalance": _rounded(row.get("load_imbalance"), 1, ".2f"),
+            "dead": _rounded(row.get("dead_experts"), 1, ".3g"),
+            "dropped": _rounded(row.get("dropped_share"), 1, ".1%"),
             "reason": row["reason"] or "",
         }
         for row in rows
     ]
-    return _table("Runs", lines, left=("run", "settings", "id", "state", "reason"))
+    return _table("Runs", lines, left=("run", "settings", "id", "state", "on", "reason"))
+
+
+def _rounded(value: float | None, factor: float, form: str) -> str:
+    return "" if value is None else format(factor * value, form)
 
 
 def lines_table(title: str, lines: list[dict[str, str]]) -> Table:

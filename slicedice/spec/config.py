@@ -59,9 +59,6 @@ EVALUATION_SETS = (
 EVALUATION_TASKS = ("boolq", "hellaswag", "mmlu")
 """The study's questions of multiple choice."""
 
-WRITERS = ("tensorboard", "wandb")
-"""That show metrics while a run trains; any other class of clu's writers is named as MODULE:CLASS."""
-
 ROUTERS = ("dropless", "default")
 DTYPES = ("bfloat16", "float32")
 ACTIVE_WIDTH = "active_width"
@@ -143,7 +140,7 @@ def study_config() -> Config:
     execution.evaluation_tasks = ""  # some of boolq, hellaswag, mmlu, joined by commas
     execution.evaluation_data = ""  # folder of sets and tasks that are named
     execution.evaluate_every = 0  # steps, while training; 0: when it is over
-    execution.writers = ""  # of metrics, for people to watch: tensorboard, wandb or MODULE:CLASS, joined by commas
+    execution.writers = ""  # that show metrics while training: tensorboard, wandb, joined by commas
     return config.lock()
 
 
@@ -303,10 +300,10 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
     )
     writers = listed("execution.writers", e.writers)
     require(
-        all(name in WRITERS or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) for name in writers),
+        all(re.fullmatch(r"[a-z][a-z0-9_-]*", name) for name in writers),
         "execution.writers",
         e.writers,
-        f"choose some of {', '.join(WRITERS)}, or name classes of clu's writers as MODULE:CLASS, joined by commas",
+        "name writers, such as tensorboard and wandb, joined by commas",
     )
     require(e.dispatch in DISPATCHES, "execution.dispatch", e.dispatch, f"choose {DISPATCHES}")
     require(1 <= e.expert_slack < math.inf, "execution.expert_slack", e.expert_slack, "use a number from 1")

@@ -23,24 +23,41 @@ class StoreError(RuntimeError):
     """A store that cannot be used, and why."""
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Replaces `path` by `content`, text as UTF-8, at once, and only after it is on disk."""
+def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Replaces `path` by `content`, text as UTF-8, at once, and if it is to be durable only after it is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Replaces `path` by `content` as JSON at once."""
-    write_whole(path, json.dumps(content, indent=1) + "\n")
+def create(path: Path, content: Any) -> bool:
+    """Makes `path` with `content` as JSON, whole and at once, unless it is there; returns whether it was made.
+
+    Of several processes, on several machines, that try, one is told so.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_json(temporary, content)
+    try:
+        os.link(temporary, path)  # unlike a rename, it replaces nothing
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
+    """Replaces `path` by `content` as JSON; see `write_whole`."""
+    write_whole(path, json.dumps(content, indent=1) + "\n", durable=durable)
 
 
 def safe_name(text: str, whole: str = "") -> str:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from slicedice.store.files import write_whole
+
 Metrics = dict[str, Any]
 
 
@@ -91,15 +93,21 @@ def read(path: Path) -> Iterator[Metrics]:
 
 def last_step(path: Path) -> int | None:
     """The step of the last whole line, from the file's end alone; None if there is none."""
+    record = last(path)
+    return None if record is None else record["step"]
+
+
+def last(path: Path) -> Metrics | None:
+    """The last whole line, from the file's end alone; None if there is none."""
     try:
         with open(path, "rb") as file:
             size, tail = file.seek(0, os.SEEK_END), 4096
             while True:
                 file.seek(max(0, size - tail))
                 records = (_parse(line) for line in reversed(file.read().splitlines(keepends=True)))
-                step = next((record["step"] for record in records if record), None)
-                if step is not None or tail >= size:
-                    return step
+                record = next((record for record in records if record), None)
+                if record or tail >= size:
+                    return record
                 tail *= 16
     except FileNotFoundError:
         return None
@@ -107,16 +115,14 @@ def last_step(path: Path) -> int | None:
 
 def cut(path: Path, step: int) -> None:
     """Keeps the lines of steps before `step`, and nothing that follows them."""
-    if not path.exists():
-        return
-    size = 0
-    with open(path, "rb") as file:
-        for line in file:
-            record = _parse(line)
-            if record is None or record["step"] >= step:
-                break
-            size += len(line)
-    os.truncate(path, size)
+    if path.exists():
+        os.truncate(path, _size_before(path, step))
+
+
+def copy(source: Path, target: Path, step: int) -> None:
+    """Makes `target` of the lines of `source` of steps before `step`."""
+    if source.exists():
+        write_whole(target, source.read_bytes()[: _size_before(source, step)])
 
 
 def tail_means(path: Path, count: int) -> Metrics:
@@ -125,6 +131,18 @@ def tail_means(path: Path, count: int) -> Metrics:
     names = [name for name in records[-1] if name != "step"] if records else []
     columns = {name: [record[name] for record in records] for name in names}
     return {name: None if None in column else statistics.fmean(column) for name, column in columns.items()}
+
+
+def _size_before(path: Path, step: int) -> int:
+    """Bytes of the lines of steps before `step`, up to the first that is not whole."""
+    size = 0
+    with open(path, "rb") as file:
+        for line in file:
+            record = _parse(line)
+            if record is None or record["step"] >= step:
+                break
+            size += len(line)
+    return size
 
 
 def _parse(line: bytes) -> Metrics | None:

@@ -1,61 +1,25 @@
 """One run's folder, and what it says of the run's state.
 
-`spec.json` is what is trained, `result.json` appears, whole, when it is done, `failure.json` says how it
-ended otherwise. The folder's lock is held by whoever trains it, and is let go of by the system when that
-process dies, however it dies. So the state needs no heartbeat, and no half-written run counts as done.
-`evaluations/` has a file for each evaluation of the finished run on other text than its own, `evaluations.jsonl` a
-line for each while it trained; neither has a say in its state.
+`spec.json` is what is trained and `execution.json` how; `attempts/` has what each attempt wrote, and who made it;
+`result.json` appears, whole, when one of them is done. So no half-written run counts as done.
+`evaluations/` has a file for each evaluation of the finished run on other text than its own, which has no say in its
+state. `cancel.json` asks for an end; `forgiven.json` says which failures count no more.
 The folder is called as its run's id: what lies beside another run's `spec.json`, or beside none, is not used.
 """
 
 import dataclasses
-import fcntl
-import json
-import os
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from slicedice.spec import SCHEMA, Execution, RunSpec, canonical_json
 from slicedice.spec.identity import id_of_json
-from slicedice.store import metrics
+from slicedice.store.attempt import Attempt, attempts
+from slicedice.store.claim import Claim, fault
 from slicedice.store.files import StoreError, read_json, safe_name, write_json, write_whole
-
-
-class Kind(StrEnum):
-    """The states of a run. DONE and DIVERGED are results; the kinds after them are failures."""
-
-    MISSING = "missing"
-    RUNNING = "running"
-    DONE = "done"
-    DIVERGED = "diverged"
-    PREEMPTED = "preempted"
-    CRASHED = "crashed"
-    OUT_OF_MEMORY = "out_of_memory"
-
-    @property
-    def has_result(self) -> bool:
-        """Whether the run is over and reports may read it."""
-        return self in (Kind.DONE, Kind.DIVERGED)
-
-    @property
-    def needs_retry(self) -> bool:
-        """Whether it would fail again as it is, and so runs again only when asked to."""
-        return self in (Kind.CRASHED, Kind.OUT_OF_MEMORY)
-
-
-@dataclass(frozen=True)
-class RunState:
-    """A run's kind, the steps it has metrics for, and why it failed if it did."""
-
-    kind: Kind
-    steps: int = 0
-    reason: str = ""
+from slicedice.store.kinds import MOST_FRUITLESS, Kind, RunState
 
 
 class RunFolder:
@@ -63,15 +27,11 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.metrics = path / "metrics.jsonl"
-        self.log = path / "log.txt"
-        self.checkpoints = path / "checkpoints"
         self._spec = path / "spec.json"
         self._result = path / "result.json"
-        self._failure = path / "failure.json"
-        self._data = path / "data.json"
-        self.evaluation_lines = path / "evaluations.jsonl"
         self._evaluations = path / "evaluations"
+        self._cancel = path / "cancel.json"
+        self._forgiven = path / "forgiven.json"
 
     def create(self, spec: RunSpec, execution: Execution) -> None:
         """Makes the folder and writes what is to be trained, and how; mends what was damaged there.
@@ -84,6 +44,7 @@ class RunFolder:
         try:
             if self.foreign():
                 self.clear()
+            self._cancel.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{self.path} cannot be read: {error}. Remove it to train the run.") from error
         write_whole(self._spec, canonical_json(spec) + "\n")
@@ -97,51 +58,58 @@ class RunFolder:
         """What the finished run found; None if it is not done, or this version cannot read it."""
         return self.look()[1]
 
-    def finish(self, kind: Kind, content: dict[str, Any]) -> None:
-        """Writes the result, which makes the run count as done."""
-        write_json(self._result, {"schema": SCHEMA, "kind": kind, **content})
-        self._failure.unlink(missing_ok=True)
+    def log_of(self, process: int) -> Path:
+        """Where a process logs: the first to `log.txt`, others that train the run with it to `log-1.txt` and so on."""
+        return self.path / (f"log-{process}.txt" if process else "log.txt")
 
-    def fail(self, kind: Kind, reason: str) -> None:
-        """Writes how the run ended without a result."""
-        write_json(self._failure, {"kind": kind, "reason": reason})
+    def attempts(self) -> list[Attempt]:
+        """All attempts at the run, the newest first."""
+        return attempts(self.path)
 
-    def forget_failure(self) -> None:
-        """Lets a failed run be taken up again."""
-        self._failure.unlink(missing_ok=True)
+    def attempt(self) -> Attempt:
+        """The attempt that made the result, or else the newest that came as far as a step, or else the newest."""
+        number = (read_json(self._result) or {}).get("attempt")
+        if isinstance(number, int):
+            return Attempt(self.path, number)
+        made = self.attempts()
+        return next((one for one in made if one.metrics.exists()), made[0] if made else Attempt(self.path, 1))
 
-    def begin_on(self, fingerprint: str) -> bool:
-        """Notes the text that the run trains on; what was trained on other text is removed, and True returned."""
-        noted = read_json(self._data) or {}
-        other = noted.get("fingerprint", fingerprint) != fingerprint
-        if other:
-            self.clear()
-        write_json(self._data, {"fingerprint": fingerprint})
-        return other
+    def claim(self, *, patient: bool = False, stop: Callable[[], bool] = lambda: False) -> Claim | None:
+        """Begins an attempt, to be used as a context; None if another process makes one, or the run has a result.
+
+        Args:
+          patient, stop: see `Attempt.is_over`, which is asked of the newest attempt.
+        """
+        made = self.attempts()
+        if self.result() or (made and not made[0].is_over(patient=patient, stop=stop)):
+            return None
+        mine = Claim(self.path, made[0].number + 1 if made else 1)
+        if not mine.take():
+            return None
+        if result := self.result():  # it has just been finished by an attempt that seemed to be over
+            mine.fail(Kind(result["kind"]), "")
+            return None
+        return mine
+
+    def cancel(self) -> None:
+        """Asks for an end: who trains the run saves it and leaves it, and no one begins, until it is created again."""
+        write_json(self._cancel, {})
+
+    def forgive(self) -> None:
+        """Lets a run that failed be taken up again."""
+        made = self.attempts()
+        write_json(self._forgiven, {"attempts": made[0].number if made else 0})
 
     def clear(self) -> None:
         """Removes all that training wrote, so that the run starts over."""
-        for path in (self._result, self._failure, self._data, self.metrics, self.evaluation_lines):
+        for path in (self._result, self._cancel, self._forgiven):
             path.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self._evaluations):
+        for folder in (self.path / "attempts", self._evaluations):
             shutil.rmtree(folder, ignore_errors=True)
 
     def write_evaluation(self, name: str, content: dict[str, Any]) -> None:
         """Writes what an evaluation of the finished run found, in place of an earlier one of the name."""
         write_json(self._evaluations / f"{safe_name(name)}.json", {"schema": SCHEMA, "name": name, **content})
-
-    def append_evaluation(self, step: int, name: str, scores: dict[str, Any]) -> None:
-        """Adds the line of an evaluation after `step` steps."""
-        with open(self.evaluation_lines, "ab") as file:
-            file.write(json.dumps({"step": step, "name": name, "scores": scores}).encode() + b"\n")
-
-    def cut_evaluations(self, step: int) -> None:
-        """Drops the lines of evaluations after `step` steps or more."""
-        metrics.cut(self.evaluation_lines, step)
-
-    def record(self) -> metrics.Writer:
-        """What the run's metrics are written with."""
-        return metrics.Writer(self.metrics)
 
     def evaluations(self) -> dict[str, dict[str, Any] | None]:
         """What evaluations of the finished run found, by name; None, by file name, for what cannot be read."""
@@ -153,7 +121,7 @@ class RunFolder:
         return found
 
     def state(self) -> RunState:
-        """Reads the run's state off its files and its lock."""
+        """Reads the run's state off its files."""
         return self.look()[0]
 
     def look(self) -> tuple[RunState, dict[str, Any] | None]:
@@ -164,12 +132,14 @@ class RunFolder:
         try:
             foreign = self.foreign()
             if foreign:
-                return RunState(Kind.RUNNING) if self.is_locked() else RunState(Kind.MISSING, reason=foreign), None
+                made = self.attempts()
+                alive = bool(made) and made[0].seems_alive()
+                return RunState(Kind.RUNNING) if alive else RunState(Kind.MISSING, reason=foreign), None
             result = read_json(self._result)
-            fault = _fault(result) if result else "it is damaged" if self._result.exists() else ""
-            if result and not fault:
+            wrong = fault(result) if result or self._result.exists() else ""
+            if result and not wrong:
                 return RunState(Kind(result["kind"]), result["steps"]), result
-            return self._unfinished(f"its result.json cannot be read: {fault}" if fault else ""), None
+            return self._unfinished(f"its result.json cannot be read: {wrong}" if wrong else ""), None
         except OSError as error:
             return RunState(Kind.CRASHED, reason=f"its folder cannot be read: {error}; mend or remove it"), None
 
@@ -179,7 +149,7 @@ class RunFolder:
         try:
             text = self._spec.read_text(encoding="utf-8")
         except FileNotFoundError:
-            trained = any(p.exists() for p in (self._result, self._failure, self.metrics, self.checkpoints))
+            trained = self._result.exists() or (self.path / "attempts").exists()
             return f"its spec.json is missing ({replaced})" if trained else ""
         try:
             id_ = id_of_json(text)
@@ -187,102 +157,40 @@ class RunFolder:
             return f"its spec.json is damaged or of another version ({replaced})"
         return "" if id_ == self.path.name else f"its spec.json is of another run, as in a copied folder ({replaced})"
 
-    def _unfinished(self, fault: str) -> RunState:
-        """The state of a run without a result; `fault` says why there is none, if there is a file."""
-        last = metrics.last_step(self.metrics)
-        steps = 0 if last is None else last + 1
-        if self.is_locked():
+    def failures(self) -> dict[Kind, int]:
+        """How many attempts ended without a result, by kind; those that said nothing were preempted."""
+        endings = (one.ending() for one in self.attempts() if not one.seems_alive())
+        kinds = (Kind.PREEMPTED if ending is None else ending.kind for ending in endings)
+        return dict(Counter(kind for kind in kinds if not kind.has_result))
+
+    def _unfinished(self, wrong: str) -> RunState:
+        """The state of a run without a result; `wrong` says why there is none, if there is a file."""
+        made = self.attempts()
+        steps = next((one.steps for one in made if one.steps), 0)
+        if made and made[0].seems_alive():
             return RunState(Kind.RUNNING, steps)
-        failure = read_json(self._failure)
-        if failure or self._failure.exists():
-            kind, reason = (failure or {}).get("kind"), (failure or {}).get("reason")
-            if kind not in (Kind.PREEMPTED, Kind.CRASHED, Kind.OUT_OF_MEMORY):
-                return RunState(Kind.CRASHED, steps, "its failure.json is damaged")
-            return RunState(Kind(kind), steps, str(reason))
-        if steps or self.checkpoints.exists():
-            return RunState(Kind.PREEMPTED, steps, fault or "its worker ended without a word")
-        return RunState(Kind.MISSING, reason=fault)
-
-    @contextmanager
-    def lock(self) -> Iterator[bool]:
-        """Holds the run while training it; yields False if another process does."""
-        with open(self.path / "lock", "a") as file:
-            yield _take(file.fileno())
-
-    def is_locked(self) -> bool:
-        """Whether some process trains this run now."""
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            # A shared lock, so that two lookers do not take each other for a worker.
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        if self._cancel.exists():
+            return RunState(Kind.CANCELLED, steps, "somebody cancelled it")
+        forgiven = (read_json(self._forgiven) or {}).get("attempts", 0)
+        counting = [one for one in made if one.number > forgiven]
+        if not counting:
+            return RunState(Kind.PREEMPTED, steps, wrong) if steps else RunState(Kind.MISSING, reason=wrong)
+        ending = counting[0].ending() or RunState(Kind.PREEMPTED, reason=wrong or "its worker ended without a word")
+        if ending.kind.has_result:
+            return RunState(Kind.PREEMPTED, steps, wrong or "its result.json is gone")
+        if ending.kind is Kind.PREEMPTED and _fruitless(counting) >= MOST_FRUITLESS:
+            times = f"it was preempted {_fruitless(counting)} times in a row without a checkpoint"
+            reason = f"{times}, the last time since {ending.reason}"
+            return RunState(Kind.CRASHED, steps, reason)
+        return dataclasses.replace(ending, steps=steps)
 
 
-class Onlooker(RunFolder):
-    """The folder of a run for a process that trains it with others, and leaves writing to the first of them.
-
-    Its log is its own: `log-1.txt` of the second process, and so on.
-    """
-
-    def __init__(self, folder: RunFolder, process: int):
-        super().__init__(folder.path)
-        self.log = self.path / f"log-{process}.txt"
-
-    def finish(self, kind: Kind, content: dict[str, Any]) -> None:
-        """Left to the first process, as are all below."""
-
-    def fail(self, kind: Kind, reason: str) -> None:
-        """See `finish`."""
-
-    def forget_failure(self) -> None:
-        """See `finish`."""
-
-    def begin_on(self, fingerprint: str) -> bool:
-        """See `finish`."""
-        return False
-
-    def write_evaluation(self, name: str, content: dict[str, Any]) -> None:
-        """See `finish`."""
-
-    def append_evaluation(self, step: int, name: str, scores: dict[str, Any]) -> None:
-        """See `finish`."""
-
-    def cut_evaluations(self, step: int) -> None:
-        """See `finish`."""
-
-    def record(self) -> metrics.Writer:
-        """See `finish`."""
-        return metrics.Mute()
-
-    @contextmanager
-    def lock(self) -> Iterator[bool]:
-        """See `finish`."""
-        yield False
-
-
-def _fault(result: dict[str, Any]) -> str:
-    """Why a result cannot be read; "" if it can."""
-    if result.get("schema") != SCHEMA:
-        return f"it is of schema {result.get('schema')!r}, and this version reads {SCHEMA}"
-    if result.get("kind") not in (Kind.DONE, Kind.DIVERGED) or type(result.get("steps")) is not int:
-        return f"it ends in {result.get('kind')!r} after {result.get('steps')!r} steps"
-    return ""
-
-
-def _take(descriptor: int) -> bool:
-    """Locks for good; tries for a second, since whoever looks at the lock holds it for a moment."""
-    for _ in range(20):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.05)
-        else:
-            return True
-    return False
+def _fruitless(made: list[Attempt]) -> int:
+    """How many of the newest attempts in a row were preempted and left no checkpoint."""
+    count = 0
+    for one in made:
+        ending = one.ending()
+        if (ending and ending.kind is not Kind.PREEMPTED) or one.has_checkpoint:
+            break
+        count += 1
+    return count

@@ -1,17 +1,30 @@
-"""The store: runs by id, the token stores and task files they read, the compilation cache they share, their reports."""
+"""The store: runs by id, the token stores and task files they read, launches, programs that failed, reports.
 
+Whatever lies in a store is data: reading it executes nothing. (Compiled programs, which would, are kept elsewhere.)
+"""
+
+import contextlib
+import dataclasses
 import fnmatch
+import hashlib
+import logging
 import os
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
+from typing import Any
 
-from slicedice.spec import RunSpec, from_json, run_id, run_name
+from slicedice.spec import Execution, RunSpec, from_json, program_key, run_id, run_name
 from slicedice.spec.identity import id_of_json
 from slicedice.store.files import StoreError, read_json, write_json
+from slicedice.store.kinds import Kind, RunState
+from slicedice.store.launches import Launch, read_launch
+from slicedice.store.programs import Programs
 from slicedice.store.run import RunFolder
 
-LAYOUT = 1
+log = logging.getLogger(__name__)
+
+LAYOUT = 2
 """Of folders and files below the store; a store of another layout is refused, not guessed at."""
 
 ID = re.compile("[0-9a-f]{12}")
@@ -29,7 +42,7 @@ class Store:
         self.root = Path(root)
         self.data = self.root / "data"
         self.tasks = self.root / "tasks"
-        self.compilation_cache = self.root / "compilation_cache"
+        self.programs = Programs(self.root / "programs")
         self._marker = self.root / "store.json"
         taken = self.root.exists() and (not self.root.is_dir() or any(self.root.glob("[!.]*")))
         if not self.exists():  # asked after looking inside: another process may just have made it
@@ -46,6 +59,11 @@ class Store:
                 f"{content.get('layout', 'unreadable')}; this version reads {LAYOUT}). Nothing was changed. Use that "
                 "version for it, or name another folder with --store."
             )
+
+    @property
+    def address(self) -> str:
+        """The store's folder, for a process that works elsewhere."""
+        return str(self.root.absolute())
 
     def exists(self) -> bool:
         """Whether the store has been made."""
@@ -101,6 +119,66 @@ class Store:
         if id_ != run:
             raise StoreError(f"{path} is of the run {id_}: its folder was copied or renamed. Remove it, or name it so.")
         return spec
+
+    def look(
+        self, runs: Mapping[str, tuple[RunSpec, Execution]], queued: Container[str] = ()
+    ) -> dict[str, tuple[RunState, dict[str, Any] | None]]:
+        """States of runs by id, each with its result if it has one.
+
+        Args:
+          runs: by id, with how they are executed.
+          queued: ids of those that an engine has in its queue.
+        """
+        found, paused = {}, self.programs.paused()
+        for id_, (spec, execution) in runs.items():
+            state, result = self.run(id_).look()
+            if state.kind.is_to_train and id_ in queued:
+                state = dataclasses.replace(state, kind=Kind.QUEUED)
+            elif state.kind.is_to_train and paused and (pause := paused.get(program_key(spec, execution))):
+                state = dataclasses.replace(state, kind=Kind.PAUSED, reason=pause.reason)
+            found[id_] = state, result
+        return found
+
+    def state(self, run: str, spec: RunSpec, execution: Execution) -> RunState:
+        """The state of one run; see `look`."""
+        return self.look({run: (spec, execution)})[run][0]
+
+    def note_ending(self, run: str) -> None:
+        """Notes of a run that has just ended whether its program works; if it failed, the program's others wait."""
+        spec, execution, state = self.read_spec(run), self.run(run).execution(), self.run(run).state()
+        key = program_key(spec, execution)
+        if state.kind.has_result:
+            self.programs.note_works(key, run)
+        elif state.kind.needs_retry and self.programs.pause(key, run, f"{run_name(spec)} · {run}", state.reason):
+            log.warning("the other runs of the program of %s wait until `sweep retry`", run)
+
+    def forgive(self, run: str, spec: RunSpec, execution: Execution) -> None:
+        """Lets a run that failed, or whose program did, be tried again."""
+        self.run(run).forgive()
+        self.programs.lift(program_key(spec, execution))
+
+    def launch_folder(self, name: str) -> Path:
+        """Where what was handed to an engine is."""
+        return self.root / "launches" / name
+
+    def next_launch(self, label: str) -> str:
+        """A name for a launch that none has yet; those of another store are called otherwise too.
+
+        Always the same until it is taken, so that what would be submitted is what is.
+        """
+        words = re.sub("[^a-z0-9]+", "-", f"l-{label}".lower()).removeprefix("l-" if label[:1].isalpha() else "")
+        here = hashlib.sha256(self.address.encode(errors="surrogateescape")).hexdigest()[:4]
+        taken = [path.name.rpartition("-")[2] for path in (self.root / "launches").glob("[a-z]*")]
+        number = max((int(last) for last in taken if last.isdecimal()), default=0) + 1
+        return f"{words[:24].strip('-')}-{here}-{number}"
+
+    def launches(self) -> list[Launch]:
+        """All launches on record, in order of their names; those that cannot be read are none."""
+        found = []
+        for folder in sorted((self.root / "launches").glob("[a-z]*")):
+            with contextlib.suppress(StoreError):
+                found.append(read_launch(folder))
+        return found
 
     def strays(self, known: Container[str]) -> dict[str, str]:
         """What lies among the runs and is none, by name, each with why; `known` and hidden files are passed over."""

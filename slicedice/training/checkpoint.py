@@ -1,12 +1,16 @@
 """Orbax behind one small door: a checkpoint is complete or it does not exist.
 
-The training state is kept under `training/`, newest only; the finished model, parameters and router biases
+The training state is kept under `training/`, the newest two; the finished model, parameters and router biases
 without the optimizer's state, under `model/`. Leaves are saved by their path in the state, so a checkpoint
 can be read without this code.
 """
 
+import contextlib
 import functools
-from collections.abc import Mapping
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +18,10 @@ import jax
 import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_flatten_with_path
 
+from slicedice.parallel import processes
 from slicedice.training.program import TrainState
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -25,48 +32,79 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read."""
 
 
-class Checkpoints:
-    """Checkpoints of one run below `folder`."""
+KEPT = 2
+"""How many checkpoints of training: should the newest be damaged, the one before it is gone on from."""
 
-    def __init__(self, folder: Path):
+
+class Checkpoints:
+    """Checkpoints of one attempt at a run, below `folder`, and those of earlier attempts.
+
+    earlier: folders of earlier attempts, the newest first, each with the most steps that are gone on from. They are
+      removed once this attempt has as many checkpoints as are kept.
+    """
+
+    def __init__(self, folder: Path, earlier: Sequence[tuple[Path, int]] = ()):
         self.folder = folder.absolute()
+        self._earlier = [(other.absolute(), most) for other, most in earlier]
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         # It makes its folder, which who only reads the model should not.
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        return ocp.CheckpointManager(self.folder / "training", options=options)
+        return _manager(self.folder)
 
     def save(self, state: TrainState) -> None:
         """Saves the state after its last step."""
         self._manager.save(int(state.step), args=ocp.args.StandardSave(_by_path(state)), force=True)  # pyright: ignore
+        if self._earlier and len(self._manager.all_steps()) >= KEPT:
+            self._drop_earlier()
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """Returns the newest state saved, on whatever devices it was saved from; None if there is none.
+        """Returns the newest state saved that can be read, on whatever devices it was saved from; None if none was.
 
         Args:
           like: shapes, and the sharding that each array is to have, as `Program.like`.
 
         Raises:
-          CheckpointError: the checkpoint cannot be read: it is damaged, of another model, or there is no room for it.
+          CheckpointError: none can be read: they are damaged, of another model, or there is no room for them.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        wanted = _by_path(like)
+        first: CheckpointError | None = None
+        for folder, step in self._saved():
+            try:
+                state, error = self._read(folder, step, like), None
+            except CheckpointError as caught:
+                state, error = None, caught
+            if not processes.greatest(error is not None):
+                return state
+            error = error or CheckpointError(f"another process could not read the checkpoint of step {step}")
+            log.warning("%s", error, exc_info=error.__cause__)
+            first = first or error
+        if first:
+            raise first
+        return None
+
+    def _saved(self) -> list[tuple[Path, int]]:
+        """Folders and steps of all states that may be gone on from, the best first."""
+        found = []
+        for folder, most in [(self.folder, sys.maxsize), *self._earlier]:
+            steps = (int(path.name) for path in (folder / "training").glob("[0-9]*") if path.name.isdecimal())
+            found += [(folder, step) for step in sorted(steps, reverse=True) if step <= most]
+        return found
+
+    def _read(self, folder: Path, step: int, like: TrainState) -> TrainState:
+        wanted, where = _by_path(like), folder / "training"
         try:
-            leaves = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))  # pyright: ignore
+            with contextlib.closing(_manager(folder, read_only=True)) as manager:
+                leaves = manager.restore(step, args=ocp.args.StandardRestore(wanted))  # pyright: ignore
         except Exception as error:
-            where = self.folder / "training"
             if difference := _difference(where / str(step) / "default", wanted):
                 raise CheckpointError(
                     f"the checkpoint of step {step} in {where} is of another model: {difference}. Move that folder "
-                    "away and use --retry, and the run starts over."
+                    "away, and after `sweep retry` the run starts over."
                 ) from error
             raise CheckpointError(
                 f"the checkpoint of step {step} in {where} cannot be read "
-                f"({type(error).__name__}; the run's log says more). If it is damaged, remove that folder and use "
-                "--retry: nothing else is lost, and the run starts over."
+                f"({type(error).__name__}; the run's log says more). If it is damaged, remove that folder: nothing "
+                "else is lost, and after `sweep retry` the run starts over."
             ) from error
         return _into(like, leaves)
 
@@ -113,11 +151,24 @@ class Checkpoints:
         """Removes what only going on with training needs; for when the result is written."""
         for step in list(self._manager.all_steps()):
             self._manager.delete(step)
+        self._drop_earlier()
+
+    def _drop_earlier(self) -> None:
+        if processes.leads():
+            for folder, _ in self._earlier:
+                shutil.rmtree(folder, ignore_errors=True)
+        self._earlier = []
 
     def close(self) -> None:
         """Waits for what is being written."""
         if "_manager" in vars(self):
             self._manager.close()
+
+
+def _manager(folder: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
+    kept = None if read_only else KEPT
+    options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False, read_only=read_only)
+    return ocp.CheckpointManager(folder / "training", options=options)
 
 
 def _difference(path: Path, wanted: Mapping[str, Any]) -> str:

@@ -122,8 +122,8 @@ def _report(step: int, metrics: dict[str, jax.Array], report: Callable[[Metrics]
     if values.get(LOST):
         raise NoRoom(
             f"at step {step}, {values[LOST]:,} assignments of tokens to experts found no room on the device of their "
-            "expert. Nothing of that step was kept: with a greater execution.expert_slack and --retry the run goes on "
-            "from its last checkpoint."
+            "expert. Nothing of that step was kept: with a greater execution.expert_slack `sweep retry` goes on from "
+            "the last checkpoint."
         )
     report(values)
     if not math.isfinite(values["loss"]):

@@ -1,30 +1,41 @@
-"""Which packages writers need, asked before anything is launched."""
+"""Which writers there are here, asked before anything is launched.
+
+Beside the two that are named here, any class of clu's interface will do that an installed package declares, under
+"slicedice.writers" in its entry points. Runs name writers, and a store may be someone else's: so nothing is imported
+because a store says so, but only what was installed for this.
+"""
 
 import importlib.util
+from importlib.metadata import EntryPoint, entry_points
 
-from slicedice.spec.config import WRITERS, listed
+from slicedice.spec.config import listed
 from slicedice.spec.errors import require
 
-PACKAGES = {"tensorboard": ("clu", "tensorboardX"), "wandb": ("clu", "wandb")}
-"""That each named writer imports."""
+GROUP = "slicedice.writers"
+"""Of entry points, each a class of `clu.metric_writers.MetricWriter` that takes a run's folder for its logs."""
 
-assert set(PACKAGES) == set(WRITERS)
+PACKAGES = {"tensorboard": ("clu", "tensorboardX"), "wandb": ("clu", "wandb")}
+"""What our own import."""
+
+
+def declared() -> dict[str, EntryPoint]:
+    """The writers of other packages, by name."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
 def require_installed(writers: str) -> None:
-    """Checks that the packages of `execution.writers` are here, without importing them.
+    """Checks that the writers of `execution.writers` and their packages are here, without importing any.
 
     Raises:
       SpecError: one is not; the message says what to install.
     """
-    for name in listed("execution.writers", writers):
-        packages = PACKAGES.get(name) or ("clu", name.split(":")[0].split(".")[0])
-        lacking = [package for package in packages if importlib.util.find_spec(package) is None]
+    names = listed("execution.writers", writers)
+    others = declared() if set(names) - set(PACKAGES) else {}
+    known = ", ".join([*PACKAGES, *others])
+    for name in names:
+        there = f"there is no writer {name!r} here: choose some of {known}, or install a package that declares it"
+        require(name in PACKAGES or name in others, "execution.writers", writers, there)
+        lacking = [package for package in PACKAGES.get(name, ("clu",)) if importlib.util.find_spec(package) is None]
         extra = name if name in PACKAGES else "tensorboard"
-        also = "" if name in PACKAGES else f", and the package of {name}"
-        require(
-            not lacking,
-            "execution.writers",
-            writers,
-            f"{name} needs {' and '.join(lacking)}, not installed here: pip install 'slicedice[{extra}]'{also}",
-        )
+        install = f"{name} needs {' and '.join(lacking)}, not installed here: pip install 'slicedice[{extra}]'"
+        require(not lacking, "execution.writers", writers, install)

@@ -1,19 +1,19 @@
 """What a worker tells of a run while it trains, and to which writers."""
 
 import contextlib
-import importlib
 import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slicedice.spec import Execution, RunSpec, run_id, run_name
 from slicedice.spec.config import listed
 from slicedice.spec.identity import flat
-from slicedice.store import RunFolder, Store, metrics
+from slicedice.store import Attempt, Store, metrics
+from slicedice.writers.installed import declared
 
 if TYPE_CHECKING:
     from slicedice.writers.interface import MetricWriter
@@ -45,25 +45,28 @@ class RunWriter:
     as they were last. Other writers cannot take anything back, and are not given what they had.
     """
 
-    def __init__(self, spec: RunSpec, execution: Execution, folder: RunFolder, store: Store):
+    def __init__(self, spec: RunSpec, execution: Execution, store: Store):
         """Opens nothing yet.
 
         Args:
           spec, execution: the run.
-          folder: its folder.
           store: where the writers' own files go, in `tensorboard/` and `wandb/`.
         """
-        self._spec, self._execution, self._folder, self._store = spec, execution, folder, store
+        self._spec, self._execution, self._store = spec, execution, store
         self._sinks: list[_Sink] = []
-        self._seen: int | None = None
+        self._seen = -1
         self._evaluated: set[tuple[int, str]] = set()
         self._pending: tuple[int, Mapping[str, float]] | None = None
         self._written, self._since = -1, -math.inf
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, attempts: Sequence[Attempt]) -> None:
         """Opens the writers; training goes on from `step`. Of several processes on a run, only the first has any.
 
-        Has to come before lines from `step` on are cut off the run's own files, which tell what writers had.
+        Has to come before lines from `step` on are cut off the attempt's own files, which tell what writers had.
+
+        Args:
+          step: the first that is trained.
+          attempts: this one, and those that it may go on from, the newest first.
         """
         names = listed("execution.writers", self._execution.writers)
         if not names:
@@ -72,16 +75,17 @@ class RunWriter:
 
         if not processes.leads():
             return
-        self._seen = metrics.last_step(self._folder.metrics)
-        lines = list(metrics.read(self._folder.evaluation_lines))
-        self._evaluated = {(line["step"], line["name"]) for line in lines}
+        self._seen = max(one.steps for one in attempts) - 1
+        lines = {one.number: list(metrics.read(one.evaluation_lines)) for one in attempts}
+        self._evaluated = {(line["step"], line["name"]) for own in lines.values() for line in own}
         for name in names:
             try:
-                self._sinks.append(self._open(name, step))
+                self._sinks.append(self._open(name, step, attempts))
             except Exception as error:
                 self._tell(name, error)
         self._each(lambda sink: sink.writer.write_hparams(_settings(self._spec, self._execution)))
-        for line in lines:
+        source = next((one for one in attempts if one.steps >= step), attempts[0])
+        for line in lines[source.number]:
             if line["step"] == step:  # which stays, though training goes on from there
                 self._write(step, _scores(line["name"], line["scores"]), had=True)
         self._each(lambda sink: sink.writer.flush())
@@ -119,7 +123,7 @@ class RunWriter:
             progress["tokens_per_second"] = (step - self._written) * tokens / max(now - self._since, 1e-6)
         named = {f"train/{name}": value for name, value in values.items()}
         named |= {f"progress/{name}": value for name, value in progress.items()}
-        self._write(step, named, had=self._seen is not None and step <= self._seen)
+        self._write(step, named, had=step <= self._seen)
         self._each(lambda sink: sink.writer.flush())
         self._written, self._since = step, now
 
@@ -141,26 +145,24 @@ class RunWriter:
         text = "%s is written to no longer, and the run goes on without: %s: %s"
         log.warning(text, name, type(error).__name__, error)
 
-    def _open(self, name: str, step: int) -> _Sink:
-        id_ = run_id(self._spec)
-        readable = re.sub(r"[^a-zA-Z0-9.,=+-]+", "_", run_name(self._spec))[:100].strip("._-")
-        logs = self._store.root / "tensorboard" / f"{readable}-{id_}"
+    def _open(self, name: str, step: int, attempts: Sequence[Attempt]) -> _Sink:
+        title = run_name(self._spec)
+        readable = re.sub(r"[^a-zA-Z0-9.,=+-]+", "_", title)[:100].strip("._-")
+        logs = self._store.root / "tensorboard" / f"{readable}-{run_id(self._spec)}"
         if name == "tensorboard":
             from slicedice.writers.tensorboard import TensorBoardWriter
 
             return _Sink(name, TensorBoardWriter(logs, step), True)
         if name == "wandb":
-            from slicedice.writers.weights_and_biases import WandbWriter
+            from slicedice.writers.weights_and_biases import WandbWriter, identity
 
-            record, anew = self._folder.path / "wandb.json", self._seen is None
-            return _Sink(name, WandbWriter(record, run_name(self._spec), self._store.root, anew=anew), False)
+            return _Sink(name, WandbWriter(identity(attempts), title, self._store.root), False)
         from slicedice.writers.interface import MetricWriter
 
-        module, kind = name.split(":")
-        found = getattr(importlib.import_module(module), kind)
-        if not (isinstance(found, type) and issubclass(found, MetricWriter)):  # nothing else is called by name
-            raise TypeError(f"{name} is no class of clu.metric_writers.MetricWriter")
-        return _Sink(name, found(str(logs)), False)
+        kind = declared()[name].load()
+        if not (isinstance(kind, type) and issubclass(kind, MetricWriter)):
+            raise TypeError(f"{kind!r} is no class of clu.metric_writers.MetricWriter")
+        return _Sink(name, kind(str(logs)), False)
 
 
 def _settings(spec: RunSpec, execution: Execution) -> dict[str, bool | int | float | str]:

@@ -8,17 +8,21 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import wandb  # pyright: ignore[reportMissingImports]
 
+from slicedice.store import Attempt
 from slicedice.store.files import read_json, write_json
 from slicedice.writers.interface import ScalarWriter
 
 PROJECT = "slicedice"
 """Unless WANDB_PROJECT names another."""
+
+RECORD = "wandb.json"
+"""File of an attempt with the id of its run there."""
 
 OPEN_SECONDS = 30
 """To wait for the server, or for someone to log in, before a run."""
@@ -31,33 +35,43 @@ class Unreachable(RuntimeError):
     """Weights & Biases could not be reached before, and is not tried again by this process."""
 
 
+def identity(attempts: Sequence[Attempt]) -> str:
+    """The id of a run on Weights & Biases: that of an earlier attempt, or a new one, which is noted in this attempt.
+
+    Not the run's own id, since another store's run, or one that starts over, is another run there.
+
+    Args:
+      attempts: this one, and those that it may go on from, the newest first.
+    """
+    known = ((read_json(one.path / RECORD) or {}).get("id") for one in attempts)
+    old = next((id_ for id_ in known if isinstance(id_, str) and re.fullmatch(r"[0-9a-z-]{8,64}", id_)), None)
+    id_ = old or f"{attempts[0].run.name}-{secrets.token_hex(3)}"
+    write_json(attempts[0].path / RECORD, {"id": id_})
+    return id_
+
+
 class WandbWriter(ScalarWriter):
     """A run on Weights & Biases. Their steps never go back: what they have of a step stays."""
 
     _unreachable = ""
 
-    def __init__(self, record: Path, name: str, folder: Path, *, anew: bool):
-        """Opens, or goes on with, the run whose id `record` has.
+    def __init__(self, id_: str, name: str, folder: Path):
+        """Opens the run of an id, or goes on with it.
 
         Args:
-          record: file of the id that the run has there. A run that is trained anew, or in another store, is another.
+          id_: see `identity`.
           name: of the run, for people.
           folder: where `wandb` keeps its files unless WANDB_DIR says where.
-          anew: whether the run begins with its first step.
 
         Raises:
           Unreachable, wandb.Error: there is no key, or no answer.
         """
         if WandbWriter._unreachable:
             raise Unreachable(WandbWriter._unreachable)
-        known = None if anew else (read_json(record) or {}).get("id")
-        if not isinstance(known, str) or not re.fullmatch(r"[0-9a-z-]{8,64}", known):
-            known = f"{record.parent.name}-{secrets.token_hex(3)}"
-            write_json(record, {"id": known})
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT") or PROJECT,
-                id=known,
+                id=id_,
                 resume="allow",
                 name=name,
                 dir=None if os.environ.get("WANDB_DIR") else str(folder.absolute()),

@@ -150,13 +150,12 @@ def test_evaluations_that_cannot_be(overrides: dict[str, Any], valid: str, tiny)
         tiny(overrides)
 
 
-def test_writers_are_named_or_are_classes(tiny):
-    named = "tensorboard, clu.metric_writers.torch_tensorboard_writer:TorchTensorboardWriter"
-    assert tiny({"execution.writers": named})[1].writers == named.replace(" ", "")
+def test_writers_are_named(tiny):
+    assert tiny({"execution.writers": "tensorboard, my-own"})[1].writers == "tensorboard,my-own"
     assert tiny()[1].writers == ""
 
 
-@pytest.mark.parametrize("writers", ["csv", "tensorboard,tensorboard", "wandb,", "../a:B", "os:path.x", ":A", "a:"])
+@pytest.mark.parametrize("writers", ["tensorboard,tensorboard", "wandb,", "../a", "os:system", "W&B", "-a"])
 def test_writers_that_cannot_be(writers: str, tiny):
     with pytest.raises(SpecError, match=r"execution\.writers"):
         tiny({"execution.writers": writers})

@@ -1,7 +1,7 @@
-"""Writers of clu's interface for tests, which runs name as MODULE:CLASS."""
+"""Writers of clu's interface, and a package that declares them."""
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from slicedice.writers.interface import ScalarWriter
@@ -52,4 +52,24 @@ class Absent(Recorder):
 
 def touch(logdir: str) -> None:
     """No class of writers: calling it shows."""
-    os.makedirs(logdir + ".called")
+    Path(logdir).mkdir(parents=True)
+
+
+ENTRY_POINTS = """[slicedice.writers]
+recorder = tests.writers.recorded:Recorder
+lost = tests.writers.recorded:Lost
+absent = tests.writers.recorded:Absent
+touch = tests.writers.recorded:touch
+path = pathlib:Path
+nowhere = no_such_module:Writer
+clu = clu.metric_writers:SummaryWriter
+"""
+
+
+def install(site: Path) -> Path:
+    """Makes `site` a folder for Python's path, in which the package is installed."""
+    package = site / "recorded-1.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: recorded\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text(ENTRY_POINTS)
+    return site

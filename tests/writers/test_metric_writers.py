@@ -1,5 +1,6 @@
 """What people watch is what a run's own files say, each step once; and no failure of a writer is the run's."""
 
+import importlib.util
 import logging
 import math
 import os
@@ -15,23 +16,23 @@ import pytest
 import slicedice
 from slicedice.parallel import processes
 from slicedice.spec import Execution, RunSpec, SpecError, run_id
-from slicedice.store import Store, metrics
-from slicedice.writers import RunWriter, installed, require_installed
+from slicedice.store import Claim, Store, metrics
+from slicedice.writers import RunWriter, require_installed
 from slicedice.writers import run as writers_run
 
 pytest.importorskip("clu")
 pytest.importorskip("tensorboardX")
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
-RECORDER, LOST, ABSENT = (f"tests.writers.recorded:{name}" for name in ("Recorder", "Lost", "Absent"))
-
 Curves = dict[str, list[tuple[int, float]]]
 
 
 @pytest.fixture
-def recorders() -> Iterator[list[Any]]:
-    from tests.writers.recorded import Recorder
+def recorders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]:
+    """What the writers of a package made that is installed for the test."""
+    from tests.writers.recorded import Recorder, install
 
+    monkeypatch.syspath_prepend(install(tmp_path / "site"))
     Recorder.made.clear()
     yield Recorder.made
     Recorder.made.clear()
@@ -56,28 +57,34 @@ class Run:
         self.killed: list[RunWriter] = []
         self.folder.create(spec, execution)
 
-    def train(self, first: int, last: int, *, every: int = 0, killed: bool = False) -> None:
+    def train(self, first: int, last: int, *, every: int = 0, text: str = "a", killed: bool = False) -> None:
         """Does what a worker does, in its order, from step `first` to before `last`; when killed it closes nothing."""
-        shown, writer = RunWriter(self.spec, self.execution, self.folder, self.store), self.folder.record()
-        shown.begin(first)
-        writer.begin(first)
-        self.folder.cut_evaluations(first + 1)
-        for step in range(first, last):
-            values = {"step": step, "loss": self.draw(), "load_imbalance": self.draw(), "dead_experts": step % 3}
-            writer.write(values)
-            shown.step(values)
-            if every and (step + 1) % every == 0:
-                self.evaluate(shown, step + 1)
-        writer.close()
-        self.killed.append(shown) if killed else shown.close()
+        claim = self.folder.claim()
+        assert claim is not None
+        with claim:
+            earlier = claim.begin_on(text)
+            shown = RunWriter(self.spec, self.execution, self.store)
+            shown.begin(first, (claim, *earlier))
+            if first:
+                claim.take_over(next(other for other in earlier if other.steps >= first), first)
+            writer = claim.record()
+            writer.begin(first)
+            for step in range(first, last):
+                values = {"step": step, "loss": self.draw(), "load_imbalance": self.draw(), "dead_experts": step % 3}
+                writer.write(values)
+                shown.step(values)
+                if every and (step + 1) % every == 0:
+                    self.evaluate(claim, shown, step + 1)
+            writer.close()
+            self.killed.append(shown) if killed else shown.close()
 
     def draw(self) -> float:
         return float(np.float32(self.rng.normal()))  # as JAX has it
 
-    def evaluate(self, shown: RunWriter, step: int) -> None:
+    def evaluate(self, claim: Claim, shown: RunWriter, step: int) -> None:
         for name, way in (("held_out", "held_out"), ("wikitext_103", "as_trained")):
             scores = {way: {"macro": {"nats": self.draw(), "targets": 12}}}
-            self.folder.append_evaluation(step, name, scores)
+            claim.append_evaluation(step, name, scores)
             shown.evaluation(step, name, scores)
 
     def curves(self) -> Curves:
@@ -87,10 +94,10 @@ class Run:
 
     def kept(self, name: str) -> list[tuple[int, float]]:
         """A curve by the run's own files."""
-        return [(line["step"], line[name]) for line in metrics.read(self.folder.metrics)]
+        return [(line["step"], line[name]) for line in metrics.read(self.folder.attempt().metrics)]
 
     def kept_scores(self, name: str, way: str) -> list[tuple[int, float]]:
-        lines = [line for line in metrics.read(self.folder.evaluation_lines) if line["name"] == name]
+        lines = [line for line in metrics.read(self.folder.attempt().evaluation_lines) if line["name"] == name]
         return [(line["step"], line["scores"][way]["macro"]["nats"]) for line in lines]
 
 
@@ -140,7 +147,7 @@ def test_few_steps_are_written_and_the_last_always(make):
 
 @pytest.mark.usefixtures("hardly_ever")
 def test_the_step_before_an_evaluation_is_written_first(make, recorders):
-    run = make(RECORDER)
+    run = make("recorder")
     run.train(0, 9, every=4)
     (recorder,) = recorders
     assert [step for step, _ in recorder.steps] == [0, 3, 4, 4, 7, 8, 8, 8]
@@ -150,7 +157,7 @@ def test_the_step_before_an_evaluation_is_written_first(make, recorders):
 @pytest.mark.usefixtures("every_step")
 @pytest.mark.parametrize("killed", [True, False])
 def test_a_run_that_goes_on_shows_no_step_twice(make, recorders, killed: bool):
-    run = make(f"tensorboard,{RECORDER}")
+    run = make("tensorboard,recorder")
     run.train(0, 10, every=3, killed=killed)
     first = {name: run.kept(name) for name in ("loss", "load_imbalance")}
     run.train(6, 14, every=3)  # the last checkpoint was of step 6, which was evaluated before
@@ -179,13 +186,13 @@ def test_a_run_that_goes_on_shows_no_step_twice(make, recorders, killed: bool):
 
 
 @pytest.mark.usefixtures("every_step")
-def test_a_run_that_starts_over_shows_nothing_of_before(make):
-    run = make()
+def test_a_run_that_starts_over_on_other_text_shows_nothing_of_before(make, recorders):
+    run = make("tensorboard,recorder")
     run.train(0, 5)
-    run.folder.clear()
-    run.train(0, 3)
+    run.train(0, 3, text="b")
     assert run.curves()["train/loss"] == run.kept("loss")
     assert len(run.kept("loss")) == 3
+    assert [[step for step, _ in recorder.steps] for recorder in recorders] == [[0, 1, 2, 3, 4], [0, 1, 2]]
 
 
 @pytest.mark.usefixtures("every_step")
@@ -198,7 +205,7 @@ def test_a_loss_that_is_no_number_is_shown_as_such(make, monkeypatch: pytest.Mon
 
 
 def test_settings_are_what_was_resolved(make, recorders):
-    run = make(f"tensorboard,{RECORDER}", model__experts="n=4 g=1/2", optimizer__learning_rate=0.003)
+    run = make("tensorboard,recorder", model__experts="n=4 g=1/2", optimizer__learning_rate=0.003)
     run.train(0, 1)
     (recorder,) = recorders
     settings = recorder.settings
@@ -212,7 +219,7 @@ def test_settings_are_what_was_resolved(make, recorders):
     assert b"optimizer.learning_rate" in read.PluginTagToContent("hparams")["_hparams_/session_start_info"]
 
 
-@pytest.mark.parametrize("scale", ["nano", "..", "...", "-"])
+@pytest.mark.parametrize("scale", ["nano", "..", "._"])
 def test_a_runs_name_stays_one_folder_below_the_store(make, scale: str, tmp_path: Path):
     run = make(scale=scale, model__experts="n=8 k=2 g=1/4 + n=2 k=1 g=1/2")
     run.train(0, 1)
@@ -227,10 +234,10 @@ def test_a_runs_name_stays_one_folder_below_the_store(make, scale: str, tmp_path
 
 @pytest.mark.usefixtures("every_step")
 def test_a_writer_that_fails_is_dropped_once_and_no_one_else_is(make, recorders, caplog: pytest.LogCaptureFixture):
-    run = make(f"{LOST},tensorboard,{ABSENT},{RECORDER}")
+    run = make("lost,tensorboard,absent,recorder")
     with caplog.at_level(logging.WARNING, "slicedice.writers"):
         run.train(0, 6)
-    assert [record.getMessage().split(" is ")[0] for record in caplog.records] == [ABSENT, LOST]
+    assert [record.getMessage().split(" is ")[0] for record in caplog.records] == ["absent", "lost"]
     assert "no such server" in caplog.text
     assert "no route to host" in caplog.text
     assert len(run.kept("loss")) == 6
@@ -250,105 +257,97 @@ def test_a_folder_that_cannot_be_made_fails_no_run(make, caplog: pytest.LogCaptu
     assert "tensorboard is written to no longer" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["tests.writers.recorded:touch", "pathlib:Path", "no_such_module:Writer"])
-def test_nothing_but_a_class_of_writers_is_called_by_name(make, name: str, caplog: pytest.LogCaptureFixture):
+@pytest.mark.usefixtures("recorders")
+@pytest.mark.parametrize("name", ["touch", "path", "nowhere", "unknown"])
+def test_nothing_but_a_class_of_writers_that_is_declared_is_called(make, name: str, caplog: pytest.LogCaptureFixture):
     run = make(name)
     run.train(0, 2)
     assert len(run.kept("loss")) == 2
-    assert name in caplog.text
-    assert not list(run.store.root.glob("tensorboard*"))
+    assert caplog.text.count(f"{name} is written to no longer") == 1
+    assert {path.name for path in run.store.root.iterdir()} == {"store.json", "runs"}
 
 
 def test_of_several_processes_one_writes(make, recorders, monkeypatch: pytest.MonkeyPatch):
-    run = make(f"tensorboard,{RECORDER}")
+    run = make("tensorboard,recorder")
     monkeypatch.setattr(processes, "leads", lambda: False)
     run.train(0, 2)
     assert recorders == []
     assert not (run.store.root / "tensorboard").exists()
 
 
+@pytest.mark.usefixtures("recorders")
 def test_what_is_not_installed_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch):
-    require_installed(f"tensorboard,{RECORDER}")
+    require_installed("tensorboard,recorder")
     require_installed("")
-    here = installed.importlib.util.find_spec
-    absent = {"tensorboardX", "wandb", "torch_of_old"}
-    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda name: None if name in absent else here(name))
+    here = importlib.util.find_spec
+    absent = {"tensorboardX", "wandb"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else here(name))
     for writers, message in [
         ("tensorboard", r"tensorboard needs tensorboardX, .*pip install 'slicedice\[tensorboard\]'"),
-        ("tensorboard,wandb", r"tensorboard needs tensorboardX"),
-        ("wandb", r"wandb needs wandb, .*pip install 'slicedice\[wandb\]'"),
-        ("torch_of_old.writers:Writer", r"pip install 'slicedice\[tensorboard\]', and the package of torch_of_old"),
+        ("recorder,wandb", r"wandb needs wandb, .*pip install 'slicedice\[wandb\]'"),
+        ("tensorbord", r"no writer 'tensorbord' here: .* tensorboard, wandb, .*recorder"),
     ]:
         with pytest.raises(SpecError, match=f"execution.writers = '{writers}' cannot be used: .*{message}"):
             require_installed(writers)
 
 
-def run_python(code: str, *paths: Path, **environment: str) -> str:
-    """What a fresh interpreter prints; of no other test's imports."""
-    root = Path(slicedice.__file__).parents[1]
-    path = os.pathsep.join(map(str, [*paths, root]))
-    command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment | {"PYTHONPATH": path})
+def run_python(code: str, *arguments: str, path: Path | None = None) -> str:
+    """What a fresh interpreter prints, which no other test has imported anything in."""
+    folders = [*([path] if path else []), Path(slicedice.__file__).parents[1]]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_who_writes_nowhere_imports_nothing_for_it(make):
-    run = make("")
-    code = f"""
-import slicedice.sweep, slicedice.work, sys
+SHOW = """
+import sys
 from slicedice.store import Store
 from slicedice.writers import RunWriter, require_installed
-require_installed("")
-store = Store({str(run.store.root)!r})
-folder = store.run({run_id(run.spec)!r})
-shown = RunWriter(store.read_spec({run_id(run.spec)!r}), folder.execution(), folder, store)
-shown.begin(0), shown.step({{"step": 0, "loss": 1.0}}), shown.evaluation(1, "held_out", {{}}), shown.close()
-print(sorted({{"jax", "clu", "tensorboardX", "wandb", "tensorflow"}} & set(sys.modules)))
+
+store = Store(sys.argv[1])
+folder = store.run(sys.argv[2])
+require_installed(folder.execution().writers)
+shown = RunWriter(store.read_spec(sys.argv[2]), folder.execution(), store)
+with folder.claim() as claim:
+    shown.begin(0, [claim])
+    shown.step({"step": 0, "loss": 1.5})
+    shown.evaluation(1, "held_out", {})
+    shown.close()
 """
-    assert run_python(code) == "[]\n"
+
+
+def test_who_writes_nowhere_imports_nothing_for_it(make):
+    run = make("")
+    heavy = {"jax", "clu", "tensorboardX", "wandb", "tensorflow"}
+    code = f"import slicedice.sweep, slicedice.work\n{SHOW}\nprint(sorted({heavy} & set(sys.modules)))"
+    assert run_python(code, str(run.store.root), run_id(run.spec)) == "[]\n"
 
 
 def test_clus_interface_comes_without_tensorflow(make, tmp_path: Path):
-    (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')")
-    code = f"""
-import sys
-from slicedice.writers.tensorboard import TensorBoardWriter
-from pathlib import Path
-writer = TensorBoardWriter(Path({str(tmp_path)!r}) / "logs", 0)
-writer.write_scalars(0, {{"a": 1.0}})
-writer.close()
-from clu.metric_writers import interface
-assert isinstance(writer, interface.MetricWriter)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "tensorflow.py").write_text("raise AssertionError('TensorFlow is imported')")
+    run = make()
+    code = f"""{SHOW}
+from clu.metric_writers import interface  # in earnest
 """
-    assert (
-        "TensorFlow was imported"
-        in subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(slicedice.__file__).parents[1]}"},
-        ).stderr
-    )
-    assert curves(tmp_path / "logs") == {"a": [(0, 1.0)]}
+    with pytest.raises(AssertionError, match="TensorFlow is imported"):
+        run_python(code, str(run.store.root), run_id(run.spec), path=tmp_path / "site")
+    assert run.curves()["train/loss"] == [(0, 1.5)]
 
 
-def test_clus_own_writers_can_be_named(make):
+def test_clus_own_writers_can_be_declared(make, tmp_path: Path):
     pytest.importorskip("tensorflow")
-    run = make("clu.metric_writers:SummaryWriter")
-    code = f"""
-from slicedice.store import Store
-from slicedice.writers import RunWriter
-store = Store({str(run.store.root)!r})
-folder = store.run({run_id(run.spec)!r})
-shown = RunWriter(store.read_spec({run_id(run.spec)!r}), folder.execution(), folder, store)
-shown.begin(0), shown.step({{"step": 0, "loss": 1.5}}), shown.close()
+    from tests.writers.recorded import install
+
+    run = make("clu")
+    code = f"""{SHOW}
+import clu.metric_writers
+from slicedice.writers.interface import MetricWriter
+print(clu.metric_writers.MetricWriter is MetricWriter)
 """
-    run_python(
-        code.replace(
-            "from slicedice.store", "import warnings; warnings.simplefilter('ignore')\nfrom slicedice.store", 1
-        )
-    )
+    assert run_python(code, str(run.store.root), run_id(run.spec), path=install(tmp_path / "site")) == "True\n"
     (folder,) = (run.store.root / "tensorboard").iterdir()
     read = event_accumulator.EventAccumulator(str(folder)).Reload()
-    assert "train/loss" in read.Tags()["tensors"]
+    assert "train/loss" in read.Tags()["tensors"]  # as TensorFlow writes numbers

@@ -18,32 +18,32 @@ pytest.importorskip("clu")
 pytest.importorskip("wandb")
 
 CODE = """
-import json, os, sys
+import contextlib, sys
 from slicedice.store import Store
 from slicedice.writers import RunWriter, run
 
-root, id, first, last, end = sys.argv[1:]
+root, id, first, last, end, text = sys.argv[1:]
+first, last = int(first), int(last)
 run.EVERY_SECONDS = 0
 store = Store(root)
 folder = store.run(id)
-shown, writer = RunWriter(store.read_spec(id), folder.execution(), folder, store), folder.record()
-shown.begin(int(first))
-writer.begin(int(first))
-folder.cut_evaluations(int(first) + 1)
-for step in range(int(first), int(last)):
-    values = {"step": step, "loss": step + int(first) / 100}
-    writer.write(values)
-    shown.step(values)
-    if step % 4 == 3:
-        scores = {"held_out": {"macro": {"nats": step / 8}}}
-        folder.append_evaluation(step + 1, "held_out", scores)
-        shown.evaluation(step + 1, "held_out", scores)
-if end == "raises":
-    try:
+with folder.claim() as claim, contextlib.closing(RunWriter(store.read_spec(id), folder.execution(), store)) as shown:
+    earlier = claim.begin_on(text)
+    shown.begin(first, (claim, *earlier))
+    if first:
+        claim.take_over(earlier[0], first)
+    writer = claim.record()
+    writer.begin(first)
+    for step in range(first, last):
+        values = {"step": step, "loss": step + first / 100}
+        writer.write(values)
+        shown.step(values)
+        if step % 4 == 3:
+            scores = {"held_out": {"macro": {"nats": step / 8}}}
+            claim.append_evaluation(step + 1, "held_out", scores)
+            shown.evaluation(step + 1, "held_out", scores)
+    if end == "raises":
         raise RuntimeError("training failed")
-    finally:
-        shown.close()
-shown.close()
 print("worker's own output")
 """
 
@@ -56,13 +56,15 @@ def run(tiny, tmp_path: Path) -> tuple[Store, RunFolder]:
     return store, store.run(spec)
 
 
-def train(store: Store, folder: RunFolder, first: int, last: int, end: str = "closes", **environment: str) -> Any:
+def train(
+    store: Store, folder: RunFolder, first: int, last: int, end: str = "", text: str = "a", **environment: str
+) -> Any:
     """A worker's process that trains the steps from `first` to before `last`."""
     home = store.root.parent  # nobody's settings, and no one's key
     keep = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     paths = {"HOME": str(home), "PYTHONPATH": str(Path(slicedice.__file__).parents[1])}
     return subprocess.run(
-        [sys.executable, "-c", CODE, str(store.root), folder.path.name, str(first), str(last), end],
+        [sys.executable, "-c", CODE, str(store.root), folder.path.name, str(first), str(last), end, text],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -148,8 +150,7 @@ def test_settings_are_nested_as_they_are_named(run):
 def test_a_run_that_starts_over_is_another_run(run):
     store, folder = run
     train(store, folder, 0, 3)
-    folder.clear()
-    train(store, folder, 0, 2)
+    train(store, folder, 0, 2, text="b")
     (one, _, _), (other, rows, _) = read(store)
     assert one.run_id != other.run_id
     assert [step for step, _ in losses(rows)] == [0, 1]
@@ -177,7 +178,7 @@ def test_without_a_key_the_run_goes_on(run):
     done = train(store, folder, 0, 3, WANDB_MODE="online")
     assert done.returncode == 0, done.stderr
     assert "wandb is written to no longer, and the run goes on without" in done.stderr
-    assert folder.metrics.read_text().count("\n") == 3
+    assert folder.attempt().metrics.read_text().count("\n") == 3
 
 
 def test_a_key_is_in_none_of_our_files(run):

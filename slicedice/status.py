@@ -1,0 +1,100 @@
+"""The verb `status` of the sweep door: what has become of every run, once or again and again."""
+
+import argparse
+import datetime
+import json
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+
+from slicedice.grid import Plan
+from slicedice.launching.queue import queue
+from slicedice.report.results import TRAIN, Results, Row, read_results
+from slicedice.report.tables import count_table, listed, show, status_table
+from slicedice.spec.errors import require
+from slicedice.store import Attempt, Kind, Store, metrics
+
+PAUSE_SECONDS = 2.0
+"""Between two looks at the store."""
+
+
+def status(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
+    """Prints the state of every run; with --watch until none trains or waits any more. Returns 0."""
+    require(not (options.watch and options.json), "--watch", True, "it draws tables: leave out --json")
+    if options.json:
+        rows, notes = _read(plan, store, options)
+        print(json.dumps({"runs": rows, "notes": notes}))
+    elif options.watch and console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            while _goes_on((read := _read(plan, store, options))[0]):
+                live.update(Group(*_drawn(*read)), refresh=True)
+                time.sleep(PAUSE_SECONDS)
+            live.update(Group(*_drawn(*read)), refresh=True)
+    else:
+        said = ""
+        while (line := _line((read := _read(plan, store, options))[0])) and options.watch and _goes_on(read[0]):
+            if line != said:  # a file or a pipe is not for tables that change
+                console.print(line, soft_wrap=True, highlight=False)
+                said = line
+            time.sleep(PAUSE_SECONDS)
+        for part in _drawn(*read):
+            console.print(part, soft_wrap=True) if isinstance(part, str) else show(part, console)
+    return 0
+
+
+def _read(plan: Plan, store: Store, options: argparse.Namespace) -> tuple[list[Row], list[str]]:
+    """Rows of all runs, those that train with how far they are; and notes."""
+    waits = [id_ for id_, (state, _) in store.look(plan.runs).items() if state.kind.is_to_train]
+    queued = queue(store, waits, options.launcher)
+    results: Results = read_results(plan, store, queued.places)
+    rows = [*results.rows, *results.on_other_text]
+    for row in rows:
+        spec, _ = plan.runs[row["id"]]
+        row["last_step"] = spec.budget.steps
+        row["failures"] = {} if Kind(row["state"]).has_result else store.run(row["id"]).failures()
+        if place := queued.places.get(row["id"]):
+            row["launch"], row["unit"] = place.launch.name, place.unit
+        if row["state"] == Kind.RUNNING:
+            row |= _live(store.run(row["id"]).attempts(), spec.budget.steps)
+    return rows, [*results.notes, *queued.notes]
+
+
+def _live(attempts: list[Attempt], last: int) -> dict[str, Any]:
+    """How far and how fast a run is that trains now, when it ends at that rate, and how its experts fare."""
+    if not attempts:
+        return {}
+    now, record = attempts[0].signs, metrics.last(attempts[0].metrics) or {}
+    left = None if now.seconds_per_step is None else now.seconds_per_step * (last - (now.step or 0))
+    ends = None if left is None else datetime.datetime.fromtimestamp(now.at + left).astimezone()
+    holder = attempts[0].holder
+    return {
+        "host": holder.host if holder else None,
+        "seconds_per_step": now.seconds_per_step,
+        "ends": None if ends is None else ends.isoformat(timespec="seconds"),
+        **{column: record.get(metric) for column, metric in TRAIN.items()},
+    }
+
+
+def _goes_on(rows: list[Row]) -> bool:
+    return any(row["state"] in (Kind.RUNNING, Kind.QUEUED) for row in rows)
+
+
+def _line(rows: list[Row]) -> str:
+    counts = {kind: sum(row["state"] == kind for row in rows) for kind in Kind}
+    return f"{len(rows)} runs: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+
+
+def _drawn(rows: list[Row], notes: list[str]) -> list[Any]:
+    """Tables and lines to print."""
+    some = listed(rows)
+    parts: list[Any] = [count_table(rows)]
+    if some:
+        parts.append(status_table(some))
+    if len(some) < len(rows):
+        parts.append(f"{len(rows) - len(some)} more runs are listed by --only PATTERN or --json.")
+    ends = [row["ends"] for row in rows if row.get("ends")]
+    if ends:
+        parts.append(f"The last of those that train now ends about {max(ends)}.")
+    return parts + notes

@@ -1,0 +1,327 @@
+"""Trains runs of a store in this process: each a claim on it, an attempt, and a result or a failure on record."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slicedice import cache
+from slicedice.evaluating import Evaluator
+from slicedice.spec import Execution, RunSpec, program_key, run_name
+from slicedice.store import Attempt, Claim, Kind, Onlooker, RunFolder, Store, metrics
+from slicedice.store.files import is_disk_full
+from slicedice.writers import RunWriter
+
+if TYPE_CHECKING:
+    from slicedice.training import Program, TrainState
+
+log = logging.getLogger("slicedice.work")
+
+TAIL_STEPS = 50
+"""Over which training metrics are averaged for the result (the study's figures 9 to 11)."""
+
+DISK_FULL = 28
+"""Exit status of a worker that could not write: nothing else that writes there will fare better."""
+
+AGAIN = 75
+"""Exit status of a process that is to be started again: it was told to stop and left runs, or lost the others."""
+
+OTHERS_SECONDS = 60
+"""How long a process that failed waits for the others to fail alike."""
+
+LOST_PEER_WORDS = "Gloo", "heartbeat", "oordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED"
+
+
+class LostPeerError(RuntimeError):
+    """Of several processes on a run, one was lost or failed by itself; `status` is what this one ends with."""
+
+    def __init__(self, message: str, status: int = AGAIN):
+        super().__init__(message)
+        self.status = status
+
+
+class Worker:
+    """Trains runs of one store in this process. Programs are kept, so that seeds share them."""
+
+    def __init__(self, store: Store, parent: int | None = None):
+        self.store, self.parent = store, parent
+        self._stop = False
+        self._claim: Claim | Onlooker | None = None
+        self._programs: dict[str, Program] = {}
+
+    def stop(self, *_: object) -> None:
+        """Asks for a checkpoint and an end after the step that runs."""
+        self._stop = True
+
+    def should_stop(self) -> bool:
+        """Whether a signal came, or the launcher that started this process is gone."""
+        return self._stop or (self.parent is not None and os.getppid() != self.parent)
+
+    def should_leave(self) -> bool:
+        """Whether to stop, or to leave the run that is trained: it was cancelled, or another process took it up."""
+        claim = self._claim
+        return self.should_stop() or (claim is not None and (claim.is_lost or claim.is_cancelled))
+
+    def train(self, run: str, *, patient: bool = False) -> Kind | None:
+        """Trains one run to a result or a failure, which is written; None if it was not ours to train.
+
+        Of several processes, all train it or none does: if one was told to stop, or has no hold of it, they pass it by.
+
+        Args:
+          run: its id.
+          patient: whether to wait and see if another process that seems to train it does.
+
+        Raises:
+          LostPeerError: the run has several processes, and cannot go on with those that are left.
+        """
+        import jax
+
+        from slicedice.parallel import processes
+
+        folder, spec = self.store.run(run), self.store.read_spec(run)
+        execution = folder.execution()
+        mine = None
+        if processes.leads() and not self.should_stop() and self.store.state(run, spec, execution).kind.is_open:
+            mine = folder.claim(patient=patient, stop=self.should_stop)
+        if processes.greatest(self.should_stop()):
+            if mine:
+                mine.fail(Kind.PREEMPTED, "told to stop before it began")
+            return None
+        number = processes.greatest(mine.number if mine else 0)
+        if not number:
+            return None
+        with mine or Onlooker(folder.path, number) as claim, _log_to(folder.log_of(jax.process_index())):
+            self._claim = claim
+            try:
+                log.info("%s · %s, attempt %d", run_name(spec), run, number)
+                kind, reason = self._attempt(claim, folder, spec, execution)
+                while kind is Kind.OUT_OF_MEMORY and (less := lighter(execution, spec)):
+                    log.warning("out of memory; again with %s", less)
+                    _wait_for_all(f"{run} with {less}", kind)
+                    execution = less
+                    kind, reason = self._attempt(claim, folder, spec, execution)
+                if not kind.has_result:
+                    claim.fail(kind, reason)
+            finally:
+                self._claim = None
+        if processes.leads():
+            self.store.note_ending(run)
+        return kind
+
+    def _attempt(
+        self, claim: Claim | Onlooker, folder: RunFolder, spec: RunSpec, execution: Execution
+    ) -> tuple[Kind, str]:
+        """How it ended, and why; the caller writes that if it is no result, and last."""
+        import jax
+
+        from slicedice import training
+
+        try:
+            with contextlib.closing(RunWriter(spec, execution, self.store)) as shown:
+                return self._train(claim, folder, spec, execution, shown), ""
+        except training.Stopped as stopped:
+            kind = Kind.CANCELLED if claim.is_cancelled else Kind.PREEMPTED
+            return kind, "another process took it up" if claim.is_lost else str(stopped)
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            log.exception("the run failed")
+            kind = Kind.OUT_OF_MEMORY if is_out_of_memory(error) else Kind.CRASHED
+            alone = jax.process_count() == 1
+            if not alone and is_lost_peer(error):
+                kind = Kind.PREEMPTED
+            reason = f"{type(error).__name__}: {error}"
+            if kind is Kind.PREEMPTED:
+                claim.fail(kind, reason)
+                raise LostPeerError(f"{folder.path.name} {kind}") from error
+            if kind is Kind.CRASHED and not alone:
+                claim.fail(kind, reason)
+                _wait_for_all(f"the end of {folder.path.name}", kind)
+            return kind, reason
+
+    def _train(
+        self, claim: Claim | Onlooker, folder: RunFolder, spec: RunSpec, execution: Execution, shown: RunWriter
+    ) -> Kind:
+        from slicedice import data, evaluation, training
+        from slicedice.parallel import processes
+        from slicedice.provenance import provenance
+
+        d = spec.data
+        tokens = data.open_store(d.source, d.tokenizer, self.store.data, d.heldout_fraction, d.tokens or 0)
+        earlier = claim.begin_on(tokens.fingerprint)
+        if claim.number > 1 and not earlier:
+            log.warning("nothing was trained on this text before: the run starts over")
+        processes.greatest(0)  # until the first process has looked
+        key = program_key(spec, execution)
+        if key not in self._programs:
+            self._programs[key] = training.Program(spec, execution)
+        program = self._programs[key]
+        evaluator = Evaluator(spec, execution, tokens, self.store.tasks, self.should_stop)
+        last = spec.budget.steps
+
+        def begin(step: int) -> None:
+            shown.begin(step, (claim, *earlier))
+            source: Attempt = next((other for other in (claim, *earlier) if other.steps >= step), claim)
+            if source is not claim:
+                claim.take_over(source, step)
+            writer.begin(step)
+            claim.cut_evaluations(step + 1)
+
+        def report(values: metrics.Metrics) -> None:
+            writer.write(values)
+            claim.progress(int(values["step"]) + 1, writer.seconds_per_step())
+            shown.step(values)
+
+        def evaluated(step: int, name: str, scores: dict[str, Any]) -> None:
+            if execution.evaluate_every:
+                claim.append_evaluation(step, name, scores)
+            shown.evaluation(step, name, scores)
+
+        # What an earlier attempt has no metrics of cannot be gone on from.
+        places = [(other.checkpoints, other.steps) for other in earlier]
+        with (
+            contextlib.closing(claim.record()) as writer,
+            contextlib.closing(training.Checkpoints(claim.checkpoints, places)) as checkpoints,
+        ):
+            try:
+                state = training.train(
+                    program,
+                    spec,
+                    tokens,
+                    checkpoints,
+                    checkpoint_seconds=execution.checkpoint_seconds,
+                    begin=begin,
+                    report=report,
+                    should_stop=self.should_leave,
+                    evaluate=lambda state: _watch(claim, evaluator, program, state, evaluated),
+                    evaluate_every=execution.evaluate_every,
+                )
+            except training.Diverged as diverged:
+                kind, steps, losses = Kind.DIVERGED, diverged.step, {}
+                log.warning("%s", diverged)
+            else:
+                kind, steps, model = Kind.DONE, last, program.model(state)
+                losses = evaluator.held_out(model)
+                if not math.isfinite(losses["held_out"]["macro"]["nats"]):  # the last step was one too many
+                    kind = Kind.DIVERGED
+                checkpoints.save_model(state)
+            claim.finish(
+                kind,
+                {
+                    "steps": steps,
+                    "train": metrics.tail_means(claim.metrics, TAIL_STEPS),
+                    "evaluation": losses,
+                    "execution": dataclasses.asdict(execution),
+                    "seconds_per_step": writer.seconds_per_step(),
+                    "provenance": provenance(tokens.fingerprint),
+                },
+            )
+            checkpoints.drop_training_state()
+        if kind is Kind.DONE:
+            claim.cut_evaluations(last)
+            evaluated(last, evaluation.HELD_OUT, losses)
+            # The result is there: whatever an evaluation does, the run is done.
+            for name, content in evaluator.others(model):
+                if not claim.writes:
+                    continue
+                if "scores" in content:
+                    folder.write_evaluation(name, {**content, "provenance": provenance(tokens.fingerprint)})
+                    evaluated(last, name, content["scores"])
+                elif folder.evaluations().get(name) is None:
+                    folder.write_evaluation(name, content)
+        return kind
+
+
+def _watch(
+    claim: Claim | Onlooker,
+    evaluator: Evaluator,
+    program: "Program",
+    state: "TrainState",
+    evaluated: Callable[[int, str, dict[str, Any]], None],
+) -> None:
+    """Evaluates a state in training, and hands over the scores that have no line yet of its step."""
+    from slicedice import evaluation
+    from slicedice.parallel import processes
+
+    step, model = int(state.step), program.model(state)
+    known = {line["name"] for line in metrics.read(claim.evaluation_lines) if line["step"] == step}
+    if not claim.writes:
+        known = set()
+    if not processes.greatest(evaluation.HELD_OUT in known):
+        evaluated(step, evaluation.HELD_OUT, evaluator.held_out(model))
+    for name, content in evaluator.others(model, but=known):
+        if "scores" in content:
+            evaluated(step, name, content["scores"])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device was out of memory, while training or while reading a checkpoint."""
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether another process of the run is gone, by the words of those who notice: Gloo, and JAX's coordination."""
+    if any(word in str(error) for word in LOST_PEER_WORDS):
+        return True
+    return error.__cause__ is not None and is_lost_peer(error.__cause__)
+
+
+def _wait_for_all(what: str, kind: Kind) -> None:
+    """Waits until every process has failed alike, and comes to `what`, which no two waits may share.
+
+    Raises:
+      LostPeerError: one has not, in a minute. It waits for what this one will not send any more.
+    """
+    import jax
+    from orbax.checkpoint import multihost
+
+    if jax.process_count() > 1:
+        try:
+            # No collective: a process that has memory enough waits in one of the step's.
+            multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * OTHERS_SECONDS)
+        except Exception as error:
+            # To start again alone would not help.
+            raise LostPeerError(f"{kind} in this process alone", 1) from error
+
+
+def lighter(execution: Execution, spec: RunSpec) -> Execution | None:
+    """The same run in less memory: the next smaller micro-batch, or if that cuts a routing group, rematerialised.
+
+    None if it is both already.
+    """
+    whole, unit = execution.micro_batch, spec.router.group or 1
+    smaller = (whole // parts for parts in range(2, whole + 1) if whole % parts == 0 and whole // parts % unit == 0)
+    for micro_batch in smaller:
+        return dataclasses.replace(execution, micro_batch=micro_batch)
+    return None if execution.remat else dataclasses.replace(execution, remat=True)
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Sends what is logged meanwhile to a file as well."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def use_compilation_cache() -> None:
+    """Lets all processes of this user share compiled programs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.
+
+    Not in the store: what is compiled is executed, and a store may be someone else's.
+    """
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "compilation"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
