@@ -1,14 +1,16 @@
 """A writer of TensorBoard's event files, without TensorFlow: tensorboardX knows their format."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import summary  # pyright: ignore[reportMissingImports]
-from tensorboardX.event_file_writer import EventsWriter  # pyright: ignore[reportMissingImports]
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportMissingImports]
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports]
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from slicedice.writers.interface import ScalarWriter
 

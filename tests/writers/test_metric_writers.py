@@ -258,7 +258,7 @@ def test_a_folder_that_cannot_be_made_fails_no_run(make, caplog: pytest.LogCaptu
 
 
 @pytest.mark.usefixtures("recorders")
-@pytest.mark.parametrize("name", ["touch", "path", "nowhere", "unknown"])
+@pytest.mark.parametrize("name", ["touch", "folder", "nowhere", "unknown"])
 def test_nothing_but_a_class_of_writers_that_is_declared_is_called(make, name: str, caplog: pytest.LogCaptureFixture):
     run = make(name)
     run.train(0, 2)

@@ -42,9 +42,9 @@ with folder.claim() as claim, contextlib.closing(RunWriter(store.read_spec(id), 
             scores = {"held_out": {"macro": {"nats": step / 8}}}
             claim.append_evaluation(step + 1, "held_out", scores)
             shown.evaluation(step + 1, "held_out", scores)
+    print("worker's own output")
     if end == "raises":
         raise RuntimeError("training failed")
-print("worker's own output")
 """
 
 
@@ -74,7 +74,9 @@ def train(
 
 def records(path: Path) -> Iterator[Any]:
     """The records of a .wandb file: LevelDB's log format after a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2 as proto  # pyright: ignore[reportMissingImports]
+    from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
+
+    proto: Any = wandb_internal_pb2
 
     content, at, part = path.read_bytes(), 7, b""
     while at + 7 <= len(content):
@@ -93,6 +95,7 @@ def read(store: Store) -> list[tuple[Any, list[dict[str, float]], Any]]:
     found = []
     for path in sorted((store.root / "wandb").glob("offline-run-*/*.wandb")):
         whole = list(records(path))
+        assert not [record for record in whole if record.HasField("output") or record.HasField("output_raw")]
         (run,) = (record.run for record in whole if record.HasField("run"))
         rows = [
             {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
