@@ -25,6 +25,7 @@ from rich.console import Console
 from slicedice import explain, files, machine
 from slicedice.commandline import door, overrides, split
 from slicedice.grid import GridError, Plan, enumerate_runs, load_config, load_grid
+from slicedice.launching import Attended, load_launcher
 from slicedice.launching.missing import How, train_missing
 from slicedice.operating import cancel, collect_garbage, logs
 from slicedice.plan import add_arguments, dry_run, executed_on, plan_verb, where
@@ -165,7 +166,7 @@ def _scales(options: argparse.Namespace) -> list[str]:
         return scales
     here = "10m" if machine.has_accelerator() else "nano"
     scales = getattr(files.load("sweeps", options.grid), "DEFAULT_SCALES", (here,))
-    trains = options.verb in LAUNCHES and not options.dry_run and options.launcher == "local"
+    trains = options.verb in LAUNCHES and not options.dry_run and isinstance(load_launcher(options.launcher), Attended)
     if trains and tuple(scales) != (here,) and not machine.has_accelerator():
         raise GridError(
             f"{options.grid} is about the scales {', '.join(scales)}, which need an accelerator, and there is none "

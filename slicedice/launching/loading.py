@@ -10,7 +10,7 @@ from slicedice.spec.reading import READ
 from slicedice.store.launches import Setting
 
 
-def load_launcher(name: str, settings: Mapping[str, Setting]) -> Launcher:
+def load_launcher(name: str, settings: Mapping[str, Setting] | None = None) -> Launcher:
     """The launcher of a name or path.
 
     Args:
@@ -29,7 +29,7 @@ def load_launcher(name: str, settings: Mapping[str, Setting]) -> Launcher:
         )
     known = {field.name: getattr(launcher, field.name) for field in dataclasses.fields(launcher)}
     found = {}
-    for setting, value in settings.items():
+    for setting, value in (settings or {}).items():
         field = f"--launcher.{setting}"
         valid = f"{name} has no such setting; it has {', '.join(known) or 'none'}"
         require(setting in known, field, value, valid)

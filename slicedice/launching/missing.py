@@ -94,9 +94,9 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
     job = make_job(plan, store, missing, how, launcher)
     rendered = launcher.render(job)
     for id_ in missing:
+        store.run(id_).create(*plan.runs[id_])
         if how.retry:
             store.forgive(id_, *plan.runs[id_])
-        store.run(id_).create(*plan.runs[id_])
     for text in texts.values():
         console.print(text.summary(), highlight=False, soft_wrap=True)
     launch = Launch(

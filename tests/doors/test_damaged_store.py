@@ -21,8 +21,9 @@ def test_a_folder_copied_under_another_runs_id_is_trained_as_that_run(desk, fold
     copied, victim, untouched = folders
     before = (untouched / "result.json").read_bytes()
     shutil.rmtree(victim)
-    (copied / "metrics.jsonl").write_text('{"step": 0}\n')
-    (copied / "checkpoints").mkdir()
+    trained = Path("attempts/1/metrics.jsonl"), Path("attempts/1/checkpoints")
+    (copied / trained[0]).write_text('{"step": 0}\n')
+    (copied / trained[1]).mkdir()
     shutil.copytree(copied, victim)
     status = desk.sweep("status").out
     assert "its spec.json is of another run" in status
@@ -34,9 +35,8 @@ def test_a_folder_copied_under_another_runs_id_is_trained_as_that_run(desk, fold
     assert run_id(store.read_spec(victim.name)) == victim.name
     assert store.run(victim.name).state().kind is Kind.DONE
     # What the other had trained is not gone on with, and it has kept it.
-    assert not (victim / "metrics.jsonl").exists()
-    assert not (victim / "checkpoints").exists()
-    assert (copied / "metrics.jsonl").exists()
+    assert not any((victim / path).exists() for path in trained)
+    assert all((copied / path).exists() for path in trained)
     assert (untouched / "result.json").read_bytes() == before
     assert desk.sweep().status == 0
     assert len(desk.launched) == 2
@@ -60,7 +60,7 @@ def test_a_sweep_goes_on_beside_a_file_where_a_run_should_be(desk, folders: list
     assert call.status == 1
     assert f"{folders[0].name} crashed: its folder cannot be read" in call.out
     assert desk.launched[1:] == [[folders[1].name]]
-    retried = desk.sweep("--retry")
+    retried = desk.sweep("retry")
     assert retried.status == 2
     assert "Remove it to train the run." in retried.err
     assert str(folders[0].name) in retried.err

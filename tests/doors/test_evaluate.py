@@ -13,9 +13,10 @@ import pytest
 
 from slicedice import evaluate, work
 from slicedice.data import prepare
-from slicedice.store import Kind, RunFolder, Store, metrics
+from slicedice.store import Claim, Kind, RunFolder, Store, metrics
 from slicedice.training import Checkpoints
 from slicedice.work import Worker
+from tests import endings
 from tests.evaluation.files import boolq_row, hellaswag_row, write_lines
 
 MOE = {"model.experts": "n=4 g=1/2", "router.kind": "default", "model.layers": 1}
@@ -164,11 +165,11 @@ def test_a_text_of_ones_own_is_a_set_by_its_folders_name(desk: Desk):
 
 def test_of_several_runs_those_that_cannot_are_named_and_the_others_go_on(desk: Desk):
     moe = desk.folder("tiny-g1/2-*")
-    shutil.rmtree(moe.checkpoints / "model")
+    shutil.rmtree(moe.attempt().checkpoints / "model")
     status, out, err = desk.run("--run", "tiny-*")
     assert status == 1
     assert "as it was after training" in out
-    assert str(moe.checkpoints / "model") in err
+    assert str(moe.attempt().checkpoints / "model") in err
     (desk.folder("tiny-dense-seed0").path / "result.json").unlink()
     status, out, err = desk.run("--run", "tiny-*")
     assert status == 1
@@ -178,7 +179,7 @@ def test_of_several_runs_those_that_cannot_are_named_and_the_others_go_on(desk: 
 def test_one_run_that_is_not_finished_is_refused(desk: Desk):
     folder = desk.folder("tiny-dense-seed0")
     (folder.path / "result.json").unlink()
-    folder.fail(Kind.CRASHED, "no luck")
+    endings.fail(folder, Kind.CRASHED, "no luck")
     status, out, err = desk.run("--run", folder.path.name[:8])
     assert (status, out) == (2, "")
     assert "it is crashed after 6 steps (no luck)" in err
@@ -261,7 +262,7 @@ def model_of(folder: RunFolder, spec) -> Any:
 
     shapes = nnx.eval_shape(lambda: Decoder(spec.model, key=jax.random.key(0)))
     _, params, bias = nnx.split(shapes, nnx.Param, RouterBias)
-    return Checkpoints(folder.checkpoints).restore_model((params, bias))
+    return Checkpoints(folder.attempt().checkpoints).restore_model((params, bias))
 
 
 def test_evaluations_in_the_loop_change_nothing_and_are_kept(start):
@@ -269,10 +270,10 @@ def test_evaluations_in_the_loop_change_nothing_and_are_kept(start):
     assert plain[1][0] == watched[1][0], "it is the same run"
     one, other = train(*plain), train(*watched)
     jax.tree.map(np.testing.assert_array_equal, model_of(one, plain[1][0]), model_of(other, watched[1][0]))
-    assert one.metrics.read_bytes() == other.metrics.read_bytes()
+    assert one.attempt().metrics.read_bytes() == other.attempt().metrics.read_bytes()
     for name in ("train", "evaluation", "steps"):
         assert (one.result() or {})[name] == (other.result() or {})[name]
-    lines = list(metrics.read(other.evaluation_lines))
+    lines = list(metrics.read(other.attempt().evaluation_lines))
     names = ["held_out", "c4_en", "hellaswag", "boolq"]
     assert [(line["step"], line["name"]) for line in lines] == [(step, name) for step in (2, 4, 6) for name in names]
     kept = other.evaluations()
@@ -284,34 +285,36 @@ def test_evaluations_in_the_loop_change_nothing_and_are_kept(start):
     losses = [line["scores"]["held_out"]["macro"]["nats"] for line in lines if line["name"] == "held_out"]
     assert len(set(losses)) == 3
     assert one.evaluations() == {}
-    assert not one.evaluation_lines.exists()
+    assert not one.attempt().evaluation_lines.exists()
 
 
 def test_no_step_is_evaluated_on_twice_by_a_run_that_was_killed(start, monkeypatch: pytest.MonkeyPatch):
     store, run = start("a", **EVALUATED, execution__checkpoint_seconds=1e9)
-    whole = [(line["step"], line["name"]) for line in metrics.read(train(*start("b", **EVALUATED)).evaluation_lines)]
+    undisturbed = train(*start("b", **EVALUATED)).attempt()
+    whole = [(line["step"], line["name"]) for line in metrics.read(undisturbed.evaluation_lines)]
     d, folder = run[0].data, store.run(run[0])
     prepare(d.source, d.tokenizer, store.data, d.heldout_fraction)
     folder.create(*run)
     # Asked to stop after step 4's evaluation; then killed, with lines that its checkpoint does not have.
     worker = Worker(store)
-    monkeypatch.setattr(worker, "should_stop", lambda: metrics.last_step(folder.metrics) == 3 and lines() == 8)
+    monkeypatch.setattr(worker, "should_stop", lambda: folder.attempt().steps == 4 and lines() == 8)
 
     def lines() -> int:
-        return len(list(metrics.read(folder.evaluation_lines)))
+        return len(list(metrics.read(folder.attempt().evaluation_lines)))
 
     assert worker.train(folder.path.name) is Kind.PREEMPTED
     assert lines() == 8
-    folder.append_evaluation(5, "held_out", {})
-    append, added = RunFolder.append_evaluation, []
+    with open(folder.attempt().evaluation_lines, "a") as file:
+        file.write('{"step": 5, "name": "held_out", "scores": {}}\n')
+    append, added = Claim.append_evaluation, []
 
     def appended(self, step: int, *content: Any) -> None:
         added.append(step)
         append(self, step, *content)
 
-    monkeypatch.setattr(RunFolder, "append_evaluation", appended)
+    monkeypatch.setattr(Claim, "append_evaluation", appended)
     assert train(store, run).evaluations().keys() == {"boolq", "c4_en", "hellaswag"}
-    assert [(line["step"], line["name"]) for line in metrics.read(folder.evaluation_lines)] == whole
+    assert [(line["step"], line["name"]) for line in metrics.read(folder.attempt().evaluation_lines)] == whole
     assert set(added) == {6}, "what is known of step 4 is not found out again"
 
 
@@ -326,7 +329,7 @@ def test_a_failing_evaluation_leaves_the_run_done_and_is_named(start, trained: P
         "empty": "failed",
         str(tmp_path / "nowhere"): "failed",
     }
-    log = folder.log.read_text()
+    log = folder.log_of(0).read_text()
     assert "nowhere" in log
     assert "empty.jsonl:1 is not JSON" in log
     assert "Traceback" not in log

@@ -11,6 +11,7 @@ from slicedice import files, recipe, sweep
 from slicedice.grid import enumerate_runs, load_config, load_grid
 from slicedice.report.recipe.reading import point_of
 from slicedice.store import Kind, Store
+from tests import endings
 from tests.recipe.known import of_its_form
 
 
@@ -35,7 +36,7 @@ def fill(
         folder = store.run(id_)
         folder.create(spec, execution)
         content = {"steps": 5, "train": {"cross_entropy": loss}, "evaluation": {"held_out": {"macro": score}}}
-        folder.finish(Kind.DONE, {**content, "seconds_per_step": None, "provenance": origin})
+        endings.finish(folder, Kind.DONE, {**content, "seconds_per_step": None, "provenance": origin})
 
 
 def ask(capsys, *arguments: str) -> tuple[int, dict]:

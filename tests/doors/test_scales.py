@@ -82,7 +82,7 @@ def test_a_list_of_scales_that_cannot_be_is_refused(grown, scale: str):
 
 def test_a_grid_of_its_own_scales_is_not_trained_unasked_without_an_accelerator(grown, monkeypatch):
     monkeypatch.setattr(machine, "has_accelerator", lambda: False)
-    for arguments in ([], ["--retry"]):
+    for arguments in ([], ["retry"]):
         call = grown.sweep(*arguments, grid="own", scale="")
         assert (call.status, call.out) == (2, "")
         (line,) = call.err.splitlines()

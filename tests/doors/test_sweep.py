@@ -52,8 +52,7 @@ def test_a_second_sweep_launches_nothing_and_reports_again(desk):
     first = desk.sweep()
     (page,) = (desk.folder / "runs" / "reports").glob("mine-smoke*/index.html")
     page.unlink()
-    # The launcher is not even looked for.
-    second = desk.sweep(launcher="there_is_none")
+    second = desk.sweep()
     assert second.status == 0
     assert page.exists()
     assert len(desk.launched) == 1
@@ -92,19 +91,19 @@ def test_failed_runs_are_told_and_launched_only_when_asked_for(desk, kind: str):
     assert call.status == 1
     failed = next(run.path.name for run in desk.runs if run.state().kind == kind)
     assert f"smoke-g1/2-n4-s2-dropless-seed0 · {failed} {kind}: because" in call.out
-    assert "--retry" in call.out
+    assert "the verb retry" in call.out
     assert desk.sweep("status").status == 0
     assert desk.sweep("report").status == 1
     assert desk.sweep().status == 1
     assert len(desk.launched) == 1
-    # --retry takes up what failed, and nothing else: the second seed is not begun.
-    retry = ["--retry", "--seeds", "2"]
+    # The verb retry takes up what failed, and nothing else: the second seed is not begun.
+    retry = ["retry", "--seeds", "2"]
     assert desk.sweep(*retry).status == 1
     assert desk.launched[1:] == [[failed]]
     desk.outcomes()
     desk.sweep(*retry)
     assert desk.launched[2:] == [[failed]]
-    assert desk.sweep("--retry").status == 0
+    assert desk.sweep("retry").status == 0
     assert len(desk.launched) == 3
     assert set(states(desk).values()) == {"done"}
 
@@ -114,7 +113,7 @@ def test_a_run_that_diverged_is_a_result(desk):
     call = desk.sweep()
     assert call.status == 0
     assert "diverged" in call.out
-    for arguments in ([], ["--retry"]):
+    for arguments in ([], ["retry"]):
         assert desk.sweep(*arguments).status == 0
     assert len(desk.launched) == 1
 
@@ -128,7 +127,9 @@ def test_json_is_json_whatever_the_runs_found(desk):
     assert [run["state"] for run in report["runs"]] == ["done", "diverged", "crashed"]
     assert read_json(desk.sweep("report", "--json").out) == report
     status = read_json(desk.sweep("status", "--json").out)
+    added = [{name: run.pop(name) for name in ("last_step", "failures")} for run in status["runs"]]
     assert status == {"runs": report["runs"], "notes": []}
+    assert [own["failures"] for own in added] == [{}, {}, {"crashed": 1}]
     assert [run.get("loss") for run in status["runs"]] == [3.0, None, None]
 
 
@@ -155,7 +156,7 @@ def test_plan_counts_costs_and_leaves_no_trace(desk):
         return sorted(path for path in desk.folder.rglob("*") if "__pycache__" not in path.parts)
 
     before = there()
-    for arguments in (["plan"], ["--dry_run"], ["plan", "--retry"], ["plan", "--json"]):
+    for arguments in (["plan"], ["--dry_run"], ["retry", "--dry_run"], ["plan", "--json"]):
         call = desk.sweep(*arguments, "--device", "h100")
         assert (call.status, call.err) == (0, "")
     assert there() == before
@@ -175,9 +176,9 @@ def test_plan_leaves_out_what_is_done(desk):
     desk.sweep()
     call = desk.sweep("plan")
     assert "1 of 3 runs to train" in call.out
-    assert "1 of 3 runs to train" in desk.sweep("plan", "--retry").out
-    for arguments, kind in (([], Kind.PREEMPTED), (["--retry"], Kind.CRASHED)):
-        plan = read_json(desk.sweep("plan", "--json", *arguments).out)
+    assert "1 of 3 runs to train" in desk.sweep("retry", "--dry_run").out
+    for arguments, kind in ((["plan"], Kind.PREEMPTED), (["retry", "--dry_run"], Kind.CRASHED)):
+        plan = read_json(desk.sweep("--json", *arguments).out)
         assert (plan["count"], plan["to_train"]) == (3, 1)
         (chosen,) = [run["id"] for run in plan["runs"] if run["to_train"]]
         assert plan["flops"] == next(run["flops"] for run in plan["runs"] if run["id"] == chosen)
@@ -283,8 +284,18 @@ def test_grids_see_the_scale(desk):
     assert desk.sweep("plan").status == 0
 
 
+def broken(error: str) -> str:
+    """The source of a launcher that raises."""
+    return (
+        "from dataclasses import dataclass\nfrom slicedice import files\nfrom slicedice.launching import LaunchError\n"
+        "\n\n@dataclass(frozen=True)\n"
+        f"class Broken(files.load('launch', 'fake.py').Fake):\n    def attend(self, job):\n        raise {error}\n\n\n"
+        "def get_launcher():\n    return Broken()\n"
+    )
+
+
 def test_ctrl_c_is_told_in_a_sentence(desk):
-    desk.write("stopped.py", "def launch(job):\n    raise KeyboardInterrupt\n")
+    desk.write("stopped.py", broken("KeyboardInterrupt"))
     call = desk.sweep(launcher="stopped.py")
     assert call.status == 130
     assert "Traceback" not in call.err
@@ -294,7 +305,7 @@ def test_ctrl_c_is_told_in_a_sentence(desk):
 @pytest.mark.parametrize("what", ["disk", "launch"])
 def test_what_ends_a_launch_is_told_in_a_sentence(desk, what: str):
     errors = {"disk": f"OSError({errno.ENOSPC}, 'No space left')", "launch": "LaunchError('the engine is gone')"}
-    source = f"from slicedice.launching import LaunchError\n\n\ndef launch(job):\n    raise {errors[what]}\n"
+    source = broken(errors[what])
     desk.write("broken.py", source)
     call = desk.sweep(launcher="broken.py")
     assert call.status == 2
@@ -327,7 +338,7 @@ def test_finished_runs_on_text_that_has_changed_are_told_and_kept(desk):
     told = desk.sweep()
     assert "3 finished runs were trained on other text" in told.out
     assert len(desk.launched) == 1
-    assert "3 finished runs were trained on other text" in desk.sweep("--retry").out
+    assert "3 finished runs were trained on other text" in desk.sweep("retry").out
     assert len(desk.launched) == 1
     assert set(states(desk).values()) == {"done"}
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from slicedice import data, evaluation, training, work
+from slicedice import data, evaluation, training, work, worker
 from slicedice.spec import Execution, RunSpec, run_id
-from slicedice.store import Kind, RunFolder, RunState, Store
-from slicedice.work import DISK_FULL, Worker, lighter
+from slicedice.store import Kind, Launch, RunFolder, RunState, Store
+from slicedice.store.launches import write_launch
+from slicedice.worker import AGAIN, DISK_FULL, Worker, lighter
+from tests import endings
 
 SCORES = {"held_out": {"macro": {"nats": 2.0, "bits_per_byte": 3.0, "targets": 4}}}
 
@@ -38,16 +40,16 @@ class Program:
 
 
 class Checkpoints:
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, earlier: list[tuple[Path, int]]):
+        self.run, self.earlier = folder.parents[2], earlier
 
     def save_model(self, state: str) -> None:
-        assert not (self.folder.parent / "result.json").exists()
-        (self.folder.parent / "finished.txt").write_text(state)
+        assert not (self.run / "result.json").exists()
+        (self.run / "finished.txt").write_text(state)
 
     def drop_training_state(self) -> None:
         # Only when the result is there: otherwise a death in between would cost the whole run.
-        assert (self.folder.parent / "result.json").exists()
+        assert (self.run / "result.json").exists()
 
     def close(self) -> None:
         pass
@@ -60,6 +62,7 @@ class Bench:
         self.store, self._make = store, make
         self.calls: list[tuple[Program, RunSpec]] = []
         self.ends: list[BaseException | None] = []
+        self.earlier: list[list[tuple[Path, int]]] = []
         self.during: Callable[[RunFolder], object] = lambda folder: None
         self.worker = Worker(store)
 
@@ -72,6 +75,7 @@ class Bench:
 
     def train(self, program, spec, tokens, checkpoints, *, begin, report, **_: Any) -> str:
         self.calls.append((program, spec))
+        self.earlier.append(checkpoints.earlier)
         begin(0)
         for step in range(4):
             report({"step": step, "loss": float(step)})
@@ -86,7 +90,7 @@ class Bench:
         return work.main(["--store", str(self.store.root), *runs])
 
     def log(self, run: str) -> str:
-        return self.store.run(run).log.read_text()
+        return self.store.run(run).log_of(0).read_text()
 
 
 @pytest.fixture
@@ -96,11 +100,13 @@ def bench(texts: Path, tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(training, "Checkpoints", Checkpoints)
     monkeypatch.setattr(training, "train", bench.train)
     monkeypatch.setattr(evaluation, "held_out", lambda model, *_, **__: {**SCORES, "of": model})
-    monkeypatch.setattr(work, "use_compilation_cache", lambda store: None)
-    before = signal.getsignal(signal.SIGTERM), {name: logging.getLogger(name).level for name in ("absl", "jax")}
+    monkeypatch.setattr(work, "use_compilation_cache", lambda: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    levels = {name: logging.getLogger(name).level for name in ("absl", "jax")}
     yield bench
-    signal.signal(signal.SIGTERM, before[0])
-    for name, level in before[1].items():
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
 
 
@@ -121,11 +127,11 @@ def test_a_run_is_trained_measured_and_written_down(bench: Bench):
     (tokens,) = (path for path in bench.store.data.glob("[!.]*") if path.is_dir())
     assert f'"{result["provenance"]["data_fingerprint"]}"' in (tokens / "meta.json").read_text()
     assert "training seed 5" in bench.log(run)
-    assert not folder.is_locked()
+    assert folder.attempts()[0].ending()
 
 
 def test_only_the_last_steps_are_averaged(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(work, "TAIL_STEPS", 2)
+    monkeypatch.setattr(worker, "TAIL_STEPS", 2)
     run = bench.add()
     bench.worker.train(run)
     assert (bench.store.run(run).result() or {})["train"] == {"loss": 2.5}
@@ -134,7 +140,7 @@ def test_only_the_last_steps_are_averaged(bench: Bench, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("kind", [Kind.DONE, Kind.DIVERGED])
 def test_a_run_with_a_result_is_passed_over(bench: Bench, kind: Kind, capsys: pytest.CaptureFixture[str]):
     run = bench.add()
-    bench.store.run(run).finish(kind, {"steps": 3})
+    endings.finish(bench.store.run(run), kind, {"steps": 3})
     assert bench.worker.train(run) is None
     assert bench.main(run) == 0
     assert capsys.readouterr().out == f"{run} passed_over\n"
@@ -145,16 +151,18 @@ def test_a_run_with_a_result_is_passed_over(bench: Bench, kind: Kind, capsys: py
 def test_a_run_that_another_process_holds_is_passed_over(bench: Bench):
     run = bench.add()
     folder = bench.store.run(run)
-    folder.fail(Kind.CRASHED, "long ago")
-    with folder.lock():
+    claim = folder.claim()
+    assert claim
+    with claim:
         assert bench.worker.train(run) is None
         assert bench.calls == []
-    assert folder.state() == RunState(Kind.CRASHED, 0, "long ago")
+        claim.fail(Kind.PREEMPTED, "long ago")
+    assert folder.state() == RunState(Kind.PREEMPTED, 0, "long ago")
     assert bench.worker.train(run) is Kind.DONE
 
 
 def test_a_crash_is_kept_with_its_traceback_and_the_next_run_begins(bench: Bench, capsys: pytest.CaptureFixture[str]):
-    first, second = bench.add(), bench.add(seed=1)
+    first, second = bench.add(), bench.add(**MOE)
     bench.ends = [ValueError("shapes (3,) and (4,)")]
     assert bench.main(first, second) == 0
     assert capsys.readouterr().out == f"{first} crashed\n{second} done\n"
@@ -166,17 +174,108 @@ def test_a_crash_is_kept_with_its_traceback_and_the_next_run_begins(bench: Bench
     assert "in train" in log
     assert "ValueError: shapes (3,) and (4,)" in log
     # Each run's log is its own.
-    assert "training seed 1" not in log
+    assert log.count("training seed 0") == bench.log(second).count("training seed 0") == 1
     assert "ValueError" not in bench.log(second)
-    assert not folder.is_locked()
+    assert folder.attempts()[0].ending()
 
 
-def test_a_run_that_crashed_is_trained_anew_when_it_is_given_again(bench: Bench):
+def forgive(bench: Bench, run: str) -> None:
+    bench.store.forgive(run, bench.store.read_spec(run), bench.store.run(run).execution())
+
+
+def test_a_run_that_crashed_is_trained_anew_once_it_is_forgiven(bench: Bench):
     run = bench.add()
     bench.ends = [ValueError("once")]
     assert bench.worker.train(run) is Kind.CRASHED
+    assert bench.worker.train(run) is None
+    forgive(bench, run)
     assert bench.worker.train(run) is Kind.DONE
     assert bench.store.run(run).state() == RunState(Kind.DONE, 6)
+    assert [number for number, *_ in enumerate(bench.store.run(run).attempts())] == [0, 1]
+
+
+def test_the_first_failure_of_a_program_pauses_its_other_runs_and_no_others(bench: Bench, capsys):
+    failing, same, other = bench.add(), bench.add(seed=1), bench.add(**MOE)
+    bench.ends = [ValueError("a bug")]
+    assert bench.main(failing, same, other) == 0
+    assert capsys.readouterr().out == f"{failing} crashed\n{same} passed_over\n{other} done\n"
+    state = bench.store.state(same, bench.store.read_spec(same), bench.store.run(same).execution())
+    assert state.kind is Kind.PAUSED
+    assert failing in state.reason
+    assert "a bug" in state.reason
+    forgive(bench, failing)
+    assert bench.main(failing, same) == 0
+    assert capsys.readouterr().out == f"{failing} done\n{same} done\n"
+
+
+def test_a_program_that_has_worked_is_not_paused(bench: Bench):
+    first, second, third = (bench.add(seed=seed) for seed in range(3))
+    bench.ends = [None, ValueError("of this run alone")]
+    assert [bench.worker.train(run) for run in (first, second, third)] == [Kind.DONE, Kind.CRASHED, Kind.DONE]
+
+
+def test_a_cancelled_run_is_passed_over_and_one_that_is_cancelled_in_training_ends(bench: Bench):
+    waiting, training_ = bench.add(), bench.add(seed=1)
+    bench.store.run(waiting).cancel()
+    assert bench.worker.train(waiting) is None
+    seen = []
+
+    def during(folder: RunFolder) -> None:
+        seen.append(bench.worker.should_leave())
+        folder.cancel()
+        assert bench.worker._claim
+        bench.worker._claim.beat()
+        seen.append(bench.worker.should_leave())
+
+    bench.during, bench.ends = during, [training.Stopped("stopped after step 3")]
+    assert bench.worker.train(training_) is Kind.CANCELLED
+    assert seen == [False, True]
+    assert bench.store.run(training_).state().kind is Kind.CANCELLED
+    assert not bench.worker.should_leave()
+
+
+def write_unit(bench: Bench, *runs: str) -> str:
+    """A launch of one unit; returns what names it."""
+    write_launch(Launch("mine-1", bench.store.launch_folder("mine-1"), "local", {}, (runs,)), {})
+    return "mine-1/0"
+
+
+def test_a_unit_trains_its_runs_and_says_when_it_is_to_be_started_again(bench: Bench, capsys):
+    first, second = bench.add(), bench.add(**MOE)
+    unit = write_unit(bench, first, second)
+    bench.during = lambda folder: os.kill(os.getpid(), signal.SIGUSR1)
+    bench.ends = [training.Stopped("stopped after step 3")]
+    assert bench.main("--unit", unit) == AGAIN
+    assert capsys.readouterr().out == f"{first} preempted\n"
+    bench.during = lambda folder: None
+    assert bench.main("--unit", unit) == 0
+    assert capsys.readouterr().out == f"{first} done\n{second} done\n"
+    assert bench.main("--unit", unit) == 0
+    assert len(bench.calls) == 3
+
+
+def test_a_unit_that_was_stopped_with_nothing_left_is_done(bench: Bench):
+    run = bench.add()
+    bench.during = lambda folder: os.kill(os.getpid(), signal.SIGTERM)
+    assert bench.main("--unit", write_unit(bench, run)) == 0
+
+
+@pytest.mark.parametrize(
+    ("unit", "valid"), [("mine-1/1", "0 to 0"), ("mine-1/x", "0 to 0"), ("yours-1/0", "mine-1"), ("mine-1", "mine-1")]
+)
+def test_a_unit_that_is_none_is_told(bench: Bench, capsys, unit: str, valid: str):
+    write_unit(bench, bench.add())
+    assert bench.main("--unit", unit) == 1
+    assert valid in capsys.readouterr().err
+
+
+def test_a_later_attempt_goes_on_from_what_earlier_ones_have_of_the_same_text(bench: Bench):
+    run = bench.add()
+    bench.ends = [training.Stopped("stopped after step 3"), training.Stopped("again"), None]
+    for _ in range(3):
+        bench.worker.train(run)
+    made = {one.number: one.checkpoints for one in bench.store.run(run).attempts()}
+    assert bench.earlier == [[], [(made[1], 4)], [(made[2], 4), (made[1], 4)]]
 
 
 def test_out_of_memory_is_tried_again_with_half_the_micro_batch(bench: Bench):
@@ -186,7 +285,7 @@ def test_out_of_memory_is_tried_again_with_half_the_micro_batch(bench: Bench):
     assert [program.execution.micro_batch for program, _ in bench.calls] == [8, 4, 2]
     assert all(spec == bench.store.read_spec(run) for _, spec in bench.calls)
     assert bench.store.run(run).state() == RunState(Kind.DONE, 6)
-    assert bench.store.run(run).metrics.read_text().count("\n") == 4
+    assert bench.store.run(run).attempt().metrics.read_text().count("\n") == 4
     assert "micro_batch=2" in bench.log(run)
 
 
@@ -277,7 +376,7 @@ def test_a_full_disk_ends_the_worker_and_blames_no_run(bench: Bench, capsys, err
     state = bench.store.run(first).state()
     assert state.kind is Kind.PREEMPTED
     assert bench.store.run(first).result() is None
-    assert not bench.store.run(first).is_locked()
+    assert bench.store.run(first).attempts()[0].ending()
 
 
 def test_another_system_error_is_a_crash(bench: Bench):
@@ -292,13 +391,14 @@ def test_ctrl_c_leaves_a_run_that_goes_on(bench: Bench):
     with pytest.raises(KeyboardInterrupt):
         bench.worker.train(run)
     assert bench.store.run(run).state().kind is Kind.PREEMPTED
-    assert not bench.store.run(run).is_locked()
+    assert bench.store.run(run).attempts()[0].ending()
 
 
 def test_a_retry_that_dies_without_a_word_is_not_the_old_failure(bench: Bench):
     run = bench.add()
     bench.ends = [ValueError("long ago"), KeyboardInterrupt()]
     assert bench.worker.train(run) is Kind.CRASHED
+    forgive(bench, run)
     with pytest.raises(KeyboardInterrupt):
         bench.worker.train(run)
     # It goes on with the same command, and no one has to ask for a retry again.
@@ -328,6 +428,7 @@ def test_the_workers_log_goes_to_the_run_only_while_it_trains(bench: Bench):
     bench.ends = [ValueError("x")]
     bench.worker.train(run)
     assert logging.getLogger().handlers == handlers
+    forgive(bench, run)
     bench.worker.train(run)
     # A second attempt is written behind the first.
     assert bench.log(run).count("training seed 0") == 2
@@ -350,7 +451,7 @@ def test_a_run_that_cannot_be_read_is_told(bench: Bench, capsys: pytest.CaptureF
 
 
 def test_a_folder_that_is_no_store_is_refused(texts: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(work, "use_compilation_cache", lambda store: None)
+    monkeypatch.setattr(work, "use_compilation_cache", lambda: None)
     assert work.main(["--store", str(texts), "0123456789ab"]) == 1
     assert str(texts) in capsys.readouterr().err
 

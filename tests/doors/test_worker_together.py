@@ -39,4 +39,4 @@ def test_processes_that_jax_does_not_find_are_told(tmp_path: Path):
 def test_several_processes_take_their_runs_as_arguments(tmp_path: Path, capsys):
     several = ["--processes", "2", "--process", "0", "--coordinator", "localhost:1"]
     assert work.main(["--store", str(tmp_path), *several]) == 1
-    assert "name the runs as arguments" in capsys.readouterr().err
+    assert "or the runs as arguments" in capsys.readouterr().err

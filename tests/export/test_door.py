@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from slicedice import export, hugging_face
 from slicedice.spec import run_id, run_name
 from slicedice.store import Kind
+from tests import endings
 
 MOE = {"model.experts": "n=4 k=2 g=1/2"}
 
@@ -70,7 +71,7 @@ def test_a_run_without_a_finished_model(kind: Kind, shelf, ours, tiny):
     mine = ours(MOE)
     id_ = shelf.put(mine, tiny()[1], kind=kind)
     if kind in (Kind.CRASHED, Kind.PREEMPTED):
-        shelf.store.run(mine.spec).fail(kind, "because")
+        endings.fail(shelf.store.run(mine.spec), kind, "because")
     status, out, err = shelf.export(id_)
     assert (status, out) == (2, "")
     assert f"it is {kind}" in err
@@ -81,7 +82,7 @@ def test_a_run_without_a_finished_model(kind: Kind, shelf, ours, tiny):
 def test_a_run_whose_model_was_removed(shelf, ours, tiny):
     mine = ours(MOE)
     id_ = shelf.put(mine, tiny()[1])
-    model = shelf.store.run(mine.spec).checkpoints / "model"
+    model = shelf.store.run(mine.spec).attempt().checkpoints / "model"
     model.rename(model.with_name("elsewhere"))
     status, _, err = shelf.export(id_)
     assert status == 2

@@ -58,7 +58,7 @@ def continued(spec, shelf, prompt: str) -> str:
     """The prompt and what our model finds most likely, byte by byte, to the end of the document."""
     shapes = nnx.eval_shape(lambda: Decoder(spec.model, key=jax.random.key(0)))
     graphdef, params, bias = nnx.split(shapes, nnx.Param, RouterBias)
-    params, bias = Checkpoints(shelf.store.run(spec).checkpoints).restore_model((params, bias))
+    params, bias = Checkpoints(shelf.store.run(spec).attempt().checkpoints).restore_model((params, bias))
     logits = jax.jit(lambda tokens: nnx.merge(graphdef, params, bias)(tokens)[0])
     tokens, known = np.zeros((1, LENGTH), np.int32), list(prompt.encode())
     while len(known) < len(prompt) + NEW:

@@ -16,7 +16,7 @@ import pytest
 from slicedice import data
 from slicedice.spec import run_id
 from slicedice.store import Kind, RunFolder, Store
-from slicedice.work import LOST_PEER
+from slicedice.work import AGAIN
 
 DEVICES = 8
 SETTINGS = {
@@ -37,9 +37,7 @@ class Job:
 
     def __init__(self, folder: Path, text: Path, tiny: Callable[..., Any], **settings: Any):
         self.store = Store(folder).create()
-        cache = text.parent / "compiled"  # one for all jobs, which compile much the same
-        cache.mkdir(exist_ok=True)
-        self.store.compilation_cache.symlink_to(cache)
+        self.cache = text.parent / "compiled"  # one for all jobs, which compile much the same
         spec, execution = tiny({**SETTINGS, "data.source": str(text), **settings})
         self.run, self.steps = run_id(spec), spec.budget.steps
         self.folder.create(spec, execution)
@@ -72,7 +70,12 @@ class Job:
             subprocess.Popen(
                 # Twice, so that all have to agree on passing by a run that is done, or that one was told to stop.
                 [sys.executable, *worker, "--store", str(self.store.root), *together, self.run, self.run],
-                env={**os.environ, "JAX_NUM_CPU_DEVICES": str(DEVICES // count), **environment},
+                env={
+                    **os.environ,
+                    "JAX_NUM_CPU_DEVICES": str(DEVICES // count),
+                    "JAX_COMPILATION_CACHE_DIR": str(self.cache),
+                    **environment,
+                },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -89,11 +92,11 @@ class Job:
         return ends
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.folder.metrics.read_text().splitlines()]
+        return [json.loads(line) for line in self.folder.attempt().metrics.read_text().splitlines()]
 
     def train_until(self, step: int) -> None:
         deadline = time.monotonic() + 200
-        while not self.folder.metrics.exists() or len(self.folder.metrics.read_text().splitlines()) < step:
+        while self.folder.state().steps < step:
             alive = all(process.poll() is None for process in self.processes)
             assert alive, self.kill()
             assert time.monotonic() < deadline
@@ -144,7 +147,8 @@ def _assert_same(got: Job, want: Job) -> None:
     nats = [{name: own["nats"] for name, own in result["evaluation"]["held_out"].items()} for result in results]
     assert nats[0] == pytest.approx(nats[1], rel=1e-3)
     assert results[0]["kind"] == Kind.DONE
-    written = [[(line["step"], line["name"]) for line in _read(job.folder.evaluation_lines)] for job in (got, want)]
+    lines = [_read(job.folder.attempt().evaluation_lines) for job in (got, want)]
+    written = [[(line["step"], line["name"]) for line in own] for own in lines]
     assert written[0] == written[1] == [(20, "held_out"), (40, "held_out")]
 
 
@@ -174,7 +178,7 @@ def test_a_job_goes_on_after_one_of_its_processes_was_killed(killed: int, job, u
     together.processes[killed].send_signal(signal.SIGKILL)
     ends = together.end()
     assert ends[killed][0] == -signal.SIGKILL
-    assert ends[1 - killed][0] in (LOST_PEER, -signal.SIGABRT), ends
+    assert ends[1 - killed][0] in (AGAIN, -signal.SIGABRT), ends
     state = together.folder.state()
     assert state.kind is Kind.PREEMPTED, state
     together.start(2)

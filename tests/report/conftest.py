@@ -14,6 +14,7 @@ from slicedice.report.figures import draw
 from slicedice.report.results import Row, read_results
 from slicedice.spec import run_id
 from slicedice.store import Kind, Store
+from tests import endings
 from tests.report.drawn import tips_in
 
 
@@ -62,7 +63,7 @@ def finish(store: Store, content) -> Callable[..., str]:
         id_ = list(plan.runs)[index]
         folder = store.run(id_)
         folder.create(*plan.runs[id_])
-        folder.finish(kind, content(losses, **more))
+        endings.finish(folder, kind, content(losses, **more))
         return id_
 
     return end

@@ -13,6 +13,7 @@ from slicedice.report.page import write_page
 from slicedice.report.report import write_report
 from slicedice.report.results import Results
 from slicedice.store import Kind
+from tests import endings
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "base", "col", "embed", "source", "wbr"}
 POINTS = [{}, *({"model.experts": f"n={n} g={g}"} for n in (4, 8) for g in ("1/2", "1/4"))]
@@ -72,7 +73,7 @@ def report(store, plan_of, finish):
     for i, kind in {3: Kind.CRASHED, 4: Kind.OUT_OF_MEMORY}.items():
         id_ = list(plan.runs)[i]
         store.run(id_).create(*plan.runs[id_])
-        store.run(id_).fail(kind, "ValueError: <b>a & b</b>")
+        endings.fail(store.run(id_), kind, "ValueError: <b>a & b</b>")
     finish(plan, 5, {"code": 1.5, "prose": 3.5, "macro": 2.5})
     finish(plan, 6, {"code": 1.5, "macro": 1.5}, fingerprint="other text")
     about = "What is <b>bold</b> & what\nis not?\n\nA second paragraph."

@@ -20,6 +20,8 @@ GRID = '''
 """How much can go wrong?"""
 
 from slicedice.grid import Figure, Grid, Panel, axis, product
+from tests import endings
+from tests import endings
 
 
 def get_grid(scale):
@@ -79,17 +81,17 @@ def have_a_folder_for_a_result(run: RunFolder, _: RunFolder) -> None:
 
 def be_interrupted(run: RunFolder, _: RunFolder) -> None:
     (run.path / "result.json").unlink()
-    run.metrics.write_text('{"step": 0}\n{"step": 1}\n{"st')
+    run.attempt().metrics.write_text('{"step": 0}\n{"step": 1}\n{"st')
 
 
 def fail(run: RunFolder, _: RunFolder) -> None:
     (run.path / "result.json").unlink()
-    run.fail(Kind.CRASHED, "ValueError: [/red] f32[batch] $x^ <b>")
+    endings.fail(run, Kind.CRASHED, "ValueError: [/red] f32[batch] $x^ <b>")
 
 
 def fail_badly(run: RunFolder, other: RunFolder) -> None:
     fail(run, other)
-    (run.path / "failure.json").write_text("[")
+    (run.attempt().path / "end.json").write_text("[")
 
 
 class Damage(NamedTuple):
@@ -152,8 +154,8 @@ def full(plan: Plan, tmp_path: Path, content, rng, monkeypatch: pytest.MonkeyPat
     for id_, (spec, execution) in plan.runs.items():
         run, loss = store.run(id_), float(rng.normal(2.0, 0.1))
         run.create(spec, execution)
-        run.metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(60)))
-        run.finish(Kind.DONE, content({"a": loss - 0.1, "b": loss + 0.1, "macro": loss}, steps=60))
+        run.attempt().metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(60)))
+        endings.finish(run, Kind.DONE, content({"a": loss - 0.1, "b": loss + 0.1, "macro": loss}, steps=60))
     return store
 
 

@@ -14,6 +14,7 @@ from slicedice.launching.missing import to_train
 from slicedice.report.results import Results, coordinates, read_results, settings, write_tables
 from slicedice.spec import SCHEMA, run_name
 from slicedice.store import Kind, Store
+from tests import endings
 
 MOE = {"model.experts": "n=8 k=4 g=1/4"}
 
@@ -25,7 +26,7 @@ def test_every_run_is_a_row_with_its_state(store: Store, plan_of, finish):
     finish(plan, 1, kind=Kind.DIVERGED, steps=4)
     for i, kind in {2: Kind.CRASHED, 3: Kind.OUT_OF_MEMORY}.items():
         store.run(ids[i]).create(*plan.runs[ids[i]])
-        store.run(ids[i]).fail(kind, f"reason {i}")
+        endings.fail(store.run(ids[i]), kind, f"reason {i}")
     results = read_results(plan, store)
     assert [row["id"] for row in results.rows] == ids
     assert [row["name"] for row in results.rows] == [run_name(spec) for spec, _ in plan.runs.values()]
@@ -343,7 +344,7 @@ def test_an_unreadable_result_does_not_hide_how_a_run_failed_since(store: Store,
     ids = [finish(plan, i, {"a": 1.0, "macro": 1.0}) for i in range(2)]
     for id_ in ids:
         damage(store, id_, schema=SCHEMA + 1)
-    store.run(ids[0]).fail(Kind.CRASHED, "no disk")
+    endings.fail(store.run(ids[0]), Kind.CRASHED, "no disk")
     results = read_results(plan, store)
     assert [row["state"] for row in results.rows] == ["crashed", "missing"]
     assert results.rows[0]["reason"] == "no disk"
