@@ -75,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="ids; read from standard input if none is given")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for talkative in ("absl", "jax"):  # Orbax tells every step of a save, JAX of every platform it lacks
-        logging.getLogger(talkative).setLevel(logging.WARNING)
+    # Orbax tells every step of a save, and warns of settings that it changes itself; JAX, of platforms it lacks.
+    for talkative, level in (("absl", logging.ERROR), ("jax", logging.WARNING)):
+        logging.getLogger(talkative).setLevel(level)
     try:
         _join(options)
     except SpecError as error:

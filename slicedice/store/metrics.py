@@ -5,6 +5,7 @@ training goes on, so that the file is what an undisturbed run would have written
 """
 
 import errno
+import io
 import itertools
 import json
 import math
@@ -25,7 +26,7 @@ class Writer:
 
     def __init__(self, path: Path):
         self._path = path
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self._file: io.FileIO | None = None
         self._times: list[float] = []
         self._synced = 0.0
 
@@ -45,6 +46,8 @@ class Writer:
 
     def write(self, metrics: Metrics) -> None:
         """Appends the metrics of one step as a line; what is not a finite number, which JSON lacks, as null."""
+        if self._file is None:  # not before, since what is there may be replaced by what an earlier attempt wrote
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._times.append(time.monotonic())
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = json.dumps(finite).encode() + b"\n"
@@ -61,7 +64,8 @@ class Writer:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Mute(Writer):

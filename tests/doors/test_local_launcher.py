@@ -6,17 +6,20 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slicedice import files
-from slicedice.launching import Job, LaunchError
+from slicedice.launching import Job, LaunchError, Phase, WorkUnit
 from slicedice.machine import Slot
 from slicedice.spec import SCHEMA, run_id
-from slicedice.store import Kind, RunState, Store
-from slicedice.work import DISK_FULL
+from slicedice.store import Kind, Launch, RunState, Store
+from slicedice.store.holder import Holder
+from slicedice.store.kinds import MOST_FRUITLESS
+from slicedice.worker import DISK_FULL
 
 # Does with each run as behaviour.json beside it says, mostly after two steps.
 WORKER = """#!{python} -IS
@@ -35,6 +38,10 @@ def write(folder, name, *lines):
     with open(os.path.join(folder, name), "w") as file:
         file.writelines(json.dumps(line) + chr(10) for line in lines)
 
+def started():
+    with open("/proc/self/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[19])
+
 note("started")
 with open(os.path.join(here, "behaviour.json")) as file:
     behaviour = json.load(file)
@@ -42,11 +49,15 @@ for line in iter(sys.stdin.readline, ""):
     run = line.strip()
     what = behaviour.get(run, "done")
     note("given", run=run)
-    folder = os.path.join(store, "runs", run)
     if what in ("die early", "exit early"):
         os.kill(os.getpid(), signal.SIGKILL) if what == "die early" else sys.exit(3)
+    number = len(os.listdir(os.path.join(store, "runs", run, "attempts"))) + 1
+    folder = os.path.join(store, "runs", run, "attempts", str(number))
+    os.mkdir(folder)
+    holder = dict(host="h", machine=behaviour["machine"], pid=os.getpid(), started=started())
+    write(folder, "claim.json", dict(holder=holder, count=0, at=time.time()))
     write(folder, "metrics.jsonl", dict(step=0), dict(step=1))
-    if what == "killed":
+    if what == "killed" or what == "killed_once" and number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if isinstance(what, int):
         print("I end with", what, file=sys.stderr, flush=True)
@@ -57,14 +68,15 @@ for line in iter(sys.stdin.readline, ""):
         note("stuck", run=run)
         while True:
             time.sleep(0.01)
-    if what == "leave":
-        write(folder, "failure.json", dict(kind="preempted", reason="asked to"))
+    if what == "leave" and number == 1:
+        write(folder, "end.json", dict(kind="preempted", reason="asked to"))
         print(run, "preempted", flush=True)
         sys.exit(0)
     if what == "crashed":
-        write(folder, "failure.json", dict(kind="crashed", reason="its own"))
+        write(folder, "end.json", dict(kind="crashed", reason="its own"))
     else:
-        write(folder, "result.json", dict(schema=behaviour["schema"], kind="done", steps=6))
+        write(os.path.join(store, "runs", run), "result.json", dict(schema=behaviour["schema"], kind="done", steps=6))
+        write(folder, "end.json", dict(kind="done", reason=""))
     if what == "talkative":
         print("a library says hello\\nand", end="")  # which leaves with the next line, in one write
     if what == "halting":
@@ -81,17 +93,19 @@ class Bench:
 
     def __init__(self, folder: Path, store: Store, ids: list[str], local: Any):
         self.folder, self.store, self.ids, self.local = folder, store, ids, local
+        self.launcher = local.get_launcher()
         self.watched = 0
 
     def launch(self, *ends: str | int, watch: Callable[[], None] | None = None) -> None:
         """Launches a run for each of `ends`, which says how it ends."""
-        behaviour = {"schema": SCHEMA, **dict(zip(self.ids, ends, strict=False))}
+        behaviour = {"schema": SCHEMA, "machine": Holder.here().machine, **dict(zip(self.ids, ends, strict=False))}
         (self.folder / "behaviour.json").write_text(json.dumps(behaviour))
 
         def count() -> None:
             self.watched += 1
 
-        self.local.launch(Job(self.store, tuple(self.ids[: len(ends)]), 0, 7, 1, watch or count))
+        units = tuple(WorkUnit((id_,)) for id_ in self.ids[: len(ends)])
+        self.launcher.attend(Job("mine-1", self.store, units, 0, 7, 1, watch=watch or count))
 
     @property
     def states(self) -> list[RunState]:
@@ -129,6 +143,7 @@ def bench(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Bench:
     for seed in range(5):
         spec, execution = tiny({"seed": seed})
         store.run(spec).create(spec, execution)
+        (store.run(spec).path / "attempts").mkdir()
         ids.append(run_id(spec))
     local = files.load("launch", "local")
     monkeypatch.setattr(local, "slots", lambda *_: [Slot(frozenset(), {"SLOT": str(i)}) for i in range(2)])
@@ -165,7 +180,7 @@ def test_nothing_to_train_is_no_worker(bench: Bench):
 def test_workers_are_started_as_the_protocol_says(bench: Bench):
     bench.launch("done", "done", "done")
     for note in bench.notes("started"):
-        expected = ["-m", "slicedice.work", "--store", str(bench.store.root), "--parent", str(os.getpid())]
+        expected = ["-m", "slicedice.work", "--store", bench.store.address, "--parent", str(os.getpid())]
         assert note["argv"] == expected
     assert {note["test"] for note in bench.notes("started")} == {"0", "1"}
 
@@ -179,15 +194,27 @@ def test_the_order_is_that_of_the_job(bench: Bench, monkeypatch: pytest.MonkeyPa
 def test_the_launcher_asks_for_the_slots_that_the_job_allows(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     asked = []
     monkeypatch.setattr(bench.local, "slots", lambda *wanted: asked.append(wanted) or [Slot(frozenset(), {})])
-    (bench.folder / "behaviour.json").write_text(json.dumps({"schema": SCHEMA}))
-    bench.local.launch(Job(bench.store, tuple(bench.ids[:1]), 3, 7, 2, lambda: None))
+    behaviour = {"schema": SCHEMA, "machine": Holder.here().machine}
+    (bench.folder / "behaviour.json").write_text(json.dumps(behaviour))
+    bench.launcher.attend(Job("mine-1", bench.store, (WorkUnit(tuple(bench.ids[:1])),), 3, 7, 2))
     assert asked == [(3, 7, 2)]
 
 
-def test_a_worker_that_is_killed_takes_down_its_run_and_no_other(bench: Bench):
+def test_a_run_whose_worker_is_killed_is_trained_on_behind_the_others(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench.local, "slots", lambda *_: [Slot(frozenset(), {})])
+    bench.launch("done", "killed_once", "done", "killed_once", "done")
+    assert bench.kinds == [Kind.DONE] * 5
+    order = [bench.ids.index(note["run"]) for note in bench.notes("given")]
+    assert order == [0, 1, 2, 3, 4, 1, 3]
+    assert bench.store.run(bench.ids[1]).failures() == {Kind.PREEMPTED: 1}
+    assert bench.all_gone()
+
+
+def test_a_run_that_kills_every_worker_is_given_up_and_takes_down_no_other(bench: Bench):
     bench.launch("done", "killed", "done", "killed", "done")
-    assert bench.kinds == [Kind.DONE, Kind.PREEMPTED, Kind.DONE, Kind.PREEMPTED, Kind.DONE]
+    assert bench.kinds == [Kind.DONE, Kind.CRASHED, Kind.DONE, Kind.CRASHED, Kind.DONE]
     assert "SIGKILL" in bench.states[1].reason
+    assert f"{MOST_FRUITLESS} times" in bench.states[1].reason
     assert bench.all_gone()
 
 
@@ -209,7 +236,8 @@ def test_a_run_that_crashed_in_order_keeps_its_reason(bench: Bench):
 def test_a_worker_killed_before_its_first_step_takes_down_its_run_alone(bench: Bench):
     bench.launch("die early", "done", "die early", "done", "done")
     assert [kind is Kind.DONE for kind in bench.kinds] == [False, True, False, True, True]
-    assert {bench.kinds[0], bench.kinds[2]} == {Kind.PREEMPTED}
+    tries = [note["run"] for note in bench.notes("given")]
+    assert tries.count(bench.ids[0]) == tries.count(bench.ids[2]) == MOST_FRUITLESS
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted as Linux lists them")
@@ -228,9 +256,9 @@ def test_a_worker_that_leaves_in_order_takes_down_no_run_it_never_began(bench: B
     # Someone ends a worker with `kill`: it saves, says so and goes. The next run is not its fault.
     monkeypatch.setattr(bench.local, "slots", lambda *_: [Slot(frozenset(), {})])
     bench.launch("leave", "done", "done")
-    assert bench.states[0] == RunState(Kind.PREEMPTED, 2, "asked to")
-    assert Kind.CRASHED not in bench.kinds
-    assert bench.kinds[2] is Kind.DONE
+    assert bench.kinds[:3] == [Kind.DONE] * 3
+    assert bench.store.run(bench.ids[0]).failures() == {Kind.PREEMPTED: 1}
+    assert not bench.store.run(bench.ids[1]).failures()
 
 
 def test_workers_that_cannot_begin_end_the_launch(bench: Bench):
@@ -303,5 +331,34 @@ def test_a_worker_is_out_of_reach_of_the_terminals_signals(bench: Bench, monkeyp
 
 
 def test_the_signal_of_a_death_is_named(bench: Bench):
-    bench.launch("killed")
-    assert bench.states[0] == RunState(Kind.PREEMPTED, 2, f"its worker was killed by {signal.SIGKILL.name}")
+    bench.launch("killed_once")
+    first = bench.store.run(bench.ids[0]).attempts()[-1]
+    assert first.ending() == RunState(Kind.PREEMPTED, 0, f"its worker was killed by {signal.SIGKILL.name}")
+
+
+def test_a_crash_that_no_worker_lives_to_tell_pauses_its_program(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench.local, "slots", lambda *_: [Slot(frozenset(), {})])
+    bench.launch(3)
+    second = bench.ids[1]
+    state = bench.store.state(second, bench.store.read_spec(second), bench.store.run(second).execution())
+    assert state.kind is Kind.PAUSED
+
+
+def test_what_would_be_started_is_said(bench: Bench):
+    job = Job("mine-1", bench.store, (WorkUnit(tuple(bench.ids[:2])),))
+    ((name, text),) = bench.launcher.render(job).items()
+    assert name == "workers.sh"
+    for slot in range(2):
+        assert f"SLOT={slot} " in text
+    assert text.count(f"-m slicedice.work --store {bench.store.address} --parent $$") == 2
+    assert bench.ids[1] in text
+
+
+def test_its_queue_lives_as_long_as_the_sweep(bench: Bench):
+    job = Job("mine-1", bench.store, (WorkUnit(tuple(bench.ids[:2])),))
+    handles = tuple(bench.launcher.submit(job, {}))
+    launch = Launch("mine-1", bench.folder, "local", {}, (tuple(bench.ids[:2]),), handles)
+    assert list(bench.launcher.poll(launch)) == [Phase.QUEUED]
+    machine, pid, started = handles[0].split(":")
+    for gone in (f"{machine}:{pid}:{int(started) + 1}", f"elsewhere:{pid}:{started}", "odd"):
+        assert list(bench.launcher.poll(replace(launch, handles=(gone,)))) == [Phase.ENDED]

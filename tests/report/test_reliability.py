@@ -15,13 +15,12 @@ from slicedice.grid import Plan, enumerate_runs, load_config, load_grid
 from slicedice.report.tables import MOST_LINES
 from slicedice.spec import SCHEMA
 from slicedice.store import Kind, RunFolder, Store
+from tests import endings
 
 GRID = '''
 """How much can go wrong?"""
 
 from slicedice.grid import Figure, Grid, Panel, axis, product
-from tests import endings
-from tests import endings
 
 
 def get_grid(scale):
