@@ -11,7 +11,6 @@ from slicedice.spec import run_id
 from slicedice.store import Kind, Store, metrics
 from slicedice.worker import Worker
 from slicedice.writers import run as writers_run
-from tests.writers.recorded import install
 
 pytest.importorskip("clu")
 pytest.importorskip("tensorboardX")
@@ -28,6 +27,8 @@ FIELDS = {
 def test_what_is_shown_of_a_run_is_what_is_kept_of_it(
     tmp_path: Path, tiny, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ):
+    from tests.writers.recorded import install
+
     monkeypatch.setattr(writers_run, "EVERY_SECONDS", 0.0)
     monkeypatch.syspath_prepend(install(tmp_path / "site"))
     texts = tmp_path / "texts"
