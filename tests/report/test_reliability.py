@@ -202,7 +202,8 @@ def test_what_is_damaged_is_named_and_the_rest_is_as_it_was(full: Store, plan: P
     assert set(states) == set(plan.runs)
     for id_, row in states.items():
         name = done_to.get(id_, "")
-        assert row == rows.get(id_, row), name
+        told = {column: value for column, value in row.items() if column not in ("last_step", "failures")}
+        assert told == rows.get(id_, told), name
         if name not in DAMAGE:
             assert (row["loss"], row["reason"], id_ in lacking) == (clean[id_]["loss"], None, False), name
             continue
