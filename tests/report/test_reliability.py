@@ -90,7 +90,7 @@ def fail(run: RunFolder, _: RunFolder) -> None:
 
 def fail_badly(run: RunFolder, other: RunFolder) -> None:
     fail(run, other)
-    (run.attempt().path / "end.json").write_text("[")
+    (run.attempts()[0].path / "end.json").write_text("[")
 
 
 class Damage(NamedTuple):
