@@ -110,7 +110,7 @@ DAMAGE = {
     "diverged": Damage(rewrite(RESULT, kind="diverged", steps=3, evaluation={}), "diverged"),
     "crashed": Damage(fail, "crashed", "[/red] f32[batch] $x^ <b>"),
     "damaged failure": Damage(fail_badly, "crashed", "its end.json is damaged"),
-    "interrupted": Damage(be_interrupted, "preempted", "without a word"),
+    "interrupted": Damage(be_interrupted, "preempted", "its result.json is gone"),
     "copy of another": Damage(become_copy, "missing", "its spec.json is of another run"),
     "truncated spec": Damage(truncate(SPEC), "missing", "its spec.json is damaged"),
     "no spec": Damage(lambda run, _: (run.path / SPEC).unlink(), "missing", "its spec.json is missing"),
