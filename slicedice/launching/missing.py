@@ -20,6 +20,7 @@ from slicedice.spec import DataSpec, SpecError, run_name
 from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Launch, Store
 from slicedice.store.launches import write_launch
+from slicedice.writers import require_installed
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def to_train(plan: Plan, store: Store, *, retry: bool) -> list[str]:
     if retry:
         return [id_ for id_, kind in kinds.items() if kind.needs_retry]
     missing = [id_ for id_, kind in kinds.items() if kind.is_to_train]
-    waiting = queue(store, missing).on_clusters
-    return [id_ for id_ in missing if id_ not in waiting]
+    waiting = queue(store, [id_ for id_ in missing if kinds[id_] is not Kind.CANCELLED]).on_clusters
+    return [id_ for id_ in missing if id_ not in waiting or kinds[id_] is Kind.CANCELLED]
 
 
 def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
@@ -70,6 +71,9 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
       LaunchError: the launcher could not go on.
     """
     launcher = load_launcher(how.launcher, how.settings)
+    if isinstance(launcher, Attended):  # others train where something else may be installed
+        for writers in sorted({execution.writers for _, execution in plan.runs.values()}):
+            require_installed(writers)
     store.create()
     # Text is tokenised before workers start, so that bad input ends here, in one paragraph.
     texts = {data: _prepare(data, store) for data in {spec.data for spec, _ in plan.runs.values()}}
@@ -87,10 +91,15 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
         )
     _tell_of_evaluations(plan, store, console)
     missing = to_train(plan, store, retry=how.retry)
+    if not missing and how.retry:
+        console.print("There is nothing to retry. The verb run trains what is missing.")
     if not missing:
-        if how.retry:
-            console.print("There is nothing to retry. The verb run trains what is missing.")
-        return True
+        left = [id_ for id_, (state, _) in store.look(plan.runs).items() if state.kind.is_to_train]
+        if left:
+            console.print(
+                f"All {len(left)} runs that are left are in an engine's queue; the verb status tells of them."
+            )
+        return not left
     job = make_job(plan, store, missing, how, launcher)
     rendered = launcher.render(job)
     for id_ in missing:
