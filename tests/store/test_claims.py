@@ -466,8 +466,21 @@ def test_taking_over_copies_the_first_lines_to_the_byte(folder: RunFolder):
         assert claim.evaluation_lines.read_bytes() == b"".join(lines)
         assert first.metrics.read_bytes() == torn
         assert claim.steps == 3
-        with contextlib.closing(claim.record()) as writer:
-            writer.begin(3)  # which finds what it goes on from
+
+
+def test_what_is_written_after_taking_over_follows_what_was_taken(folder: RunFolder):
+    """The writer is there first, as in a worker: taking over replaces the file that it writes to."""
+    with begin(folder) as first:
+        first.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(5)))
+    with begin(folder) as claim, contextlib.closing(claim.record()) as writer:
+        claim.take_over(first, 3)
+        writer.begin(3)
+        for step in (3, 4, 5, 6):
+            writer.write({"step": step, "new": 1})
+        lines = [json.loads(line) for line in claim.metrics.read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(7))
+        assert [line.get("new") for line in lines] == [None] * 3 + [1] * 4
+        assert claim.steps == 7
 
 
 def test_failures_are_counted_by_kind(folder: RunFolder):
