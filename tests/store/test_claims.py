@@ -41,7 +41,8 @@ def test_of_many_processes_one_gets_each_attempt(folder: RunFolder, agents):
     for number in range(1, 7):
         start = time.time() + 0.05
         for agent in crowd:
-            agent.tell("do", f"while time.time() < {start}: pass\nclaim = folder.claim()")
+            claim = "claim = folder.claim()\nif claim: claim.__enter__()"
+            agent.tell("do", f"while time.time() < {start}: pass\n{claim}")
         for agent in crowd:
             agent.answer()
         got = [agent.ask("claim and claim.number") for agent in crowd]
@@ -52,7 +53,7 @@ def test_of_many_processes_one_gets_each_attempt(folder: RunFolder, agents):
         assert holder is not None
         assert holder.pid == winner.process.pid
         add_checkpoint(folder.attempts()[0])  # so that it is not given up as fruitless
-        winner.do("claim.fail(Kind.PREEMPTED, 'enough')")
+        winner.do("claim.fail(Kind.PREEMPTED, 'enough'); claim.__exit__(None, None, None)")
 
 
 def test_whoever_is_killed_is_followed_at_once_on_its_machine(folder: RunFolder, agents, monkeypatch):
