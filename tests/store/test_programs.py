@@ -94,6 +94,8 @@ def test_what_an_engine_has_in_its_queue_is_called_so(store: Store, runs: Runs):
     end(store, first, Kind.CRASHED)
     states = store.look(runs, {first, third, other})
     assert [state.kind for state, _ in states.values()] == [Kind.CRASHED, Kind.PAUSED, Kind.QUEUED, Kind.QUEUED]
+    store.run(other).cancel()
+    assert store.look(runs, {other})[other][0].kind is Kind.CANCELLED, "the unit will pass it over"
 
 
 def test_who_is_forgiven_is_tried_with_the_others_of_its_program(store: Store, runs: Runs):
