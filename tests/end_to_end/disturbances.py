@@ -164,7 +164,7 @@ def _to_parent(storm: "Storm", number: signal.Signals) -> str:
 def _killed_with(storm: "Storm", what: Callable[[Attempt], str], is_ready: Callable[[Attempt], bool]) -> str:
     """Kills a worker and does something to its attempt before anybody else comes to it."""
     for _ in range(5):
-        found = storm.await_attempt(is_ready, seconds=40)
+        found = storm.await_attempt(lambda attempt: is_ready(attempt) and not _is_done(attempt), seconds=40)
         if not found:
             return ""
         attempt, process = found
@@ -172,13 +172,17 @@ def _killed_with(storm: "Storm", what: Callable[[Attempt], str], is_ready: Calla
         still = [one for one in everybody if one.pid not in storm.frozen and one.send(signal.SIGSTOP)]
         try:
             # Between looking and stopping it may have gone on.
-            if trains(attempt) == process and is_ready(attempt):
+            if trains(attempt) == process and is_ready(attempt) and not _is_done(attempt):
                 process.send(signal.SIGKILL)
                 return f"SIGKILL to worker {process.pid}; {what(attempt)}"
         finally:
             for one in still:
                 one.send(signal.SIGCONT)
     return ""
+
+
+def _is_done(attempt: Attempt) -> bool:
+    return (attempt.run / "result.json").exists()
 
 
 def _age(path: Path) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What has to hold at every moment of a storm, read off the store's files."""
 
 import hashlib
+import itertools
 import json
 import re
 import time
@@ -44,7 +45,7 @@ class Watch:
         """Looks once.
 
         Raises:
-          Broken: two train one run, a run ended in a way that nothing done to it explains, or its metrics are not whole.
+          Broken: two train one run, or of one that is done the metrics are not whole.
         """
         for run in self.folders():
             name = run.path.name
@@ -52,7 +53,7 @@ class Watch:
                 self.results[name] = self._finished(run)
             made = run.attempts()
             self.attempts[name] = made[0].number if made else 0
-            for newer, older in zip(made, made[1:], strict=False):
+            for newer, older in itertools.pairwise(made):
                 if process := trains(older):
                     self._superseded(newer, older, process)
             if made and (beat := _modified(made[0].path / "beat.json", made[0].path / "claim.json")):
