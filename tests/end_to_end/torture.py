@@ -1,8 +1,8 @@
 """A storm over a small sweep: `python -m tests.end_to_end.torture --rounds 200 --seed 7`.
 
 In each round something happens to it (`disturbances.py`) at a moment drawn from the seed; meanwhile, at every moment
-there is time to look, what must always hold has to hold (`watching.py`). When no sweep is left one is started, as a user
-would. At the end all runs are done, and to the bit as in a sweep that nothing happened to.
+there is time to look, what must always hold has to hold (`watching.py`). When no sweep is left, one is started, as by a
+user. At the end all runs are done, and to the bit as in a sweep that nothing happened to.
 """
 
 import argparse
@@ -180,8 +180,8 @@ class Storm:
         if moment == "any":
             self.pass_time(self.rng.uniform(0, 6))
             return None
-        most = {"before steps": 3.0, "training": 2.0, "saving": 0.05}.get(moment, 0.4)
         found = self.await_attempt(lambda attempt: phase(attempt) == moment)
+        most = {"before steps": 3.0, "training": 2.0, "saving": 0.05}.get(moment, self.rng.choice([0.0, 0.4]))
         self.pass_time(self.rng.uniform(0, most))
         return found
 

@@ -26,13 +26,12 @@ class Broken(AssertionError):
 class Watch:
     """Looks at the store again and again, and remembers.
 
-    results: ids of the runs that have a result. phases: what was seen of attempts, by name.
+    results: digests of what the runs have that are done, by id. attempts: how many there were at each run.
     """
 
     def __init__(self, runs: Path, steps: int):
         self._runs, self._steps = runs, steps
         self.results: dict[str, dict[str, str]] = {}
-        self.frozen: set[int] = set()
         self.attempts: Counter[str] = Counter()
         self._beats: dict[Path, float] = {}
         self._lost: dict[Path, int] = {}
@@ -60,12 +59,12 @@ class Watch:
                 self._beats[made[0].path] = beat
 
     def live(self) -> Iterator[tuple[Attempt, Process]]:
-        """Attempts that somebody makes now, and who."""
+        """Attempts that somebody makes now, or has just finished, and who."""
         for run in self.folders():
-            if made := run.attempts():
-                process = trains(made[0])
-                if process and made[0].path.exists():
-                    yield made[0], process
+            for newest in run.attempts()[:1]:
+                result = _modified(run.path / "result.json")
+                if process := (_maker(newest) if result and time.time() - result < 1 else trains(newest)):
+                    yield newest, process
 
     def judge(self) -> None:
         """Looks at what changes slowly.
@@ -116,8 +115,12 @@ class Watch:
 
 def trains(attempt: Attempt) -> Process | None:
     """Who makes an attempt, if it is not over and its process is there."""
+    return None if (attempt.path / "end.json").exists() else _maker(attempt)
+
+
+def _maker(attempt: Attempt) -> Process | None:
     holder = attempt.holder
-    if holder is None or (attempt.path / "end.json").exists():
+    if holder is None:
         return None
     process = Process(holder.pid, holder.started)
     return process if process.is_alive() else None
