@@ -70,7 +70,10 @@ def _live(attempts: list[Attempt], last: int) -> dict[str, Any]:
         return {}
     now, record = attempts[0].signs, metrics.last(attempts[0].metrics) or {}
     left = None if now.seconds_per_step is None else now.seconds_per_step * (last - (now.step or 0))
-    ends = None if left is None else datetime.datetime.fromtimestamp(now.at + left).astimezone()
+    try:
+        ends = None if left is None else datetime.datetime.fromtimestamp(now.at + left).astimezone()
+    except (OverflowError, ValueError, OSError):  # what a store says need not make sense
+        ends = None
     holder = attempts[0].holder
     return {
         "host": holder.host if holder else None,

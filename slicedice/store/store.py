@@ -169,7 +169,7 @@ class Store:
         for folder in (self.root / "launches").glob("[a-z]*"):
             with contextlib.suppress(StoreError):
                 found.append(read_launch(folder))
-        return sorted(found, key=lambda launch: launch.number)
+        return sorted(found, key=lambda launch: (launch.number, launch.name))
 
     def strays(self, known: Container[str]) -> dict[str, str]:
         """What lies among the runs and is none, by name, each with why; `known` and hidden files are passed over."""
