@@ -118,21 +118,12 @@ class Store:
             raise StoreError(f"{path} is of the run {id_}: its folder was copied or renamed. Remove it, or name it so.")
         return spec
 
-    def look(
-        self, runs: Mapping[str, tuple[RunSpec, Execution]], queued: Container[str] = ()
-    ) -> dict[str, tuple[RunState, dict[str, Any] | None]]:
-        """States of runs by id, each with its result if it has one.
-
-        Args:
-          runs: by id, with how they are executed.
-          queued: ids of those that an engine has in its queue.
-        """
+    def look(self, runs: Mapping[str, tuple[RunSpec, Execution]]) -> dict[str, tuple[RunState, dict[str, Any] | None]]:
+        """States of runs, by id, each with its result if it has one; what engines have in their queues is not asked."""
         found, paused = {}, self.programs.paused()
         for id_, (spec, execution) in runs.items():
             state, result = self.run(id_).look()
-            if state.kind in (Kind.MISSING, Kind.PREEMPTED) and id_ in queued:  # what is cancelled a unit passes over
-                state = dataclasses.replace(state, kind=Kind.QUEUED)
-            elif state.kind.is_to_train and paused and (pause := paused.get(program_key(spec, execution))):
+            if state.kind.is_to_train and paused and (pause := paused.get(program_key(spec, execution))):
                 state = dataclasses.replace(state, kind=Kind.PAUSED, reason=pause.reason)
             found[id_] = state, result
         return found
