@@ -164,8 +164,9 @@ class Checkpoints:
 
     def _drop_earlier(self) -> None:
         if processes.leads():
+            # Not the finished model beside it: the attempt may have finished the run after all.
             for folder, _ in self._earlier:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder / "training", ignore_errors=True)
         self._earlier = []
 
     def close(self) -> None:
