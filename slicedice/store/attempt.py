@@ -90,9 +90,9 @@ class Attempt:
 
     def ending(self) -> RunState | None:
         """How it ended, if it said so: without a result by its kind, or else as DONE or DIVERGED."""
-        content = read_json(self._end)
-        if content is None:
-            return RunState(Kind.CRASHED, reason="its end.json is damaged") if self._end.exists() else None
+        if not self._end.exists():  # asked first: it may appear at any moment, and is whole then
+            return None
+        content = read_json(self._end) or {}
         kind = content.get("kind")
         if kind not in (*FAILURES, Kind.DONE, Kind.DIVERGED):
             return RunState(Kind.CRASHED, reason="its end.json is damaged")

@@ -95,8 +95,9 @@ class Claim(Attempt):
 
     def take_over(self, earlier: Attempt, steps: int) -> None:
         """Copies what an earlier attempt wrote of its first `steps` steps, in place of what is here."""
-        metrics.copy(earlier.metrics, self.metrics, steps)
+        # Metrics come last: by them the next one sees that it may take over from here.
         metrics.copy(earlier.evaluation_lines, self.evaluation_lines, steps + 1)
+        metrics.copy(earlier.metrics, self.metrics, steps)
 
     def record(self) -> metrics.Writer:
         """What the run's metrics are written with."""

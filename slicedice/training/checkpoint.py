@@ -40,7 +40,7 @@ KEPT = 2
 class Checkpoints:
     """Checkpoints of one attempt at a run, below `folder`, and those of earlier attempts.
 
-    earlier: folders of earlier attempts, the newest first, each with the most steps that are gone on from. They are
+    earlier: folders of earlier attempts, the newest first, each with the most steps that are gone on from. Theirs are
       removed once this attempt has as many checkpoints as are kept.
     """
 
@@ -165,7 +165,8 @@ class Checkpoints:
     def _drop_earlier(self) -> None:
         if processes.leads():
             for folder, _ in self._earlier:
-                shutil.rmtree(folder, ignore_errors=True)
+                # Not the finished model: an attempt that had been given up may yet be the one that has the result.
+                shutil.rmtree(folder / "training", ignore_errors=True)
         self._earlier = []
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from slicedice.store import Attempt, Claim, Kind, RunFolder, RunState, attempt
+from slicedice.store import Attempt, Claim, Kind, RunFolder, RunState, attempt, metrics
 from tests.store.agents import contents
 
 ELSEWHERE = {"host": "elsewhere", "machine": "another-boot", "pid": 1, "started": 5}
@@ -343,6 +343,19 @@ def test_a_damaged_end_is_a_crash_that_waits_to_be_retried(folder: RunFolder, te
     assert begin(folder).number == 2
 
 
+def test_an_end_that_comes_while_one_looks_is_not_damaged(folder: RunFolder, monkeypatch):
+    one, read = elsewhere(folder), attempt.read_json
+
+    def read_just_before(path):
+        content = read(path)
+        one.end_for_it(Kind.PREEMPTED, "told to stop")
+        return content
+
+    monkeypatch.setattr(attempt, "read_json", read_just_before)
+    assert one.ending() in (None, RunState(Kind.PREEMPTED, 0, "told to stop"))
+    assert folder.state().kind.is_open
+
+
 @pytest.mark.parametrize("kind", [Kind.RUNNING, Kind.MISSING, Kind.QUEUED, Kind.PAUSED])
 def test_an_end_is_a_failure_or_a_result(folder: RunFolder, kind: Kind):
     one = elsewhere(folder)
@@ -467,6 +480,25 @@ def test_taking_over_copies_the_first_lines_to_the_byte(folder: RunFolder):
         assert claim.evaluation_lines.read_bytes() == b"".join(lines)
         assert first.metrics.read_bytes() == torn
         assert claim.steps == 3
+
+
+def test_nobody_takes_over_from_who_died_half_way_through_taking_over(folder: RunFolder, monkeypatch):
+    """Who has the metrics of a step counts as having all of it."""
+    with begin(folder) as first:
+        first.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(3)))
+        first.append_evaluation(2, "a", {})
+    copy, copied = metrics.copy, []
+
+    def copy_one_file(*arguments) -> None:
+        if copied:
+            raise KeyboardInterrupt
+        copied.append(copy(*arguments))
+
+    monkeypatch.setattr(metrics, "copy", copy_one_file)
+    with pytest.raises(KeyboardInterrupt), begin(folder) as claim:
+        claim.take_over(first, 3)
+    source = next(one for one in folder.attempts() if one.steps >= 3)
+    assert source.evaluation_lines.read_bytes() == first.evaluation_lines.read_bytes()
 
 
 def test_what_is_written_after_taking_over_follows_what_was_taken(folder: RunFolder):
