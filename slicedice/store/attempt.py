@@ -61,6 +61,11 @@ class Attempt:
         return Holder.read((read_json(self._claim) or {}).get("holder") or {})
 
     @property
+    def is_claimed(self) -> bool:
+        """Whether it was begun; or else who wanted it died before, or the disk was full."""
+        return self._claim.exists()
+
+    @property
     def signs(self) -> Signs:
         """The newest sign of life."""
         known = {**(read_json(self._claim) or {}), **(read_json(self._beat) or {})}

@@ -86,7 +86,7 @@ class RunFolder:
         Args:
           patient, stop: see `Attempt.is_over`, which is asked of the newest attempt.
         """
-        made = self.attempts()
+        made = [one for one in self.attempts() if one.is_claimed]
         if not self.state().kind.is_open or (made and not made[0].is_over(patient=patient, stop=stop)):
             return None
         if not self.state().kind.is_open:  # who trained it may have ended just now

@@ -59,7 +59,7 @@ class Sweep:
 
     def __init__(self, command: list[str], machine: Machine, cwd: Path, log: Path):
         self.machine, self.verb, self._log = machine, command[0], log
-        self.killed_by: signal.Signals | None = None
+        self.signals: list[signal.Signals] = []
         with open(log, "wb") as output:
             arguments = [sys.executable, "-m", "slicedice.sweep", *command]
             self.process = subprocess.Popen(
@@ -72,7 +72,7 @@ class Sweep:
 
     def send(self, number: signal.Signals) -> None:
         """Sends it a signal, which may end it."""
-        self.killed_by = number
+        self.signals.append(number)
         self.process.send_signal(number)
 
 

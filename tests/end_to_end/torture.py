@@ -82,6 +82,8 @@ class Storm:
 
     def command(self, verb: str, store: Path) -> list[str]:
         """What a user types."""
+        if verb == "gc":
+            return [verb, "--yes", "--store", str(store)]
         grid = ["--grid", "./three.py", "--scale", "smoke", "--seeds", str(self.seeds), "--max_concurrent", "2"]
         return [verb, *grid, "--store", str(store), *SETTINGS]
 
@@ -144,10 +146,10 @@ class Storm:
             status, said = sweep.process.returncode, sweep.said()
             self.say(f"   sweep {sweep.process.pid} ended with {status}: {said.strip().splitlines()[-1:]}")
             # Ctrl-C that comes while Python imports, before `main` can do anything about it, is Python's to tell.
-            early = sweep.killed_by == signal.SIGINT and status == -signal.SIGINT and ", in main\n" not in said
+            early = signal.SIGINT in sweep.signals and status == -signal.SIGINT and ", in main\n" not in said
             if "Traceback" in said and not early:
                 raise Broken(f"a sweep ended in a traceback:\n{said}")
-            expected = sweep.killed_by and status in (-sweep.killed_by, 130)
+            expected = -status in sweep.signals or (signal.SIGINT in sweep.signals and status == 130)
             if not expected and status and not any(words in said for words in ENDS):
                 raise Broken(f"a sweep ended with {status}, and nobody knows why:\n{said}")
 
@@ -234,6 +236,11 @@ class Storm:
         if sweep.process.returncode:
             raise Broken(f"the last sweep ended with {sweep.process.returncode}:\n{sweep.said()}")
         self.watch.judge()
+        self._to_end(self.start(self.machines[0], "gc"))
+        self.watch.judge()  # and nothing of a result went
+        said = "".join((run.path / "log.txt").read_text() for run in self.watch.folders())
+        if self.damaged and "WARNING slicedice.training.checkpoint: the checkpoint of step" not in said:
+            raise Broken(f"nobody noticed that checkpoints were damaged: {self.damaged}")
 
     def _to_end(self, sweep: Sweep) -> None:
         self.pass_time(600, lambda: sweep.process.poll() is not None, keep=False)

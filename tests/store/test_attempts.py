@@ -4,10 +4,13 @@ import contextlib
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from slicedice.store import Attempt, Claim, Kind, RunFolder, RunState, attempt, metrics
+from slicedice.store import claim as claim_room
+from slicedice.store.kinds import MOST_FRUITLESS
 from tests.store.agents import contents
 
 ELSEWHERE = {"host": "elsewhere", "machine": "another-boot", "pid": 1, "started": 5}
@@ -26,6 +29,12 @@ def elsewhere(folder: RunFolder, number: int = 1, at: float = 0.0) -> Attempt:
     path.mkdir(parents=True)
     (path / "claim.json").write_text(json.dumps({"holder": ELSEWHERE, "count": 0, "at": at}))
     return Attempt(folder.path, number)
+
+
+def make_the_folder_only(path: Path, _: object) -> bool:
+    """As `create`, on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raise OSError("the disk is full")
 
 
 def beat(one: Attempt, count: int, at: float) -> None:
@@ -257,22 +266,35 @@ def test_a_run_that_is_finished_while_it_is_claimed_is_left(folder: RunFolder, m
     assert folder.attempt().number == 1
 
 
-def test_an_attempt_without_a_claim_is_waited_for_and_then_given_up(folder: RunFolder, clock):
-    """Its maker may have crashed in between, or be about to write it."""
-    (folder.path / "attempts" / "1").mkdir(parents=True)
-    assert folder.state().kind is Kind.PREEMPTED
+def test_an_attempt_that_nobody_claimed_is_the_next_ones(folder: RunFolder, clock, monkeypatch):
+    """Whoever made its folder died then, or found the disk full. No minute is lost, and no failure counted."""
+    with begin(folder) as claim:
+        add_checkpoint(claim)
     began = clock.now
+    with monkeypatch.context() as patch:
+        patch.setattr(claim_room, "create", make_the_folder_only)
+        for _ in range(MOST_FRUITLESS + 1):
+            with pytest.raises(OSError, match="full"):
+                folder.claim()
+    assert [one.number for one in folder.attempts()] == [2, 1]
+    assert folder.state().kind is Kind.PREEMPTED
     assert begin(folder).number == 2
-    assert clock.now - began > attempt.SILENCE_SECONDS
+    assert clock.now == began
 
 
-def test_a_claim_that_appears_while_somebody_waits_for_it_counts(folder: RunFolder, clock):
-    one = Attempt(folder.path, 1)
-    one.path.mkdir(parents=True)
-    claim = {"holder": ELSEWHERE, "count": 0, "at": 0.0}
-    clock.meanwhile = lambda: (one.path / "claim.json").write_text(json.dumps(claim))
-    assert folder.claim(patient=True) is None
-    assert [one.number for one in folder.attempts()] == [1]
+def test_an_attempt_is_whose_claim_is_first(folder: RunFolder, monkeypatch):
+    """Also where both found the same folder without one."""
+    (folder.path / "attempts" / "1").mkdir(parents=True)
+    create = claim_room.create
+
+    def come_late(path: Path, content: dict) -> bool:
+        return create(path, {"holder": ELSEWHERE, "count": 0, "at": time.time()}) and create(path, content)
+
+    monkeypatch.setattr(claim_room, "create", come_late)
+    assert folder.claim() is None
+    (one,) = folder.attempts()
+    assert one.holder is not None
+    assert one.holder.host == "elsewhere"
 
 
 # What JSON may hold where a number or a holder should be, and torn files.
