@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -104,9 +105,14 @@ class Claim(Attempt):
         return metrics.Writer(self.metrics)
 
     def append_evaluation(self, step: int, name: str, scores: dict[str, Any]) -> None:
-        """Adds the line of an evaluation after `step` steps."""
+        """Adds the line of an evaluation after `step` steps; it is on disk when this returns.
+
+        So no checkpoint outlives in a power cut what was evaluated before it, and would not be again.
+        """
         with open(self.evaluation_lines, "ab") as file:
             file.write(json.dumps({"step": step, "name": name, "scores": scores}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def cut_evaluations(self, step: int) -> None:
         """Drops the lines of evaluations after `step` steps or more."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slicedice.store import Attempt
+from slicedice.store import Attempt, metrics
 from tests.end_to_end.machines import SILENCE_SECONDS, Process
 from tests.end_to_end.watching import trains
 from tests.training.damage import DAMAGES, damage
@@ -91,9 +91,13 @@ def torn_line(storm: "Storm", found: Found) -> str:
 
     def tear(attempt: Attempt) -> str:
         kept = []
+        saved = max(
+            (int(path.name) for path in _whole(storm, attempt.run) if path.parents[2] == attempt.path), default=0
+        )
         for path in (attempt.metrics, attempt.evaluation_lines):
             content = path.read_bytes() if path.exists() else b""
-            if content:
+            # What was evaluated before a checkpoint was on disk before it.
+            if content and (path == attempt.metrics or (metrics.last_step(path) or 0) > saved):
                 last = content.rstrip(b"\n").rfind(b"\n") + 1
                 os.truncate(path, storm.rng.randrange(last, len(content)))
                 kept.append(f"{path.name} of {len(content)} bytes torn at {path.stat().st_size}")
@@ -106,18 +110,15 @@ def damaged_checkpoint(storm: "Storm", found: Found) -> str:
     """A worker is gone, and the newest checkpoint of its run is damaged; the one before it is not."""
 
     def hurt(attempt: Attempt) -> str:
-        newest, how = whole(attempt.run)[0], storm.rng.choice(DAMAGES)
+        newest, how = _whole(storm, attempt.run)[0], storm.rng.choice(DAMAGES)
         damage(newest, how)
         storm.damaged.add(newest)
         return f"{newest} {how}"
 
-    def whole(run: Path) -> list[Path]:
-        folders = sorted(run.glob("attempts/*/checkpoints/training/*"), key=_age, reverse=True)
-        return [path for path in folders if path.name.isdecimal() and path not in storm.damaged]
-
     def last(attempt: Attempt) -> bool:
         # Damage the one that would be gone on from; and what is damaged already leaves others.
-        return len(whole(attempt.run)) >= 2 and whole(attempt.run)[0].parents[2] == attempt.path
+        there = _whole(storm, attempt.run)
+        return len(there) >= 2 and there[0].parents[2] == attempt.path
 
     return _killed_with(storm, hurt, last)
 
@@ -183,6 +184,12 @@ def _killed_with(storm: "Storm", what: Callable[[Attempt], str], is_ready: Calla
 
 def _is_done(attempt: Attempt) -> bool:
     return (attempt.run / "result.json").exists()
+
+
+def _whole(storm: "Storm", run: Path) -> list[Path]:
+    """Checkpoints that a run can be gone on from, the newest first."""
+    folders = sorted(run.glob("attempts/*/checkpoints/training/*"), key=_age, reverse=True)
+    return [path for path in folders if path.name.isdecimal() and path not in storm.damaged]
 
 
 def _age(path: Path) -> tuple[int, int]:

@@ -332,6 +332,14 @@ def test_evaluations_are_kept_by_name_and_say_nothing_of_the_state(folder: RunFo
     assert folder.state() == before
 
 
+def test_an_evaluation_is_on_disk_before_training_goes_on(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    claim, synced = begin(folder), []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    for step in (2, 4):
+        claim.append_evaluation(step, "paloma", {"a": 1.0})
+        assert synced[-1] == claim.evaluation_lines.stat().st_size
+
+
 def test_evaluations_in_training_are_lines_by_step(folder: RunFolder):
     claim = begin(folder)
     claim.cut_evaluations(1)
