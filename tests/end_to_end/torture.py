@@ -145,11 +145,12 @@ class Storm:
             self.sweeps.remove(sweep)
             status, said = sweep.process.returncode, sweep.said()
             self.say(f"   sweep {sweep.process.pid} ended with {status}: {said.strip().splitlines()[-1:]}")
-            # Ctrl-C that comes while Python imports, before `main` can do anything about it, is Python's to tell.
-            early = signal.SIGINT in sweep.signals and status == -signal.SIGINT and ", in main\n" not in said
+            interrupted = signal.SIGINT in sweep.signals
+            # Ctrl-C while Python imports, before a door can do anything about it, is Python's to tell.
+            early = interrupted and ", in wrapped\n" not in said
             if "Traceback" in said and not early:
                 raise Broken(f"a sweep ended in a traceback:\n{said}")
-            expected = -status in sweep.signals or (signal.SIGINT in sweep.signals and status == 130)
+            expected = -status in sweep.signals or (interrupted and (early or status == 130))
             if not expected and status and not any(words in said for words in ENDS):
                 raise Broken(f"a sweep ended with {status}, and nobody knows why:\n{said}")
 
