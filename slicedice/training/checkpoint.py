@@ -40,7 +40,7 @@ KEPT = 2
 class Checkpoints:
     """Checkpoints of one attempt at a run, below `folder`, and those of earlier attempts.
 
-    earlier: folders of earlier attempts, the newest first, each with the most steps that are gone on from. Theirs are
+    earlier: folders of earlier attempts, the newest first, each with the most steps that are gone on from. They are
       removed once this attempt has as many checkpoints as are kept.
     """
 
@@ -164,8 +164,8 @@ class Checkpoints:
 
     def _drop_earlier(self) -> None:
         if processes.leads():
+            # Not the finished model beside it: the attempt may have finished the run after all.
             for folder, _ in self._earlier:
-                # Not the finished model: an attempt that had been given up may yet be the one that has the result.
                 shutil.rmtree(folder / "training", ignore_errors=True)
         self._earlier = []
 
