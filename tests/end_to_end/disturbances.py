@@ -105,9 +105,7 @@ def torn_line(storm: "Storm", found: Found) -> str:
 
     def tear(attempt: Attempt) -> str:
         kept = []
-        saved = max(
-            (int(path.name) for path in _whole(storm, attempt.run) if path.parents[2] == attempt.path), default=0
-        )
+        saved = max((int(path.name) for path in _whole(storm, attempt.run)), default=0)
         for path in (attempt.metrics, attempt.evaluation_lines):
             content = path.read_bytes() if path.exists() else b""
             # What was evaluated before a checkpoint was on disk before it.
