@@ -209,6 +209,11 @@ class Worker:
                 if not math.isfinite(losses["held_out"]["macro"]["nats"]):  # the last step was one too many
                     kind = Kind.DIVERGED
                 checkpoints.save_model(state)
+            # All that a finished run has comes before its result: whoever dies after that is not made up for.
+            if kind is Kind.DONE:
+                claim.cut_evaluations(last)
+                evaluated(last, evaluation.HELD_OUT, losses)
+            writer.sync()
             claim.finish(
                 kind,
                 {
@@ -221,10 +226,7 @@ class Worker:
                 },
             )
             checkpoints.drop_training_state()
-        if kind is Kind.DONE:
-            claim.cut_evaluations(last)
-            evaluated(last, evaluation.HELD_OUT, losses)
-            # The result is there: whatever an evaluation does, the run is done.
+        if kind is Kind.DONE:  # whatever another evaluation does
             for name, content in evaluator.others(model):
                 if not claim.writes:
                     continue

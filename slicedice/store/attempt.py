@@ -61,6 +61,11 @@ class Attempt:
         return Holder.read((read_json(self._claim) or {}).get("holder") or {})
 
     @property
+    def is_claimed(self) -> bool:
+        """Whether it was begun; or else who wanted it died before, or the disk was full."""
+        return self._claim.exists()
+
+    @property
     def signs(self) -> Signs:
         """The newest sign of life."""
         known = {**(read_json(self._claim) or {}), **(read_json(self._beat) or {})}
@@ -90,9 +95,9 @@ class Attempt:
 
     def ending(self) -> RunState | None:
         """How it ended, if it said so: without a result by its kind, or else as DONE or DIVERGED."""
-        content = read_json(self._end)
-        if content is None:
-            return RunState(Kind.CRASHED, reason="its end.json is damaged") if self._end.exists() else None
+        if not self._end.exists():  # asked first: it may appear at any moment, and is whole then
+            return None
+        content = read_json(self._end) or {}
         kind = content.get("kind")
         if kind not in (*FAILURES, Kind.DONE, Kind.DIVERGED):
             return RunState(Kind.CRASHED, reason="its end.json is damaged")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -95,17 +96,23 @@ class Claim(Attempt):
 
     def take_over(self, earlier: Attempt, steps: int) -> None:
         """Copies what an earlier attempt wrote of its first `steps` steps, in place of what is here."""
-        metrics.copy(earlier.metrics, self.metrics, steps)
+        # Metrics come last: by them the next one sees that it may take over from here.
         metrics.copy(earlier.evaluation_lines, self.evaluation_lines, steps + 1)
+        metrics.copy(earlier.metrics, self.metrics, steps)
 
     def record(self) -> metrics.Writer:
         """What the run's metrics are written with."""
         return metrics.Writer(self.metrics)
 
     def append_evaluation(self, step: int, name: str, scores: dict[str, Any]) -> None:
-        """Adds the line of an evaluation after `step` steps."""
+        """Adds the line of an evaluation after `step` steps; it is on disk when this returns.
+
+        So no checkpoint outlives in a power cut what was evaluated before it, and would not be again.
+        """
         with open(self.evaluation_lines, "ab") as file:
             file.write(json.dumps({"step": step, "name": name, "scores": scores}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def cut_evaluations(self, step: int) -> None:
         """Drops the lines of evaluations after `step` steps or more."""

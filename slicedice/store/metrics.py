@@ -53,9 +53,14 @@ class Writer:
         line = json.dumps(finite).encode() + b"\n"
         if self._file.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-        if self._times[-1] - self._synced > 1.0:
-            os.fsync(self._file.fileno())  # so that a power cut takes no more of it than of a checkpoint
+        if self._times[-1] - self._synced > 1.0:  # so that a power cut takes no more of it than of a checkpoint
+            self.sync()
             self._synced = self._times[-1]
+
+    def sync(self) -> None:
+        """Waits until all lines are on disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def seconds_per_step(self) -> float | None:
         """The median time between two lines; None if there were not two."""

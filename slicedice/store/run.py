@@ -86,7 +86,7 @@ class RunFolder:
         Args:
           patient, stop: see `Attempt.is_over`, which is asked of the newest attempt.
         """
-        made = self.attempts()
+        made = [one for one in self.attempts() if one.is_claimed]
         if not self.state().kind.is_open or (made and not made[0].is_over(patient=patient, stop=stop)):
             return None
         if not self.state().kind.is_open:  # who trained it may have ended just now
@@ -143,11 +143,13 @@ class RunFolder:
                 made = self.attempts()
                 alive = bool(made) and made[0].seems_alive()
                 return RunState(Kind.RUNNING) if alive else RunState(Kind.MISSING, reason=foreign), None
+            there = self._result.exists()
             result = read_json(self._result)
-            wrong = fault(result) if result or self._result.exists() else ""
+            wrong = fault(result) if there or result else ""
             if result and not wrong:
                 return RunState(Kind(result["kind"]), result["steps"]), result
-            return self._unfinished(f"its result.json cannot be read: {wrong}" if wrong else ""), None
+            state = self._unfinished(f"its result.json cannot be read: {wrong}" if wrong else "")
+            return self.look() if not there and self._result.exists() else (state, None)  # it may just have come
         except OSError as error:
             return RunState(Kind.CRASHED, reason=f"its folder cannot be read: {error}; mend or remove it"), None
 
@@ -158,6 +160,8 @@ class RunFolder:
             text = self._spec.read_text(encoding="utf-8")
         except FileNotFoundError:
             trained = self._result.exists() or (self.path / "attempts").exists()
+            if trained and self._spec.exists():  # another sweep has just made the run, and a worker begun
+                return self.foreign()
             return f"its spec.json is missing ({replaced})" if trained else ""
         try:
             id_ = id_of_json(text)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import io
+import json
 import logging
 import os
 import signal
@@ -128,6 +129,28 @@ def test_a_run_is_trained_measured_and_written_down(bench: Bench):
     assert f'"{result["provenance"]["data_fingerprint"]}"' in (tokens / "meta.json").read_text()
     assert "training seed 5" in bench.log(run)
     assert folder.attempts()[0].ending()
+
+
+def test_when_the_result_is_there_all_else_is(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """Who dies right after it leaves a run that is done, and that nobody trains again."""
+    run = bench.add(execution__evaluate_every=2)
+    finish, synced = Claim.finish, []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file)), sync(file)))
+
+    def finish_and_die(claim: Claim, *result: Any) -> None:
+        metrics = claim.metrics.stat()
+        assert (metrics.st_ino, metrics.st_size) in [(status.st_ino, status.st_size) for status in synced]
+        finish(claim, *result)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Claim, "finish", finish_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        bench.worker.train(run)
+    folder = bench.store.run(run)
+    assert folder.state() == RunState(Kind.DONE, 6)
+    (line,) = map(json.loads, folder.attempt().evaluation_lines.read_text().splitlines())
+    assert line == {"step": 6, "name": "held_out", "scores": {**SCORES, "of": "the model of seed 0"}}
 
 
 def test_only_the_last_steps_are_averaged(bench: Bench, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slicedice.store import Attempt
+from slicedice.store import Attempt, metrics
 from tests.end_to_end.machines import SILENCE_SECONDS, Process
 from tests.end_to_end.watching import trains
 from tests.training.damage import DAMAGES, damage
@@ -37,7 +37,11 @@ def freeze_worker(storm: "Storm", found: Found) -> str:
     """A worker stands still, in half of the cases for so long that others may take its run."""
     process = storm.victim(found)
     seconds = storm.rng.uniform(0.2, 3 * SILENCE_SECONDS)
-    return f"SIGSTOP to worker {process.pid} for {seconds:.1f} s" if process and storm.freeze(process, seconds) else ""
+    if not process or not storm.crew.freeze(process, seconds):
+        return ""
+    if seconds > SILENCE_SECONDS and len(storm.crew.sweeps) < 2:
+        storm.crew.start(storm.rng.choice(storm.crew.machines))
+    return f"SIGSTOP to worker {process.pid} for {seconds:.1f} s"
 
 
 def kill_parent(storm: "Storm", found: Found) -> str:
@@ -57,21 +61,31 @@ def interrupt_parent(storm: "Storm", found: Found) -> str:
 
 def power_cut(storm: "Storm", found: Found) -> str:
     """All are gone at once."""
-    for sweep in storm.sweeps:
+    for sweep in storm.crew.sweeps:
         sweep.send(signal.SIGKILL)
-    count = sum(process.send(signal.SIGKILL) for process in storm.workers())
-    return f"SIGKILL to {len(storm.sweeps)} sweeps and {count} workers"
+    count = sum(process.send(signal.SIGKILL) for process in storm.crew.workers())
+    return f"SIGKILL to {len(storm.crew.sweeps)} sweeps and {count} workers"
 
 
 def second_parent(storm: "Storm", found: Found) -> str:
     """Another sweep of the same runs begins, on this machine or on one that sees no more than signs of life."""
-    if len(storm.sweeps) > 1:
+    if len(storm.crew.sweeps) > 1:
         return _to_parent(storm, signal.SIGKILL) + ", of two"
-    used = {sweep.machine.name for sweep in storm.sweeps}
-    others = [machine for machine in storm.machines if machine.name not in used]
-    machine = storm.rng.choice([*storm.machines, *others])
-    storm.start(machine)
+    used = {sweep.machine.name for sweep in storm.crew.sweeps}
+    others = [machine for machine in storm.crew.machines if machine.name not in used]
+    machine = storm.rng.choice([*storm.crew.machines, *others])
+    storm.crew.start(machine)
     return f"a second sweep, on {machine.name}"
+
+
+def worker_of_an_engine(storm: "Storm", found: Found) -> str:
+    """A cluster's worker begins with some runs as well; or is there, and is gone at once."""
+    if storm.crew.units:
+        unit = storm.crew.units[0]
+        unit.send(signal.SIGKILL)
+        return f"SIGKILL to {unit.process.pid}"
+    unit = storm.crew.start_unit(storm.rng.choice(storm.crew.machines))
+    return f"{unit.words[-1]} begins on {unit.machine.name}: {unit.process.pid}" if unit else ""
 
 
 def full_disk(storm: "Storm", found: Found) -> str:
@@ -91,9 +105,11 @@ def torn_line(storm: "Storm", found: Found) -> str:
 
     def tear(attempt: Attempt) -> str:
         kept = []
+        saved = max((int(path.name) for path in _whole(storm, attempt.run)), default=0)
         for path in (attempt.metrics, attempt.evaluation_lines):
             content = path.read_bytes() if path.exists() else b""
-            if content:
+            # What was evaluated before a checkpoint was on disk before it.
+            if content and (path == attempt.metrics or (metrics.last_step(path) or 0) > saved):
                 last = content.rstrip(b"\n").rfind(b"\n") + 1
                 os.truncate(path, storm.rng.randrange(last, len(content)))
                 kept.append(f"{path.name} of {len(content)} bytes torn at {path.stat().st_size}")
@@ -106,18 +122,15 @@ def damaged_checkpoint(storm: "Storm", found: Found) -> str:
     """A worker is gone, and the newest checkpoint of its run is damaged; the one before it is not."""
 
     def hurt(attempt: Attempt) -> str:
-        newest, how = whole(attempt.run)[0], storm.rng.choice(DAMAGES)
+        newest, how = _whole(storm, attempt.run)[0], storm.rng.choice(DAMAGES)
         damage(newest, how)
         storm.damaged.add(newest)
         return f"{newest} {how}"
 
-    def whole(run: Path) -> list[Path]:
-        folders = sorted(run.glob("attempts/*/checkpoints/training/*"), key=_age, reverse=True)
-        return [path for path in folders if path.name.isdecimal() and path not in storm.damaged]
-
     def last(attempt: Attempt) -> bool:
         # Damage the one that would be gone on from; and what is damaged already leaves others.
-        return len(whole(attempt.run)) >= 2 and whole(attempt.run)[0].parents[2] == attempt.path
+        there = _whole(storm, attempt.run)
+        return len(there) >= 2 and there[0].parents[2] == attempt.path
 
     return _killed_with(storm, hurt, last)
 
@@ -131,7 +144,7 @@ def clock(storm: "Storm", found: Found) -> str:
             if path.exists():
                 _rewrite(path, {"at": json.loads(path.read_text())["at"] + seconds})
         return f"signs of life of {attempt.path} {seconds:+.0f} s"
-    machine = storm.rng.choice(storm.machines)
+    machine = storm.rng.choice(storm.crew.machines)
     machine.set_clock(seconds)
     return f"the clock of {machine.name} {seconds:+.0f} s"
 
@@ -147,6 +160,7 @@ DISTURBANCES: dict[str, Callable[["Storm", Found], str]] = {
         interrupt_parent,
         power_cut,
         second_parent,
+        worker_of_an_engine,
         full_disk,
         torn_line,
         damaged_checkpoint,
@@ -156,9 +170,9 @@ DISTURBANCES: dict[str, Callable[["Storm", Found], str]] = {
 
 
 def _to_parent(storm: "Storm", number: signal.Signals) -> str:
-    sweep = storm.rng.choice(storm.sweeps)
+    sweep = storm.rng.choice(storm.crew.sweeps)
     sweep.send(number)
-    return f"{number.name} to sweep {sweep.process.pid}, one of {len(storm.sweeps)}"
+    return f"{number.name} to sweep {sweep.process.pid}, one of {len(storm.crew.sweeps)}"
 
 
 def _killed_with(storm: "Storm", what: Callable[[Attempt], str], is_ready: Callable[[Attempt], bool]) -> str:
@@ -168,8 +182,8 @@ def _killed_with(storm: "Storm", what: Callable[[Attempt], str], is_ready: Calla
         if not found:
             return ""
         attempt, process = found
-        everybody = [process, *storm.workers(), *storm.parents()]
-        still = [one for one in everybody if one.pid not in storm.frozen and one.send(signal.SIGSTOP)]
+        everybody = [process, *storm.crew.workers(), *storm.crew.parents()]
+        still = [one for one in everybody if one.pid not in storm.crew.frozen and one.send(signal.SIGSTOP)]
         try:
             # Between looking and stopping it may have gone on.
             if trains(attempt) == process and is_ready(attempt) and not _is_done(attempt):
@@ -183,6 +197,12 @@ def _killed_with(storm: "Storm", what: Callable[[Attempt], str], is_ready: Calla
 
 def _is_done(attempt: Attempt) -> bool:
     return (attempt.run / "result.json").exists()
+
+
+def _whole(storm: "Storm", run: Path) -> list[Path]:
+    """Checkpoints that a run can be gone on from, the newest first."""
+    folders = sorted(run.glob("attempts/*/checkpoints/training/*"), key=_age, reverse=True)
+    return [path for path in folders if path.name.isdecimal() and path not in storm.damaged]
 
 
 def _age(path: Path) -> tuple[int, int]:

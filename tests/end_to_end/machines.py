@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import slicedice
+from slicedice.machine import Slot
 
 BEAT_SECONDS, SILENCE_SECONDS = 0.5, 6.0
 """Between signs of life, and after which a silent worker has lost its run: less than there is, so that both come."""
@@ -54,16 +55,26 @@ class Machine:
         return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
 
 
-class Sweep:
-    """A sweep that somebody has started."""
+class Command:
+    """A command that somebody has started.
 
-    def __init__(self, command: list[str], machine: Machine, cwd: Path, log: Path):
-        self.machine, self.verb, self._log = machine, command[0], log
-        self.killed_by: signal.Signals | None = None
-        with open(log, "wb") as output:
-            arguments = [sys.executable, "-m", "slicedice.sweep", *command]
+    Args:
+      words: of Python. machine: where. folder: its working folder, and where what it prints goes.
+      slot: the cores that it has, and more for its environment; None for all cores.
+    """
+
+    def __init__(self, words: list[str], machine: Machine, folder: Path, slot: Slot | None = None):
+        self.words, self.machine, self.signals = words, machine, list[signal.Signals]()
+        self._log = folder / f"{words[1]}-{len(list(folder.glob('*.log')))}.log"
+        cores = ["taskset", "--cpu-list", ",".join(map(str, sorted(slot.cores)))] if slot else []
+        with open(self._log, "wb") as output:
             self.process = subprocess.Popen(
-                arguments, cwd=cwd, env=machine.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                [*cores, sys.executable, *words],
+                cwd=folder,
+                env=machine.environment | (slot.environment if slot else {}),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
             )
 
     def said(self) -> str:
@@ -72,7 +83,7 @@ class Sweep:
 
     def send(self, number: signal.Signals) -> None:
         """Sends it a signal, which may end it."""
-        self.killed_by = number
+        self.signals.append(number)
         self.process.send_signal(number)
 
 

@@ -13,6 +13,8 @@ from tests.end_to_end.torture import torture
 
 NO_MOUNT = "no file system can be mounted here, so that no disk is full in a storm: run this as root"
 
+on_linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
+
 
 def weather(folder: Path, rounds: int, rng: np.random.Generator) -> None:
     """A storm in which all happens that can be made to happen here, and as often as asked for."""
@@ -34,11 +36,12 @@ def test_a_disk_can_be_full_in_a_storm(tmp_path: Path):
         (disk.folder / "more").write_bytes(bytes(4096))
 
 
-@pytest.mark.torture
+@on_linux
 def test_each_disturbance_once(tmp_path: Path, rng: np.random.Generator):
     weather(tmp_path, len(DISTURBANCES), rng)
 
 
+@on_linux
 @pytest.mark.torture
 def test_two_hundred_disturbances(tmp_path: Path, rng: np.random.Generator):
     weather(tmp_path, 200, rng)

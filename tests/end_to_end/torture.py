@@ -11,7 +11,6 @@ import itertools
 import random
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -23,133 +22,62 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from slicedice.store import Attempt, RunFolder
+from tests.end_to_end.crew import RUNS, STEPS, Crew
 from tests.end_to_end.disturbances import DISTURBANCES, Found
-from tests.end_to_end.machines import SILENCE_SECONDS, Machine, Process, SmallDisk, Sweep, stat, workers
+from tests.end_to_end.machines import SILENCE_SECONDS, Command, Process, SmallDisk
 from tests.end_to_end.watching import Broken, Watch, phase
-
-GRID = '''"""Three layers that share nothing."""
-from slicedice.grid import Grid, axis
-
-def get_grid(scale):
-    return Grid(axis("model.experts", ["dense", "n=4 g=1/2", "n=8 g=1/2"]))
-'''
-
-STEPS = 1500
-
-SETTINGS = [
-    f"--config.budget.tokens={STEPS * 8 * 32}",
-    "--config.execution.checkpoint_seconds=0.2",
-    "--config.execution.evaluate_every=100",
-]
 
 PATIENCE_SECONDS = 25.0
 """To wait for a moment that does not come."""
 
-ENDS = (
-    "are trained by the same command",
-    "are trained again by the verb retry",
-    "The disk is full",
-    "is full. Finished runs are safe",
-    "another sweep began at the same moment",
-    "There is nothing to retry",
+MOMENTS = (
+    "any",
+    "any",
+    "before steps",
+    "before steps",
+    "training",
+    "training",
+    "saving",
+    "saving",
+    "at the result",
+    "after the result",
 )
-"""What a sweep may say, one of these, when it ends without all."""
+"""At which something happens, each as likely as it is often here."""
 
 
 class Storm:
-    """A store, the sweeps on it, and what has happened to them so far."""
+    """A store, who is at work on it, and what has happened so far."""
 
     def __init__(self, folder: Path, seed: int, disk: SmallDisk | None):
         self.folder, self.disk, self.rng = folder, disk, random.Random(seed)
         self.store = (disk.folder if disk else folder) / "store"
-        self.machines = [Machine(folder, name) for name in ("here", "there")]
+        self.crew = Crew(folder, self.store, self.rng, self.say)
         self.watch = Watch(self.store / "runs", STEPS)
-        self.sweeps: list[Sweep] = []
-        self.frozen: dict[int, tuple[Process, float]] = {}
         self.damaged: set[Path] = set()
-        self.seeds, self._started = 1, 0
         self.happened: Counter[str] = Counter()
         self.phases: Counter[str] = Counter()
-        self.log: list[str] = []
-        (folder / "three.py").write_text(GRID)
 
     def say(self, text: str) -> None:
         """Puts on record what happens."""
-        self.log.append(f"{time.strftime('%T')} {text}")
-        print(self.log[-1], flush=True)
-
-    # Processes.
-
-    def command(self, verb: str, store: Path) -> list[str]:
-        """What a user types."""
-        grid = ["--grid", "./three.py", "--scale", "smoke", "--seeds", str(self.seeds), "--max_concurrent", "2"]
-        return [verb, *grid, "--store", str(store), *SETTINGS]
-
-    def start(self, machine: Machine, verb: str = "run", store: Path | None = None) -> Sweep:
-        """Starts a sweep; on the storm's own store unless told otherwise."""
-        self._started += 1
-        log = self.folder / f"sweep-{self._started}.log"
-        sweep = Sweep(self.command(verb, store or self.store), machine, self.folder, log)
-        self.say(
-            f"   sweep {self._started}, process {sweep.process.pid}: {verb} of {self.seeds} seeds on {machine.name}"
-        )
-        if store is None:
-            self.sweeps.append(sweep)
-        return sweep
-
-    def workers(self) -> list[Process]:
-        """All workers of the store."""
-        return workers(self.store)
-
-    def parents(self) -> list[Process]:
-        """The sweeps, as processes."""
-        found = [(sweep.process.pid, stat(sweep.process.pid)) for sweep in self.sweeps]
-        return [Process(pid, now[1]) for pid, now in found if now]
+        print(f"{time.strftime('%T')} {text}", flush=True)
 
     def victim(self, found: Found) -> Process | None:
         """The worker of the moment, or else any."""
         if found:
             return found[1]
-        here = self.workers()
+        here = self.crew.workers()
         return self.rng.choice(here) if here else None
 
-    def freeze(self, process: Process, seconds: float) -> bool:
-        """Has a process stand still for some time, while all else goes on."""
-        if not process.send(signal.SIGSTOP):
-            return False
-        self.frozen[process.pid] = process, time.monotonic() + seconds
-        return True
-
-    def _thaw(self, everybody: bool = False) -> None:
-        for pid, (process, when) in list(self.frozen.items()):
-            if everybody or time.monotonic() > when:
-                process.send(signal.SIGCONT)
-                del self.frozen[pid]
-
-    def _keep(self) -> None:
+    def keep(self) -> None:
         """Sees to it that somebody sweeps."""
-        self._bury()
-        if self.sweeps:
+        self.crew.bury()
+        if self.crew.sweeps:
             return
         kinds = [run.state().kind for run in self.watch.folders()]
-        if len(kinds) == 3 * self.seeds and all(kind.has_result for kind in kinds):
-            self.seeds += 1
+        if len(kinds) == RUNS * self.crew.seeds and all(kind.has_result for kind in kinds):
+            self.crew.seeds += 1
         retries = any(kind.needs_retry for kind in kinds) and self.rng.random() < 0.5
-        self.start(self.rng.choice(self.machines), "retry" if retries else "run")
-
-    def _bury(self) -> None:
-        """Looks at how sweeps have ended."""
-        for sweep in [sweep for sweep in self.sweeps if sweep.process.poll() is not None]:
-            self.sweeps.remove(sweep)
-            status, said = sweep.process.returncode, sweep.said()
-            self.say(f"   sweep {sweep.process.pid} ended with {status}: {said.strip().splitlines()[-1:]}")
-            # Ctrl-C that comes while Python imports, before `main` can do anything about it, is Python's to tell.
-            early = sweep.killed_by == signal.SIGINT and status == -signal.SIGINT and ", in main\n" not in said
-            if "Traceback" in said and not early:
-                raise Broken(f"a sweep ended in a traceback:\n{said}")
-            expected = sweep.killed_by and status in (-sweep.killed_by, 130)
-            if not expected and status and not any(words in said for words in ENDS):
-                raise Broken(f"a sweep ended with {status}, and nobody knows why:\n{said}")
+        self.crew.start(self.rng.choice(self.crew.machines), "retry" if retries else "run")
 
     # Time.
 
@@ -157,9 +85,9 @@ class Storm:
         """Lets time pass; returns whether `until` has come true, which ends it."""
         deadline = time.monotonic() + seconds
         while True:
-            self._thaw()
+            self.crew.thaw()
             if keep:
-                self._keep()
+                self.keep()
             self.watch.look()
             if until():
                 return True
@@ -191,10 +119,9 @@ class Storm:
 
     def round(self, number: int, kind: str) -> None:
         """Has something happen."""
-        moments = ["any", "before steps", "training", "saving", "at the result", "after the result"]
         for _ in range(10):
-            found = self.come_to(self.rng.choice(moments))
-            self._keep()
+            found = self.come_to(self.rng.choice(MOMENTS))
+            self.keep()
             at = phase(found[0]) if found else "any"
             if text := DISTURBANCES[kind](self, found):
                 break
@@ -216,55 +143,49 @@ class Storm:
 
     def calm_down(self) -> None:
         """Ends all processes, and then trains what is left, as a user would; all runs are done afterwards."""
-        self._thaw(everybody=True)
-        for machine in self.machines:
+        here = self.crew.machines[0]
+        for machine in self.crew.machines:
             machine.set_clock(0.0)
-        for sweep in self.sweeps:
-            sweep.send(signal.SIGKILL)
-            sweep.process.wait()
-        if not self.pass_time(120, lambda: not self.workers(), keep=False):
-            raise Broken(f"workers go on without their sweep: {self.workers()}")
-        self._bury()
+        self.crew.leave()
+        if not self.pass_time(120, lambda: not self.crew.workers(), keep=False):
+            raise Broken(f"workers do not leave: {self.crew.workers()}")
         self.pass_time(SILENCE_SECONDS, keep=False)
         self.watch.judge()
         while any(run.state().kind.needs_retry for run in self.watch.folders()):
-            self._to_end(self.start(self.machines[0], "retry"))
-        sweep = self.start(self.machines[0])
+            self._to_end(self.crew.start(here, "retry"))
+        sweep = self.crew.start(here)
         self._to_end(sweep)
         if sweep.process.returncode:
             raise Broken(f"the last sweep ended with {sweep.process.returncode}:\n{sweep.said()}")
         self.watch.judge()
+        self._to_end(self.crew.start(here, "gc"))
+        self.watch.judge()  # and nothing of a result went
+        said = "".join((run.path / "log.txt").read_text() for run in self.watch.folders())
+        if self.damaged and "WARNING slicedice.training.checkpoint: the checkpoint of step" not in said:
+            raise Broken(f"nobody noticed that checkpoints were damaged: {self.damaged}")
 
-    def _to_end(self, sweep: Sweep) -> None:
+    def _to_end(self, sweep: Command) -> None:
         self.pass_time(600, lambda: sweep.process.poll() is not None, keep=False)
-        self._bury()
+        self.crew.bury()
 
     def compare(self) -> None:
         """Has a sweep that nothing happens to train the same runs, and compares all to the bit."""
         calm = self.folder / "calm"
-        sweep = self.start(self.machines[0], store=calm)
+        sweep = self.crew.start(self.crew.machines[0], store=calm)
         status = sweep.process.wait()
         if status:
             raise Broken(f"the undisturbed sweep ended with {status}:\n{sweep.said()}")
         names = sorted(path.name for path in (calm / "runs").iterdir())
         assert names == [run.path.name for run in self.watch.folders()]
-        assert len(names) == 3 * self.seeds
+        assert len(names) == RUNS * self.crew.seeds
         differences = [
             difference
             for name in names
             for difference in differ(RunFolder(calm / "runs" / name), RunFolder(self.store / "runs" / name))
         ]
         assert not differences, "\n".join(differences)
-        self.say(f"{len(names)} runs are as they were, in {sum(self.watch.attempts.values())} attempts")
-
-    def end(self) -> None:
-        """Ends all processes at once."""
-        self._thaw(everybody=True)
-        for sweep in self.sweeps:
-            sweep.process.kill()
-            sweep.process.wait()
-        for process in self.workers():
-            process.send(signal.SIGKILL)
+        count, lost = sum(self.watch.attempts.values()), self.watch.taken_over
+        self.say(f"{len(names)} runs are as they were, in {count} attempts; {lost} were lost to others while alive")
 
 
 def differ(one: RunFolder, other: RunFolder) -> Iterator[str]:
@@ -304,13 +225,13 @@ def torture(folder: Path, rounds: int, seed: int, *, disk_can_fill: bool = True)
         size = 2**20 * (128 + 2 * rounds)
         disk = stack.enter_context(SmallDisk(folder / "disk", size)) if disk_can_fill else None
         storm = Storm(folder, seed, disk)
-        stack.callback(storm.end)
+        stack.callback(storm.crew.end)
         try:
             storm.rage(rounds)
             storm.calm_down()
             storm.compare()
         except BaseException:
-            storm.end()
+            storm.crew.end()
             if disk:
                 shutil.copytree(disk.folder, folder / "left", ignore=shutil.ignore_patterns("filler"))
             raise

@@ -36,6 +36,11 @@ class Watch:
         self._beats: dict[Path, float] = {}
         self._lost: dict[Path, int] = {}
 
+    @property
+    def taken_over(self) -> int:
+        """How many attempts were over for others, and not for their own process."""
+        return len(self._lost)
+
     def folders(self) -> list[RunFolder]:
         """All runs there are."""
         return [RunFolder(path) for path in sorted(self._runs.glob("[0-9a-f]*"))]

@@ -4,10 +4,13 @@ import contextlib
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from slicedice.store import Attempt, Claim, Kind, RunFolder, RunState, attempt
+from slicedice.store import Attempt, Claim, Kind, RunFolder, RunState, attempt, metrics
+from slicedice.store import claim as claim_room
+from slicedice.store.kinds import MOST_FRUITLESS
 from tests.store.agents import contents
 
 ELSEWHERE = {"host": "elsewhere", "machine": "another-boot", "pid": 1, "started": 5}
@@ -26,6 +29,12 @@ def elsewhere(folder: RunFolder, number: int = 1, at: float = 0.0) -> Attempt:
     path.mkdir(parents=True)
     (path / "claim.json").write_text(json.dumps({"holder": ELSEWHERE, "count": 0, "at": at}))
     return Attempt(folder.path, number)
+
+
+def make_the_folder_only(path: Path, _: object) -> bool:
+    """As `create`, on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raise OSError("the disk is full")
 
 
 def beat(one: Attempt, count: int, at: float) -> None:
@@ -257,22 +266,35 @@ def test_a_run_that_is_finished_while_it_is_claimed_is_left(folder: RunFolder, m
     assert folder.attempt().number == 1
 
 
-def test_an_attempt_without_a_claim_is_waited_for_and_then_given_up(folder: RunFolder, clock):
-    """Its maker may have crashed in between, or be about to write it."""
-    (folder.path / "attempts" / "1").mkdir(parents=True)
-    assert folder.state().kind is Kind.PREEMPTED
+def test_an_attempt_that_nobody_claimed_is_the_next_ones(folder: RunFolder, clock, monkeypatch):
+    """Whoever made its folder died then, or found the disk full. No minute is lost, and no failure counted."""
+    with begin(folder) as claim:
+        add_checkpoint(claim)
     began = clock.now
+    with monkeypatch.context() as patch:
+        patch.setattr(claim_room, "create", make_the_folder_only)
+        for _ in range(MOST_FRUITLESS + 1):
+            with pytest.raises(OSError, match="full"):
+                folder.claim()
+    assert [one.number for one in folder.attempts()] == [2, 1]
+    assert folder.state().kind is Kind.PREEMPTED
     assert begin(folder).number == 2
-    assert clock.now - began > attempt.SILENCE_SECONDS
+    assert clock.now == began
 
 
-def test_a_claim_that_appears_while_somebody_waits_for_it_counts(folder: RunFolder, clock):
-    one = Attempt(folder.path, 1)
-    one.path.mkdir(parents=True)
-    claim = {"holder": ELSEWHERE, "count": 0, "at": 0.0}
-    clock.meanwhile = lambda: (one.path / "claim.json").write_text(json.dumps(claim))
-    assert folder.claim(patient=True) is None
-    assert [one.number for one in folder.attempts()] == [1]
+def test_an_attempt_is_whose_claim_is_first(folder: RunFolder, monkeypatch):
+    """Also where both found the same folder without one."""
+    (folder.path / "attempts" / "1").mkdir(parents=True)
+    create = claim_room.create
+
+    def come_late(path: Path, content: dict) -> bool:
+        return create(path, {"holder": ELSEWHERE, "count": 0, "at": time.time()}) and create(path, content)
+
+    monkeypatch.setattr(claim_room, "create", come_late)
+    assert folder.claim() is None
+    (one,) = folder.attempts()
+    assert one.holder is not None
+    assert one.holder.host == "elsewhere"
 
 
 # What JSON may hold where a number or a holder should be, and torn files.
@@ -341,6 +363,19 @@ def test_a_damaged_end_is_a_crash_that_waits_to_be_retried(folder: RunFolder, te
     assert folder.claim() is None
     folder.forgive()
     assert begin(folder).number == 2
+
+
+def test_an_end_that_comes_while_one_looks_is_not_damaged(folder: RunFolder, monkeypatch):
+    one, read = elsewhere(folder), attempt.read_json
+
+    def read_just_before(path):
+        content = read(path)
+        one.end_for_it(Kind.PREEMPTED, "told to stop")
+        return content
+
+    monkeypatch.setattr(attempt, "read_json", read_just_before)
+    assert one.ending() in (None, RunState(Kind.PREEMPTED, 0, "told to stop"))
+    assert folder.state().kind.is_open
 
 
 @pytest.mark.parametrize("kind", [Kind.RUNNING, Kind.MISSING, Kind.QUEUED, Kind.PAUSED])
@@ -467,6 +502,25 @@ def test_taking_over_copies_the_first_lines_to_the_byte(folder: RunFolder):
         assert claim.evaluation_lines.read_bytes() == b"".join(lines)
         assert first.metrics.read_bytes() == torn
         assert claim.steps == 3
+
+
+def test_nobody_takes_over_from_who_died_half_way_through_taking_over(folder: RunFolder, monkeypatch):
+    """Who has the metrics of a step counts as having all of it."""
+    with begin(folder) as first:
+        first.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(3)))
+        first.append_evaluation(2, "a", {})
+    copy, copied = metrics.copy, []
+
+    def copy_one_file(*arguments) -> None:
+        if copied:
+            raise KeyboardInterrupt
+        copied.append(copy(*arguments))
+
+    monkeypatch.setattr(metrics, "copy", copy_one_file)
+    with pytest.raises(KeyboardInterrupt), begin(folder) as claim:
+        claim.take_over(first, 3)
+    source = next(one for one in folder.attempts() if one.steps >= 3)
+    assert source.evaluation_lines.read_bytes() == first.evaluation_lines.read_bytes()
 
 
 def test_what_is_written_after_taking_over_follows_what_was_taken(folder: RunFolder):

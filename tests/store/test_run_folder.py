@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from slicedice.spec import SCHEMA, canonical_json
-from slicedice.store import Attempt, Claim, Kind, Onlooker, RunFolder, RunState, StoreError
+from slicedice.store import Attempt, Claim, Kind, Onlooker, RunFolder, RunState, StoreError, run
 from tests.store.agents import contents
 
 
@@ -126,6 +126,40 @@ def test_a_damaged_result_is_no_result(folder: RunFolder, text: str):
     # It is trained anew, and then says no more of it.
     finish(folder, steps=6)
     assert folder.state() == RunState(Kind.DONE, 6)
+
+
+@pytest.mark.parametrize("name", ["result.json", "forgiven.json"])
+def test_a_result_that_comes_while_one_looks_is_one(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, name: str):
+    claim, read = begin(folder), run.read_json
+
+    def read_just_before(path: Path) -> dict | None:
+        content = read(path)
+        if path.name == name and not (folder.path / "result.json").exists():
+            claim.finish(Kind.DONE, {"steps": 5})
+        return content
+
+    monkeypatch.setattr(run, "read_json", read_just_before)
+    monkeypatch.setattr(Attempt, "seems_alive", lambda _: False)  # which would do as well
+    state, result = folder.look()
+    assert state == RunState(Kind.DONE, 5)
+    assert result == folder.result()
+
+
+def test_a_run_that_is_made_and_begun_while_one_looks_is_that_run(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    """Taken for a stray, it would be removed from under its worker."""
+    spec, read = (folder.path / "spec.json").read_text(), Path.read_text
+    (folder.path / "spec.json").unlink()
+
+    def read_just_before(path: Path, *arguments: Any, **options: Any) -> str:
+        try:
+            return read(path, *arguments, **options)
+        finally:
+            if not (folder.path / "attempts").exists():
+                (folder.path / "spec.json").write_text(spec)
+                (folder.path / "attempts" / "1").mkdir(parents=True)
+
+    monkeypatch.setattr(Path, "read_text", read_just_before)
+    assert folder.foreign() == ""
 
 
 def test_a_result_that_is_gone_is_trained_anew(folder: RunFolder):
@@ -296,6 +330,14 @@ def test_evaluations_are_kept_by_name_and_say_nothing_of_the_state(folder: RunFo
     }
     assert all(path.name.isascii() for path in (folder.path / "evaluations").iterdir())
     assert folder.state() == before
+
+
+def test_an_evaluation_is_on_disk_before_training_goes_on(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    claim, synced = begin(folder), []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    for step in (2, 4):
+        claim.append_evaluation(step, "paloma", {"a": 1.0})
+        assert synced[-1] == claim.evaluation_lines.stat().st_size
 
 
 def test_evaluations_in_training_are_lines_by_step(folder: RunFolder):
