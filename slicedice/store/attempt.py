@@ -9,7 +9,7 @@ in `beat.json`. Another may begin attempt N + 1 when this one has ended, its pro
 given no sign for a minute, by the clock of the one who waits: clocks of two machines are not compared to decide that.
 """
 
-import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicedice.store import metrics
-from slicedice.store.files import read_json
+from slicedice.store.files import read_json, write_json
 from slicedice.store.holder import Holder
 from slicedice.store.kinds import FAILURES, Kind, RunState
 
@@ -65,8 +65,9 @@ class Attempt:
         """The newest sign of life."""
         known = {**(read_json(self._claim) or {}), **(read_json(self._beat) or {})}
         try:
-            return Signs(int(known["count"]), float(known["at"]), known.get("step"), known.get("seconds_per_step"))
-        except (KeyError, TypeError, ValueError):
+            step, seconds = _number(known.get("step")), _number(known.get("seconds_per_step"))
+            return Signs(int(known["count"]), float(known["at"]), None if step is None else int(step), seconds)
+        except (KeyError, OverflowError, TypeError, ValueError):
             return Signs(-1, 0.0)
 
     @property
@@ -84,7 +85,8 @@ class Attempt:
     @property
     def has_checkpoint(self) -> bool:
         """Whether it has a checkpoint to go on from."""
-        return any(self.checkpoints.glob("training/[0-9]*"))
+        # Beside those that are whole may be what Orbax had half written, with more in its name.
+        return any(path.name.isdecimal() for path in self.checkpoints.glob("training/[0-9]*"))
 
     def ending(self) -> RunState | None:
         """How it ended, if it said so: without a result by its kind, or else as DONE or DIVERGED."""
@@ -109,11 +111,13 @@ class Attempt:
           patient: whether to wait for signs of life also where the last one seems fresh, for as long as a minute.
           stop: asked while waiting; ends it with False.
         """
+        if not patient and self.seems_alive():
+            return False
         first, began = self.signs, time.monotonic()
         while True:
             if self._end.exists() or (self.holder and self.holder.is_gone()):
                 return True
-            if self.signs.count != first.count or stop() or (not patient and self.seems_alive()):
+            if self.signs.count != first.count or stop():
                 return False
             if time.monotonic() - began > SILENCE_SECONDS:
                 return True
@@ -125,11 +129,15 @@ class Attempt:
             self._write_end(kind, reason)
 
     def _write_end(self, kind: Kind, reason: str) -> None:
-        self._end.parent.mkdir(parents=True, exist_ok=True)
-        self._end.write_text(json.dumps({"kind": kind, "reason": reason}) + "\n")
+        write_json(self._end, {"kind": kind, "reason": reason})
 
 
 def attempts(run: Path) -> list[Attempt]:
     """All attempts at a run, the newest first."""
     numbers = (int(path.name) for path in (run / "attempts").glob("*") if re.fullmatch("[1-9][0-9]*", path.name))
     return [Attempt(run, number) for number in sorted(numbers, reverse=True)]
+
+
+def _number(value: object) -> float | None:
+    """A number that was read, or None for what is none."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None

@@ -28,14 +28,14 @@ class Claim(Attempt):
     def __init__(self, run: Path, number: int):
         super().__init__(run, number)
         self._count, self._step, self._seconds = 0, None, None
-        self._heard = time.monotonic()
+        self._me, self._heard = Holder.here(), time.monotonic()
         self._over, self._ended = threading.Event(), False
         self._gone = self._cancelled = False
         self._thread = threading.Thread(target=self._live, name=f"signs of {run.name}", daemon=True)
 
     def take(self) -> bool:
         """Tries to be the one whose attempt it is."""
-        return create(self._claim, {"holder": Holder.here().as_dict(), "count": 0, "at": time.time()})
+        return create(self._claim, {"holder": self._me.as_dict(), "count": 0, "at": time.time()})
 
     def __enter__(self) -> "Claim":
         self._thread.start()
@@ -67,11 +67,15 @@ class Claim(Attempt):
 
     def beat(self) -> None:
         """Gives a sign of life, and looks whether the run is still to be trained here."""
-        self._gone = self._gone or Attempt(self.run, self.number + 1).path.exists() or not self._claim.exists()
-        self._cancelled = (self.run / "cancel.json").exists()
         self._count += 1
         signs = {"count": self._count, "at": time.time(), "step": self._step, "seconds_per_step": self._seconds}
         try:
+            self._cancelled = (self.run / "cancel.json").exists()
+            newest = max((one.number for one in attempt.attempts(self.run)), default=0)
+            # The folder may also have been cleared, and begun anew by others.
+            self._gone = self._gone or newest != self.number or self.holder != self._me
+            if self._gone:
+                return
             write_json(self._beat, signs, durable=False)
         except OSError as error:
             log.warning("no sign of life could be given: %s", error)

@@ -38,7 +38,7 @@ class Holder:
         """A holder from what `as_dict` gave; None if it is damaged."""
         try:
             return cls(*(kind(content[name]) for name, kind in cls.__annotations__.items()))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, OverflowError, TypeError, ValueError):
             return None
 
     def as_dict(self) -> dict[str, Any]:

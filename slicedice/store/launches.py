@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slicedice.store.files import StoreError, read_json, write_json, write_whole
+from slicedice.store.run import ID
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 """What launches are called: also what Slurm, Kubernetes and XManager take for a name."""
@@ -54,7 +55,19 @@ class Launch:
 
 
 def write_launch(launch: Launch, rendered: Mapping[str, str]) -> None:
-    """Puts a launch on record, with the files that are submitted."""
+    """Puts a launch on record, with the files that are submitted; again when its engine has named its units.
+
+    Raises:
+      StoreError: it has no handles yet, so that it is new, and there is one of its name.
+    """
+    if not launch.handles:
+        try:
+            launch.folder.mkdir(parents=True)
+        except FileExistsError as error:
+            raise StoreError(
+                f"There is {launch.folder} already: another sweep began at the same moment. The same command again "
+                "trains what that one does not."
+            ) from error
     for name, text in rendered.items():
         write_whole(launch.folder / name, text)
     content = {"launcher": launch.launcher, "settings": dict(launch.settings), "units": launch.units}
@@ -80,7 +93,9 @@ def read_launch(folder: Path) -> Launch:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{folder} has no launch.json that can be read: {error}.") from error
-    if not NAME.fullmatch(launch.name) or not all(HANDLE.fullmatch(handle) for handle in handles):
+    runs = [run for unit in launch.units for run in unit]
+    named = [NAME.fullmatch(launch.name), *map(HANDLE.fullmatch, handles), *map(ID.fullmatch, runs)]
+    if not all(named):
         raise StoreError(f"{folder / 'launch.json'} has names that no launch is given.")
     return launch
 

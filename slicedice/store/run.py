@@ -8,6 +8,7 @@ The folder is called as its run's id: what lies beside another run's `spec.json`
 """
 
 import dataclasses
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from slicedice.store.attempt import Attempt, attempts
 from slicedice.store.claim import Claim, fault
 from slicedice.store.files import StoreError, read_json, safe_name, write_json, write_whole
 from slicedice.store.kinds import MOST_FRUITLESS, Kind, RunState
+
+ID = re.compile("[0-9a-f]{12}")
+"""What runs' folders are called."""
 
 
 class RunFolder:
@@ -69,19 +73,23 @@ class RunFolder:
     def attempt(self) -> Attempt:
         """The attempt that made the result, or else the newest that came as far as a step, or else the newest."""
         number = (read_json(self._result) or {}).get("attempt")
-        if isinstance(number, int):
+        if type(number) is int:
             return Attempt(self.path, number)
         made = self.attempts()
-        return next((one for one in made if one.metrics.exists()), made[0] if made else Attempt(self.path, 1))
+        return next((one for one in made if one.steps), made[0] if made else Attempt(self.path, 1))
 
     def claim(self, *, patient: bool = False, stop: Callable[[], bool] = lambda: False) -> Claim | None:
-        """Begins an attempt, to be used as a context; None if another process makes one, or the run has a result.
+        """Begins an attempt, to be used as a context; None if another process makes one, or none is to be made.
+
+        A run that has a result, failed, or was cancelled is left as it is; `forgive` or `create` changes that.
 
         Args:
           patient, stop: see `Attempt.is_over`, which is asked of the newest attempt.
         """
         made = self.attempts()
-        if self.result() or (made and not made[0].is_over(patient=patient, stop=stop)):
+        if not self.state().kind.is_open or (made and not made[0].is_over(patient=patient, stop=stop)):
+            return None
+        if not self.state().kind.is_open:  # who trained it may have ended just now
             return None
         mine = Claim(self.path, made[0].number + 1 if made else 1)
         if not mine.take():
@@ -171,13 +179,15 @@ class RunFolder:
             return RunState(Kind.RUNNING, steps)
         if self._cancel.exists():
             return RunState(Kind.CANCELLED, steps, "somebody cancelled it")
-        forgiven = (read_json(self._forgiven) or {}).get("attempts", 0)
-        counting = [one for one in made if one.number > forgiven]
+        forgiven = (read_json(self._forgiven) or {}).get("attempts")
+        counting = [one for one in made if not isinstance(forgiven, int) or one.number > forgiven]
         if not counting:
             return RunState(Kind.PREEMPTED, steps, wrong) if steps else RunState(Kind.MISSING, reason=wrong)
         ending = counting[0].ending() or RunState(Kind.PREEMPTED, reason=wrong or "its worker ended without a word")
         if ending.kind.has_result:
             return RunState(Kind.PREEMPTED, steps, wrong or "its result.json is gone")
+        if ending.kind is Kind.CANCELLED:  # and `create` has taken that back
+            return RunState(Kind.PREEMPTED, steps, wrong or "it was cancelled before")
         if ending.kind is Kind.PREEMPTED and _fruitless(counting) >= MOST_FRUITLESS:
             times = f"it was preempted {_fruitless(counting)} times in a row without a checkpoint"
             reason = f"{times}, the last time since {ending.reason}"

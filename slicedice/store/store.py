@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -20,15 +21,12 @@ from slicedice.store.files import StoreError, read_json, write_json
 from slicedice.store.kinds import Kind, RunState
 from slicedice.store.launches import Launch, read_launch
 from slicedice.store.programs import Programs
-from slicedice.store.run import RunFolder
+from slicedice.store.run import ID, RunFolder
 
 log = logging.getLogger(__name__)
 
 LAYOUT = 2
 """Of folders and files below the store; a store of another layout is refused, not guessed at."""
-
-ID = re.compile("[0-9a-f]{12}")
-"""What runs' folders are called."""
 
 
 class Store:
@@ -166,11 +164,13 @@ class Store:
 
         Always the same until it is taken, so that what would be submitted is what is.
         """
-        words = re.sub("[^a-z0-9]+", "-", f"l-{label}".lower()).removeprefix("l-" if label[:1].isalpha() else "")
+        words = re.sub("[^a-z0-9]+", "-", label.lower()).strip("-")
+        words = (words if words[:1].isalpha() else f"l-{words}")[:24].strip("-")
         here = hashlib.sha256(self.address.encode(errors="surrogateescape")).hexdigest()[:4]
-        taken = [path.name.rpartition("-")[2] for path in (self.root / "launches").glob("[a-z]*")]
-        number = max((int(last) for last in taken if last.isdecimal()), default=0) + 1
-        return f"{words[:24].strip('-')}-{here}-{number}"
+        taken = {path.name for path in (self.root / "launches").glob("*")}
+        numbers = [int(found[1]) for name in taken if (found := re.search("-([0-9]{1,6})$", name))]
+        names = (f"{words}-{here}-{number}" for number in itertools.count(max(numbers, default=0) + 1))
+        return next(name for name in names if name not in taken)
 
     def launches(self) -> list[Launch]:
         """All launches on record, the oldest first; those that cannot be read are none."""

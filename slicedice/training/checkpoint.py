@@ -2,7 +2,7 @@
 
 The training state is kept under `training/`, the newest two; the finished model, parameters and router biases
 without the optimizer's state, under `model/`. Leaves are saved by their path in the state, so a checkpoint
-can be read without this code.
+can be read without this code; with them go their checksums, see `checksum.py`.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from slicedice.parallel import processes
+from slicedice.training import checksum
 from slicedice.training.program import TrainState
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Saves the state after its last step."""
-        self._manager.save(int(state.step), args=ocp.args.StandardSave(_by_path(state)), force=True)  # pyright: ignore
+        content = ocp.args.StandardSave(_with_checksums(_by_path(state)))  # pyright: ignore
+        self._manager.save(int(state.step), args=content, force=True)
         if self._earlier and len(self._manager.all_steps()) >= KEPT:
             self._drop_earlier()
 
@@ -69,12 +71,15 @@ class Checkpoints:
         """
         first: CheckpointError | None = None
         for folder, step in self._saved():
+            leaves, error = {}, None
             try:
-                state, error = self._read(folder, step, like), None
+                leaves = self._read(folder, step, like)
             except CheckpointError as caught:
-                state, error = None, caught
-            if not processes.greatest(error is not None):
-                return state
+                error = caught
+            if not processes.greatest(error is not None):  # otherwise one would wait below for the others
+                if not (changed := checksum.changed(leaves)):
+                    return _into(like, leaves)
+                error = CheckpointError(_unreadable(folder, step, f"{_some(changed)} not as it was saved"))
             error = error or CheckpointError(f"another process could not read the checkpoint of step {step}")
             log.warning("%s", error, exc_info=error.__cause__)
             first = first or error
@@ -90,28 +95,26 @@ class Checkpoints:
             found += [(folder, step) for step in sorted(steps, reverse=True) if step <= most]
         return found
 
-    def _read(self, folder: Path, step: int, like: TrainState) -> TrainState:
-        wanted, where = _by_path(like), folder / "training"
+    def _read(self, folder: Path, step: int, like: TrainState) -> dict[str, jax.Array]:
+        where, wanted = folder / "training", dict[str, Any](_by_path(like))
+        wanted[checksum.NAME] = checksum.shape(wanted, like.step.sharding)
         try:
             with contextlib.closing(_manager(folder, read_only=True)) as manager:
-                leaves = manager.restore(step, args=ocp.args.StandardRestore(wanted))  # pyright: ignore
+                return manager.restore(step, args=ocp.args.StandardRestore(wanted))  # pyright: ignore
         except Exception as error:
             if difference := _difference(where / str(step) / "default", wanted):
                 raise CheckpointError(
                     f"the checkpoint of step {step} in {where} is of another model: {difference}. Move that folder "
                     "away, and after `sweep retry` the run starts over."
                 ) from error
-            raise CheckpointError(
-                f"the checkpoint of step {step} in {where} cannot be read "
-                f"({type(error).__name__}; the run's log says more). If it is damaged, remove that folder: nothing "
-                "else is lost, and after `sweep retry` the run starts over."
-            ) from error
-        return _into(like, leaves)
+            why = f"{type(error).__name__}; the run's log says more"
+            raise CheckpointError(_unreadable(folder, step, why)) from error
 
     def save_model(self, state: TrainState) -> None:
         """Saves the finished model."""
         with ocp.StandardCheckpointer() as saver:
-            saver.save(self.folder / "model", _by_path((state.params, state.bias)), force=True)
+            content = _with_checksums(_by_path((state.params, state.bias)))
+            saver.save(self.folder / "model", content, force=True)
 
     def restore_model(self, like: tuple[P, B]) -> tuple[P, B]:
         """Returns the finished model that `save_model` saved; makes and changes nothing.
@@ -135,17 +138,23 @@ class Checkpoints:
         wanted = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in _by_path(like).items()
         }
+        wanted[checksum.NAME] = checksum.shape(wanted, here)
         try:
             with ocp.StandardCheckpointer() as reader:
                 leaves = reader.restore(path, wanted)
         except Exception as error:
             difference = _difference(path, wanted)
-            raise CheckpointError(
-                f"the finished model of the run {self.folder.parent} cannot be read ({type(error).__name__}): {path} "
-                f"is {f'of another model: {difference}' if difference else 'damaged'}. Remove the run's folder to "
-                "train it anew."
-            ) from error
+            what = f"of another model: {difference}" if difference else "damaged"
+            raise self._model_error(type(error).__name__, what) from error
+        if changed := checksum.changed(leaves):
+            raise self._model_error(f"{_some(changed)} not as it was saved", "damaged")
         return _into(like, leaves)
+
+    def _model_error(self, why: str, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"the finished model of the run {self.folder.parent} cannot be read ({why}): {self.folder / 'model'} is "
+            f"{what}. Remove the run's folder to train it anew."
+        )
 
     def drop_training_state(self) -> None:
         """Removes what only going on with training needs; for when the result is written."""
@@ -169,6 +178,21 @@ def _manager(folder: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
     kept = None if read_only else KEPT
     options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False, read_only=read_only)
     return ocp.CheckpointManager(folder / "training", options=options)
+
+
+def _unreadable(folder: Path, step: int, why: str) -> str:
+    return (
+        f"the checkpoint of step {step} in {folder / 'training'} cannot be read ({why}). If it is damaged, remove that "
+        "folder: nothing else is lost, and after `sweep retry` the run starts over."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more are"
+
+
+def _with_checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return leaves | {checksum.NAME: checksum.checksums(leaves)}
 
 
 def _difference(path: Path, wanted: Mapping[str, Any]) -> str:

@@ -1,64 +1,41 @@
-"""A run's state, read off its files and its lock."""
+"""A run's state, read off its files."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import slicedice
 from slicedice.spec import SCHEMA, canonical_json
-from slicedice.store import Kind, RunFolder, RunState, Store, StoreError
-
-HOLD = """
-import sys
-from pathlib import Path
-from slicedice.store import RunFolder
-with RunFolder(Path(sys.argv[1])).lock() as ours:
-    print(ours, flush=True)
-    sys.stdin.read()
-"""
+from slicedice.store import Attempt, Claim, Kind, Onlooker, RunFolder, RunState, StoreError
+from tests.store.agents import contents
 
 
-@pytest.fixture
-def folder(tmp_path: Path, tiny) -> RunFolder:
-    """A run that was made and not trained."""
-    spec, execution = tiny()
-    run = Store(tmp_path / "store").create().run(spec)
-    run.create(spec, execution)
-    return run
+def begin(folder: RunFolder, steps: int = 0) -> Claim:
+    """An attempt of this process, with so many steps' metrics."""
+    claim = folder.claim()
+    assert claim is not None
+    if steps:
+        claim.metrics.write_text("".join(json.dumps({"step": i, "loss": 1.0}) + "\n" for i in range(steps)))
+    return claim
 
 
-def write_steps(folder: RunFolder, count: int) -> None:
-    folder.metrics.write_text("".join(json.dumps({"step": i, "loss": 1.0}) + "\n" for i in range(count)))
+def fail(folder: RunFolder, kind: Kind, reason: str = "", steps: int = 0) -> Claim:
+    """An attempt that has ended without a result."""
+    claim = begin(folder, steps)
+    claim.fail(kind, reason)
+    return claim
 
 
-def hold(folder: RunFolder) -> subprocess.Popen[str]:
-    """A process that holds the run's lock until it dies."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder.path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(slicedice.__file__).parents[1])},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "True\n"
-    return process
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
+def finish(folder: RunFolder, kind: Kind = Kind.DONE, steps: int = 5, **content: Any) -> Claim:
+    """An attempt that has ended with one."""
+    claim = begin(folder)
+    claim.finish(kind, {"steps": steps, **content})
+    return claim
 
 
 def test_a_run_that_nobody_began_is_missing(folder: RunFolder, tmp_path: Path):
@@ -77,126 +54,94 @@ def test_create_writes_what_is_trained_and_how(folder: RunFolder, tiny):
 
 @pytest.mark.parametrize("kind", [Kind.DONE, Kind.DIVERGED])
 def test_a_result_ends_a_run_whatever_else_is_there(folder: RunFolder, kind: Kind):
-    write_steps(folder, 3)
-    folder.fail(Kind.CRASHED, "long ago")
-    folder.finish(kind, {"steps": 5})
+    fail(folder, Kind.PREEMPTED, "long ago", steps=3)
+    finish(folder, kind)
     assert folder.state() == RunState(kind, 5)
-    assert folder.result() == {"schema": SCHEMA, "kind": kind, "steps": 5}
-    with folder.lock() as ours:
-        assert ours
-        assert folder.state() == RunState(kind, 5)
+    assert folder.result() == {"schema": SCHEMA, "kind": kind, "attempt": 2, "steps": 5}
+    Attempt(folder.path, 3).end_for_it(Kind.CRASHED, "long after")
+    folder.cancel()
+    assert folder.state() == RunState(kind, 5)
+    assert folder.claim() is None
     folder.clear()
     assert folder.state() == RunState(Kind.MISSING)
 
 
 @pytest.mark.parametrize("kind", [Kind.PREEMPTED, Kind.CRASHED, Kind.OUT_OF_MEMORY])
-def test_a_failure_is_told_with_its_reason_until_it_is_forgotten(folder: RunFolder, kind: Kind):
-    write_steps(folder, 3)
-    folder.fail(kind, "because")
+def test_a_failure_is_told_with_its_reason_until_it_is_forgiven(folder: RunFolder, kind: Kind):
+    fail(folder, kind, "because", steps=3)
     assert folder.state() == RunState(kind, 3, "because")
-    folder.forget_failure()
+    folder.forgive()
     assert folder.state().kind is Kind.PREEMPTED
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_metrics_without_a_worker_are_a_preempted_run(folder: RunFolder, count: int):
-    write_steps(folder, count)
-    state = folder.state()
-    assert (state.kind, state.steps) == (Kind.PREEMPTED, count)
-    assert state.reason
+def test_steps_are_those_of_the_newest_attempt_that_has_some(folder: RunFolder, count: int):
+    fail(folder, Kind.PREEMPTED, steps=9)
+    fail(folder, Kind.PREEMPTED, "because", steps=count)
+    fail(folder, Kind.PREEMPTED, "before its first step").metrics.touch()
+    assert folder.state() == RunState(Kind.PREEMPTED, count, "before its first step")
+    assert folder.attempt().number == 2
+    begin(folder)
+    assert folder.state() == RunState(Kind.RUNNING, count)
 
 
-def test_checkpoints_without_metrics_are_a_preempted_run(folder: RunFolder):
-    folder.checkpoints.mkdir()
-    assert folder.state().kind is Kind.PREEMPTED
-    folder.clear()
-    assert folder.state() == RunState(Kind.MISSING)
+def test_the_attempt_to_look_at_is_the_results_or_else_the_newest(folder: RunFolder):
+    assert folder.attempt().number == 1
+    fail(folder, Kind.PREEMPTED)
+    fail(folder, Kind.PREEMPTED)
+    assert folder.attempt().number == 2, "none has a step"
+    finish(folder)
+    (folder.path / "attempts" / "7").mkdir()
+    assert folder.attempt().number == 3
+    for number in ("x", None, True, [1]):
+        result = {"schema": SCHEMA, "kind": "done", "steps": 5, "attempt": number}
+        (folder.path / "result.json").write_text(json.dumps(result))
+        assert folder.attempt().number == 7
 
 
-def test_a_process_that_is_killed_lets_go_of_its_run(folder: RunFolder):
-    write_steps(folder, 2)
-    process = hold(folder)
-    try:
-        assert folder.state() == RunState(Kind.RUNNING, 2)
-        with folder.lock() as ours:
-            assert not ours
-        assert folder.state().kind is Kind.RUNNING
-        process.send_signal(signal.SIGKILL)
-    finally:
-        end(process)
-    assert folder.state().kind is Kind.PREEMPTED
-    with folder.lock() as ours:
-        assert ours
+@pytest.mark.parametrize("name", ["0", "01", "-1", "x", "3.bak", ".4", "٣"])
+def test_what_lies_among_attempts_and_is_none(folder: RunFolder, name: str):
+    fail(folder, Kind.PREEMPTED, "because")
+    (folder.path / "attempts" / name).mkdir()
+    assert [one.number for one in folder.attempts()] == [1]
+    assert begin(folder).number == 2
 
 
-def test_a_worker_on_a_failed_run_makes_it_running(folder: RunFolder):
-    folder.fail(Kind.CRASHED, "long ago")
-    process = hold(folder)
-    try:
-        assert folder.state().kind is Kind.RUNNING
-    finally:
-        end(process)
-    assert folder.state() == RunState(Kind.CRASHED, 0, "long ago")
-
-
-def test_a_lock_is_let_go_of_when_training_raises(folder: RunFolder):
-    with contextlib.suppress(RuntimeError), folder.lock():
-        assert folder.is_locked()
-        raise RuntimeError("in training")
-    assert not folder.is_locked()
-
-
-def test_lookers_do_not_take_each_other_for_a_worker(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
-    with folder.lock():
-        pass
-    seen, close = [], os.close
-
-    def look_again(descriptor: int) -> None:
-        if not seen:
-            seen.append(None)
-            seen.append(folder.is_locked())
-        close(descriptor)
-
-    monkeypatch.setattr("slicedice.store.run.os.close", look_again)
-    assert not folder.is_locked()
-    assert seen == [None, False]
-
-
-def test_a_worker_does_not_take_a_looker_for_another_worker(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
-    # The parent looks at every run twice a second. A worker that comes just then must not pass its run over.
-    with folder.lock():
-        pass
-    looking, close = threading.Event(), os.close
-
-    def slowly(descriptor: int) -> None:
-        if threading.current_thread() is looker:
-            looking.set()
-            pause.wait(0.05)
-        close(descriptor)
-
-    pause = threading.Event()
-    monkeypatch.setattr("slicedice.store.run.os.close", slowly)
-    looker = threading.Thread(target=folder.is_locked)
-    looker.start()
-    try:
-        assert looking.wait(10)
-        with folder.lock() as ours:
-            assert ours
-    finally:
-        looker.join()
+def test_attempts_come_by_number_the_newest_first(folder: RunFolder):
+    for number in (2, 10, 9, 1):
+        (folder.path / "attempts" / str(number)).mkdir(parents=True)
+    assert [one.number for one in folder.attempts()] == [10, 9, 2, 1]
 
 
 @pytest.mark.parametrize("text", ["", '{"schema": 1, "kind": "done", "ste', "[1]", "null", '"done"', "\x00" * 40, "{}"])
 def test_a_damaged_result_is_no_result(folder: RunFolder, text: str):
-    folder.finish(Kind.DONE, {"steps": 5})
+    finish(folder)
     (folder.path / "result.json").write_text(text)
     assert folder.result() is None
-    state = RunState(Kind.MISSING, reason="its result.json cannot be read: it is damaged")
+    state = RunState(Kind.PREEMPTED, reason="its result.json cannot be read: it is damaged")
     assert folder.look() == (state, None)
     assert folder.state() == state
+    shutil.rmtree(folder.path / "attempts")
+    assert folder.state() == dataclasses.replace(state, kind=Kind.MISSING)
     # It is trained anew, and then says no more of it.
-    folder.finish(Kind.DONE, {"steps": 6})
+    finish(folder, steps=6)
     assert folder.state() == RunState(Kind.DONE, 6)
+
+
+def test_a_result_that_is_gone_is_trained_anew(folder: RunFolder):
+    finish(folder)
+    (folder.path / "result.json").unlink()
+    assert folder.state() == RunState(Kind.PREEMPTED, 0, "its result.json is gone")
+    finish(folder, steps=6)
+    assert folder.state() == RunState(Kind.DONE, 6)
+
+
+def test_a_result_that_is_there_stays(folder: RunFolder, caplog: pytest.LogCaptureFixture):
+    first, second = begin(folder), Claim(folder.path, 2)
+    first.finish(Kind.DONE, {"steps": 5})
+    second.finish(Kind.DIVERGED, {"steps": 3})
+    assert folder.state() == RunState(Kind.DONE, 5)
+    assert "another attempt finished first" in caplog.text
 
 
 @pytest.mark.parametrize("schema", [SCHEMA + 1, SCHEMA - 1, None, str(SCHEMA)])
@@ -212,44 +157,23 @@ def test_a_result_of_another_schema_is_no_result(folder: RunFolder, schema: obje
     "change", [{"kind": "crashed"}, {"kind": None}, {"steps": None}, {"steps": "5"}, {"steps": True}]
 )
 def test_a_result_that_does_not_say_how_it_ended_is_no_result(folder: RunFolder, change: dict):
-    folder.finish(Kind.DONE, {"steps": 5})
-    assert folder.look()[1] == folder.result() == {"schema": SCHEMA, "kind": "done", "steps": 5}
+    finish(folder)
+    assert folder.look()[1] == folder.result() == {"schema": SCHEMA, "kind": "done", "attempt": 1, "steps": 5}
     content = {"schema": SCHEMA, "kind": "done", "steps": 5} | change
     (folder.path / "result.json").write_text(json.dumps(content))
     assert folder.result() is None
     why = f"it ends in {content['kind']!r} after {content['steps']!r} steps"
-    assert folder.look() == (RunState(Kind.MISSING, reason=f"its result.json cannot be read: {why}"), None)
+    assert folder.look() == (RunState(Kind.PREEMPTED, reason=f"its result.json cannot be read: {why}"), None)
 
 
 def test_a_result_that_cannot_be_read_leaves_the_state_to_the_other_files(folder: RunFolder):
     (folder.path / "result.json").write_text("torn")
-    write_steps(folder, 3)
-    assert folder.state() == RunState(Kind.PREEMPTED, 3, "its result.json cannot be read: it is damaged")
-    folder.fail(Kind.CRASHED, "because")
+    fail(folder, Kind.PREEMPTED, "a signal", steps=3)
+    assert folder.state() == RunState(Kind.PREEMPTED, 3, "a signal")
+    begin(folder)
+    assert folder.look() == (RunState(Kind.RUNNING, 3), None)
+    Attempt(folder.path, 2).end_for_it(Kind.CRASHED, "because")
     assert folder.state() == RunState(Kind.CRASHED, 3, "because")
-    process = hold(folder)
-    try:
-        assert folder.look() == (RunState(Kind.RUNNING, 3), None)
-    finally:
-        end(process)
-
-
-@pytest.mark.parametrize(
-    "text", ["", '{"kind": "cra', "[]", "{}", '{"kind": "tired"}', '{"kind": ["crashed"]}', '{"reason": "x"}']
-)
-def test_a_damaged_failure_is_a_crash_that_waits_to_be_retried(folder: RunFolder, text: str):
-    # The run ended somehow: taken for one that was only interrupted, it would be trained and fail over and over.
-    write_steps(folder, 3)
-    (folder.path / "failure.json").write_text(text)
-    assert folder.state() == RunState(Kind.CRASHED, 3, "its failure.json is damaged")
-    folder.forget_failure()
-    assert folder.state().kind is Kind.PREEMPTED
-
-
-@pytest.mark.parametrize("kind", [Kind.DONE, Kind.DIVERGED, Kind.RUNNING, Kind.MISSING])
-def test_a_failure_can_claim_no_success(folder: RunFolder, kind: Kind):
-    (folder.path / "failure.json").write_text(json.dumps({"kind": kind, "reason": "x"}))
-    assert folder.state() == RunState(Kind.CRASHED, 0, "its failure.json is damaged")
 
 
 def make_foreign(folder: RunFolder, tiny, how: str) -> str:
@@ -270,13 +194,15 @@ FOREIGN = ["of another run", "schema", "torn", "missing"]
 @pytest.mark.parametrize("how", FOREIGN)
 def test_what_may_be_another_runs_is_no_result_and_is_not_gone_on_with(folder: RunFolder, tiny, how: str):
     spec, execution = tiny()
-    write_steps(folder, 3)
-    (folder.checkpoints / "training" / "3").mkdir(parents=True)
-    folder.fail(Kind.CRASHED, "long ago")
-    assert folder.foreign() == ""
-    for finish in (False, True):
-        if finish:
-            folder.finish(Kind.DONE, {"steps": 5})
+    for is_done in (False, True):
+        attempt = fail(folder, Kind.PREEMPTED, "long ago", steps=3)
+        (attempt.checkpoints / "training" / "3").mkdir(parents=True)
+        folder.cancel()
+        if is_done:
+            attempt.finish(Kind.DONE, {"steps": 5})
+        else:
+            attempt.fail(Kind.CRASHED, "long ago")
+        assert folder.foreign() == ""
         told = make_foreign(folder, tiny, how)
         state, result = folder.look()
         assert (state.kind, state.steps, result, folder.result()) == (Kind.MISSING, 0, None, None)
@@ -284,34 +210,31 @@ def test_what_may_be_another_runs_is_no_result_and_is_not_gone_on_with(folder: R
         assert told in state.reason
         folder.create(spec, execution)
         assert folder.state() == RunState(Kind.MISSING)
-        assert not folder.metrics.exists()
-        assert not folder.checkpoints.exists()
-    folder.finish(Kind.DONE, {"steps": 5})
+        assert not attempt.path.exists()
+    finish(folder)
     folder.create(spec, execution)
     assert folder.state() == RunState(Kind.DONE, 5)  # to make what is there again changes nothing
 
 
 @pytest.mark.parametrize("how", FOREIGN)
 def test_a_worker_in_a_foreign_folder_makes_it_running(folder: RunFolder, tiny, how: str):
-    folder.finish(Kind.DONE, {"steps": 5})
+    claim = begin(folder, steps=3)
     make_foreign(folder, tiny, how)
-    process = hold(folder)
-    try:
-        assert folder.look() == (RunState(Kind.RUNNING), None)
-    finally:
-        end(process)
+    assert folder.look() == (RunState(Kind.RUNNING), None)
+    assert folder.claim() is None
+    claim.finish(Kind.DONE, {"steps": 5})
     assert folder.state().kind is Kind.MISSING
 
 
 def test_the_scales_label_makes_no_folder_foreign(folder: RunFolder, tiny):
-    folder.finish(Kind.DONE, {"steps": 5})
+    finish(folder)
     (folder.path / "spec.json").write_text(canonical_json(tiny({"scale": "another"})[0]))
     assert folder.state() == RunState(Kind.DONE, 5)
 
 
-@pytest.mark.parametrize("what", ["run", "spec.json", "result.json", "metrics.jsonl"])
+@pytest.mark.parametrize("what", ["run", "spec.json", "result.json", "attempts/1/metrics.jsonl", "attempts/1/end.json"])
 def test_what_the_system_cannot_read_is_a_crash_that_names_it(folder: RunFolder, tiny, what: str):
-    write_steps(folder, 3)
+    fail(folder, Kind.PREEMPTED, steps=3)
     path = folder.path if what == "run" else folder.path / what
     shutil.rmtree(path) if what == "run" else path.unlink(missing_ok=True)
     path.write_text("words") if what == "run" else path.mkdir()
@@ -326,27 +249,32 @@ def test_what_the_system_cannot_read_is_a_crash_that_names_it(folder: RunFolder,
 
 def test_files_that_a_killed_process_had_half_written_are_ignored(folder: RunFolder):
     whole = json.dumps({"schema": SCHEMA, "kind": "done", "steps": 5})
-    for name in ("result.json", "failure.json", "spec.json", "execution.json"):
-        (folder.path / f".{name}.{os.getpid() + 1}").write_text(whole)
-    assert folder.state() == RunState(Kind.MISSING)
+    attempt = Attempt(folder.path, 1)
+    attempt.path.mkdir(parents=True)
+    for name in ("result.json", "cancel.json", "forgiven.json", "spec.json", "execution.json"):
+        (folder.path / f".{name}.{os.getpid() + 1}-0123abcd").write_text(whole)
+    for name in ("claim.json", "beat.json", "end.json", "data.json"):
+        (attempt.path / f".{name}.{os.getpid() + 1}-0123abcd").write_text(whole)
+    assert folder.state() == RunState(Kind.PREEMPTED, 0, "its worker ended without a word")
+    assert (attempt.holder, attempt.ending(), attempt.fingerprint) == (None, None, None)
 
 
 def test_clear_takes_evaluations_along(folder: RunFolder):
     folder.write_evaluation("paloma", {})
-    folder.append_evaluation(2, "paloma", {})
+    claim = begin(folder)
+    claim.append_evaluation(2, "paloma", {})
     folder.clear()
     assert folder.evaluations() == {}
-    assert not folder.evaluation_lines.exists()
+    assert not claim.evaluation_lines.exists()
 
 
 def test_clear_leaves_what_is_to_be_trained(folder: RunFolder, tiny):
     spec, execution = tiny()
-    write_steps(folder, 3)
-    (folder.checkpoints / "training" / "3").mkdir(parents=True)
-    folder.finish(Kind.DONE, {"steps": 5})
+    claim = begin(folder, steps=3)
+    (claim.checkpoints / "training" / "3").mkdir(parents=True)
+    claim.finish(Kind.DONE, {"steps": 5})
     folder.clear()
-    assert not folder.checkpoints.exists()
-    assert not folder.metrics.exists()
+    assert not claim.path.exists()
     assert folder.result() is None
     assert folder.execution() == execution
     assert (folder.path / "spec.json").read_text() == canonical_json(spec) + "\n"
@@ -367,9 +295,43 @@ def test_evaluations_are_kept_by_name_and_say_nothing_of_the_state(folder: RunFo
         "my set_ä": 3,
     }
     assert all(path.name.isascii() for path in (folder.path / "evaluations").iterdir())
-    folder.append_evaluation(2, "paloma", {"a": 1.0})
-    assert json.loads(folder.evaluation_lines.read_text()) == {"step": 2, "name": "paloma", "scores": {"a": 1.0}}
     assert folder.state() == before
+
+
+def test_evaluations_in_training_are_lines_by_step(folder: RunFolder):
+    claim = begin(folder)
+    claim.cut_evaluations(1)
+    for step in (2, 4):
+        claim.append_evaluation(step, "paloma", {"a": float(step)})
+    lines = [{"step": step, "name": "paloma", "scores": {"a": step}} for step in (2, 4)]
+    assert list(map(json.loads, claim.evaluation_lines.read_text().splitlines())) == lines
+    claim.cut_evaluations(5)
+    assert len(claim.evaluation_lines.read_text().splitlines()) == 2
+    claim.cut_evaluations(4)
+    assert list(map(json.loads, claim.evaluation_lines.read_text().splitlines())) == lines[:1]
+
+
+def test_of_several_processes_on_an_attempt_the_others_write_nothing(folder: RunFolder):
+    with begin(folder, steps=2) as first:
+        first.begin_on("text")
+        first.fail(Kind.PREEMPTED, "a signal")
+    with begin(folder, steps=3) as claim:
+        claim.begin_on("text")
+        before = contents(folder.path)
+        with Onlooker(folder.path, claim.number) as other:
+            assert [one.number for one in other.begin_on("text")] == [1]
+            assert other.begin_on("another") == []
+            other.take_over(first, 1)
+            with contextlib.closing(other.record()) as writer:
+                writer.begin(1)
+                writer.write({"step": 1, "loss": 1.0})
+            other.append_evaluation(1, "x", {})
+            other.cut_evaluations(0)
+            other.progress(1, 1.0)
+            other.finish(Kind.DONE, {"steps": 5})
+            other.fail(Kind.CRASHED, "because")
+            assert (other.writes, claim.writes) == (False, True)
+        assert contents(folder.path) == before
 
 
 @pytest.mark.parametrize(
@@ -386,4 +348,8 @@ def test_an_evaluation_that_cannot_be_read_is_named_by_its_file(folder: RunFolde
 
 def test_kinds_are_results_or_failures_or_neither():
     assert {kind for kind in Kind if kind.has_result} == {Kind.DONE, Kind.DIVERGED}
-    assert {kind for kind in Kind if kind.needs_retry} == {Kind.CRASHED, Kind.OUT_OF_MEMORY}
+    assert {kind for kind in Kind if kind.needs_retry} == {Kind.CRASHED, Kind.OUT_OF_MEMORY, Kind.PAUSED}
+    assert {kind for kind in Kind if kind.is_to_train} == {Kind.MISSING, Kind.PREEMPTED, Kind.CANCELLED}
+    for kind in Kind:
+        assert not (kind.is_settled and kind.is_open), kind
+        assert kind.is_settled or kind.is_open or kind is Kind.QUEUED, kind

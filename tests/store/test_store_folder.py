@@ -10,10 +10,7 @@ import pytest
 from slicedice.spec import SCHEMA, canonical_json, run_id
 from slicedice.store import Kind, Store, StoreError
 from slicedice.store.store import LAYOUT
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+from tests.store.agents import contents
 
 
 def test_a_store_is_made_and_opened_again(tmp_path: Path, tiny):
@@ -128,7 +125,9 @@ def test_what_lies_among_the_runs_and_is_none_is_named_with_why(tmp_path: Path, 
     ids = [run_id(spec) for spec, _ in specs]
     for spec, execution in specs:
         store.run(spec).create(spec, execution)
-        store.run(spec).finish(Kind.DONE, {"steps": 6})
+        claim = store.run(spec).claim()
+        assert claim is not None
+        claim.finish(Kind.DONE, {"steps": 6})
     assert (store.ids(), store.strays(())) == (sorted(ids), {})
     runs = tmp_path / "runs"
     for name in (f"{ids[0]} copy", f"{ids[0]}.bak", ids[0].upper() + "0"):

@@ -1,19 +1,17 @@
 """The loop: its metrics, its stops, and that a run which was interrupted is the run that was not."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from slicedice.data import train_batch
-from slicedice.training import CheckpointError, Checkpoints, Diverged, Hyper, Stopped, TrainState, loop, train
-from tests.training.damage import DAMAGES, damage
+from slicedice.training import Checkpoints, Diverged, Stopped, TrainState, loop, train
+from tests.training.damage import damage
 
 STEPS = 6
 
@@ -36,8 +34,10 @@ class Session:
         report: Callable | None = None,
         evaluate: Callable | None = None,
         evaluate_every: int = 0,
+        earlier: Sequence[tuple[Path, int]] = (),
+        folder: Path | None = None,
     ) -> TrainState:
-        checkpoints = Checkpoints(self._folder)
+        checkpoints = Checkpoints(folder or self._folder, earlier)
         asked = iter(range(STEPS))
         try:
             return train(
@@ -57,12 +57,6 @@ class Session:
 @pytest.fixture
 def session(program, run, tokens, tmp_path: Path) -> Callable[..., Session]:
     return lambda name="run", **overrides: Session(program(), run(overrides), tokens, tmp_path / name)
-
-
-def _restored(checkpoints: Checkpoints, like: TrainState) -> TrainState:
-    state = checkpoints.restore(like)
-    assert state is not None
-    return state
 
 
 def _assert_same(got: Any, want: Any) -> None:
@@ -119,6 +113,21 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(session):
     got = resumed.train(every=0.0)
     assert resumed.began == [4]
     assert resumed.metrics == want.metrics[4:]
+    _assert_same(got, final)
+
+
+@pytest.mark.usefixtures("abandoned_reads")
+@pytest.mark.parametrize("how", ["flipped", "removed"])
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(how: str, session, tmp_path: Path):
+    want, stopped, resumed = session("a"), session("b"), session("b")
+    final = want.train()
+    with pytest.raises(Stopped):
+        stopped.train(every=0.0, stop_after=3)
+    damage(tmp_path / "b" / "training" / "4", how)
+    # As a new attempt goes on, in a folder of its own.
+    got = resumed.train(earlier=[(tmp_path / "b", STEPS)], folder=tmp_path / "c")
+    assert resumed.began == [3]
+    assert stopped.metrics[:3] + resumed.metrics == want.metrics
     _assert_same(got, final)
 
 
@@ -200,87 +209,3 @@ def test_a_run_that_diverges_says_at_which_step(session):
     assert finite == [True] * error.value.step + [False]
     assert 0 < error.value.step < STEPS
     assert f"step {error.value.step}" in str(error.value)
-
-
-@pytest.fixture
-def saved(program, start, tmp_path: Path) -> tuple[TrainState, Path]:
-    """A state after step 3, its fields all different from a fresh one's, and the folder that it is saved in."""
-    state = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), start)._replace(step=jnp.int32(3))
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state)
-    checkpoints.close()
-    return state, tmp_path
-
-
-def test_a_checkpoint_holds_everything(saved, program):
-    state, folder = saved
-    fresh = program().init(jnp.uint32(0))
-    assert Checkpoints(folder / "elsewhere").restore(fresh) is None
-    got = Checkpoints(folder).restore(fresh)
-    assert jax.tree.structure(got) == jax.tree.structure(state)
-    _assert_same(got, state)
-
-
-def test_a_restored_state_runs_in_the_program_as_it_is_compiled(saved, program, run, batch):
-    """To XLA it is the same argument as a fresh one, or every run would compile twice beside a resumed one."""
-    hyper, (state, folder) = Hyper.of(run()), saved
-    fresh = program().init(jnp.uint32(0))
-    restored = Checkpoints(folder).restore(state)
-    program().step(fresh, batch, hyper)
-    compiled = program().step._cache_size()
-    program().step(restored, batch, hyper)
-    assert program().step._cache_size() == compiled == 1
-
-
-def test_the_newest_checkpoint_alone_is_kept(saved):
-    state, folder = saved
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(state._replace(step=jnp.int32(5)))
-    assert [path.name for path in (folder / "training").iterdir()] == ["5"]
-    assert _restored(checkpoints, state).step == 5
-
-
-def test_half_a_checkpoint_is_none(saved):
-    state, folder = saved
-    (folder / "training" / "7.orbax-checkpoint-tmp").mkdir()
-    (folder / "training" / "7.orbax-checkpoint-tmp" / "default").mkdir()
-    assert _restored(Checkpoints(folder), state).step == 3
-
-
-@pytest.mark.usefixtures("abandoned_reads")
-@pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_checkpoint(how: str, saved):
-    state, folder = saved
-    damage(folder / "training" / "3", how)
-    with pytest.raises(CheckpointError, match=f"step 3 in {folder / 'training'} cannot be read.*--retry"):
-        Checkpoints(folder).restore(state)
-
-
-@pytest.mark.usefixtures("abandoned_reads")
-def test_a_checkpoint_of_another_model(saved):
-    state, folder = saved
-    narrower = jax.tree.map(lambda x: x[..., :2] if x.ndim > 1 else x, state)
-    with pytest.raises(CheckpointError, match=r"is of another model: of .* it has"):
-        Checkpoints(folder).restore(narrower)
-    with pytest.raises(CheckpointError, match=r"is of another model: of .* it has"):
-        Checkpoints(folder).restore(state._replace(bias=state.params))
-
-
-def test_a_finished_run_leaves_its_model_alone(saved):
-    """Parameters and biases by their paths, and no training state."""
-    state, folder = saved
-    checkpoints = Checkpoints(folder)
-    checkpoints.save_model(state)
-    checkpoints.drop_training_state()
-    checkpoints.close()
-    assert Checkpoints(folder).restore(state) is None
-    with ocp.StandardCheckpointer() as reader:
-        leaves = reader.restore(folder / "model")
-    params, bias = (jax.tree.leaves_with_path(tree) for tree in (state.params, state.bias))
-    want = {
-        f"{i}.{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf
-        for i, tree in enumerate((params, bias))
-        for path, leaf in tree
-    }
-    assert leaves.keys() == want.keys()
-    _assert_same(leaves, want)
