@@ -1,4 +1,4 @@
-"""Seconds that status and report take over a store of more than 3,000 entries, some of them damaged or foreign.
+"""Seconds that status and report take over a store of more than 3,000 entries, some damaged, and a dry submission.
 
     python benchmarks/report.py [--store FOLDER] [--json]
 
@@ -25,6 +25,8 @@ from slicedice.grid.study import SCALES
 from slicedice.spec import SCHEMA, RunSpec, run_id
 from slicedice.store import Kind, Store
 
+SLURM = "--launcher", "slurm", "--launcher.gres=gpu:h100"
+
 COPIES = 700
 PERIOD = 40
 """Of so many runs one each is missing, diverged, crashed, damaged in one of several ways; the others are done."""
@@ -50,6 +52,9 @@ def main() -> None:
             "report_json_seconds": ["report", "--json"],
         }.items():
             result[name] = round(statistics.median(seconds([*sweep, *verb, *grid]) for _ in range(3)), 2)
+        # All of the paper's runs, of which an empty store has none.
+        empty = ["--grid", "paper", "--store", str(Path(folder) / "empty"), "--dry_run", "--device", "h100"]
+        result["submit_dry_seconds"] = round(statistics.median(seconds([*sweep, *empty, *SLURM]) for _ in range(3)), 2)
     print(json.dumps(result) if options.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
@@ -63,11 +68,13 @@ def fill(store: Store) -> None:
             continue
         folder = folders[id_]
         folder.create(spec, execution)
+        claim = folder.claim()
+        assert claim
         if case == 1:
-            folder.fail(Kind.CRASHED, "ValueError: made up")
+            claim.fail(Kind.CRASHED, "ValueError: made up")
             continue
         result = made_up(spec, fingerprint="other text" if case == 2 else "f" * 12)
-        folder.finish(Kind.DIVERGED if case == 3 else Kind.DONE, result)
+        claim.finish(Kind.DIVERGED if case == 3 else Kind.DONE, result)
         if case in DAMAGE:
             DAMAGE[case](folder)
     whole = [folder for number, folder in enumerate(folders.values()) if number % PERIOD > max(DAMAGE)]

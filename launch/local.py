@@ -62,9 +62,10 @@ class Worker:
         *lines, self._unfinished = (self._unfinished + heard).split(b"\n")
         return lines
 
-    def has_ended(self, lines: list[bytes]) -> bool:
-        """Whether these lines say how the worker's run has ended, be it behind something that ended no line."""
-        return any(re.search(rf"{self.run} [a-z_]+$".encode(), line) for line in lines)
+    def ending(self, lines: list[bytes]) -> str | None:
+        """How the worker's run has ended, if these lines say so, be it behind something that ended no line."""
+        found = (re.search(rf"{self.run} ([a-z_]+)$".encode(), line) for line in lines)
+        return next((match[1].decode() for match in found if match), None)
 
     def give(self, run: str) -> None:
         """Gives the worker its next run."""
@@ -127,7 +128,7 @@ class Local:
           LaunchError: the disk is full, or workers cannot be started.
           KeyboardInterrupt: after the workers have saved what they were training.
         """
-        queue, workers, deaths = deque(job.runs), set(), Counter()
+        queue, workers, tries = deque(job.runs), set(), Counter()
         with selectors.DefaultSelector() as selector:
 
             def start(slot: Slot) -> None:
@@ -149,16 +150,16 @@ class Local:
                     for key, _ in selector.select(timeout=0.5):
                         worker, slot = key.data
                         lines = worker.listen()
-                        if lines is None:
-                            if _mourn(job, worker, retire(worker)):
-                                deaths[worker.run] += 1
-                                if deaths[worker.run] < MOST_FRUITLESS:  # also of those that die before they begin
-                                    queue.append(worker.run)
-                            if queue:
-                                start(slot)
-                        elif worker.has_ended(lines) and queue:
+                        ending = None if lines is None else worker.ending(lines)
+                        if (lines is None and _mourn(job, worker, retire(worker))) or ending == Kind.PREEMPTED:
+                            tries[worker.run] += 1
+                            if tries[worker.run] < MOST_FRUITLESS:  # also of those that die before they begin
+                                queue.append(worker.run)
+                        if lines is None and queue:
+                            start(slot)
+                        elif ending and queue:
                             worker.give(queue.popleft())
-                        elif worker.has_ended(lines):
+                        elif ending:
                             retire(worker)
                     job.watch()
             except BaseException:

@@ -14,6 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+FUNCTIONS = {"sweeps": "get_grid", "experiments": "get_config", "launch": "get_launcher"}
+"""What a file of each kind has. One that does not name it is not of the kind, as an XManager launch script is none."""
+
 
 class FileError(ValueError):
     """A file that is not there, or that raises when it is loaded."""
@@ -35,7 +38,9 @@ def names(kind: str) -> list[str]:
         digits = re.match(r"\d*", name)
         return int(digits[0]) if digits and digits[0] else 0, name
 
-    return sorted({path.stem for folder in folders(kind) for path in folder.glob("[!_]*.py")}, key=order)
+    found = {path for folder in folders(kind) for path in folder.glob("[!_]*.py")}
+    wanted = FUNCTIONS[kind].encode()
+    return sorted({path.stem for path in found if path.is_file() and wanted in path.read_bytes()}, key=order)
 
 
 def find(kind: str, name: str) -> Path:

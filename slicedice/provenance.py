@@ -1,6 +1,7 @@
 """Where a result comes from: code, packages, devices, data. Recorded beside it, never part of a run's id."""
 
 import datetime
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,25 @@ from typing import Any
 from slicedice import __version__
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES",
+    "GLIBC_TUNABLES",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_ENABLE_X64",
+    "JAX_NUM_CPU_DEVICES",
+    "JAX_PLATFORMS",
+    "LIBTPU_INIT_ARGS",
+    "NVIDIA_TF32_OVERRIDE",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NODELIST",
+    "TPU_ACCELERATOR_TYPE",
+    "XLA_FLAGS",
+)
+"""Variables that change how a run is computed, or say where it was. No others are recorded: they may hold secrets."""
 
 
 def provenance(fingerprint: str) -> dict[str, Any]:
@@ -29,6 +49,7 @@ def provenance(fingerprint: str) -> dict[str, Any]:
         "platform": device.platform,
         "device": device.device_kind if device.platform != "cpu" else processor(),
         "devices": jax.device_count(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "data_fingerprint": fingerprint,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

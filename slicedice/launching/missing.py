@@ -52,8 +52,8 @@ def to_train(plan: Plan, store: Store, *, retry: bool) -> list[str]:
     if retry:
         return [id_ for id_, kind in kinds.items() if kind.needs_retry]
     missing = [id_ for id_, kind in kinds.items() if kind.is_to_train]
-    waiting = queue(store, missing).on_clusters
-    return [id_ for id_ in missing if id_ not in waiting]
+    waiting = queue(store, [id_ for id_ in missing if kinds[id_] is not Kind.CANCELLED]).on_clusters
+    return [id_ for id_ in missing if id_ not in waiting or kinds[id_] is Kind.CANCELLED]
 
 
 def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
@@ -87,10 +87,15 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
         )
     _tell_of_evaluations(plan, store, console)
     missing = to_train(plan, store, retry=how.retry)
+    if not missing and how.retry:
+        console.print("There is nothing to retry. The verb run trains what is missing.")
     if not missing:
-        if how.retry:
-            console.print("There is nothing to retry. The verb run trains what is missing.")
-        return True
+        left = [id_ for id_, (state, _) in store.look(plan.runs).items() if state.kind.is_to_train]
+        if left:
+            console.print(
+                f"All {len(left)} runs that are left are in an engine's queue; the verb status tells of them."
+            )
+        return not left
     job = make_job(plan, store, missing, how, launcher)
     rendered = launcher.render(job)
     for id_ in missing:

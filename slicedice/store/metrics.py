@@ -43,12 +43,11 @@ class Writer:
                 f"{self._path} is damaged: the checkpoint is of step {step}, and the metrics before it end at step "
                 f"{kept}. Remove the run's folder and run again; it starts over, and no other run is touched."
             )
-        # Not before: what is there may be replaced by what an earlier attempt wrote.
-        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
 
     def write(self, metrics: Metrics) -> None:
         """Appends the metrics of one step as a line; what is not a finite number, which JSON lacks, as null."""
-        assert self._file is not None, "begin comes first"
+        if self._file is None:  # not before, since what is there may be replaced by what an earlier attempt wrote
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._times.append(time.monotonic())
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = json.dumps(finite).encode() + b"\n"

@@ -130,7 +130,7 @@ class Store:
         found, paused = {}, self.programs.paused()
         for id_, (spec, execution) in runs.items():
             state, result = self.run(id_).look()
-            if state.kind.is_to_train and id_ in queued:
+            if state.kind in (Kind.MISSING, Kind.PREEMPTED) and id_ in queued:  # what is cancelled a unit passes over
                 state = dataclasses.replace(state, kind=Kind.QUEUED)
             elif state.kind.is_to_train and paused and (pause := paused.get(program_key(spec, execution))):
                 state = dataclasses.replace(state, kind=Kind.PAUSED, reason=pause.reason)

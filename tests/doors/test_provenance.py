@@ -43,3 +43,12 @@ def test_another_projects_commit_is_not_ours(tmp_path: Path, monkeypatch: pytest
     repository(tmp_path / "project")
     install(tmp_path / where, monkeypatch)
     assert provenance.git_revision() is None
+
+
+def test_of_the_environment_only_names_that_are_allowed_are_recorded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "secret-1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-2")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    found = provenance.provenance("f")
+    assert found["environment"]["SLURM_JOB_ID"] == "17"
+    assert "secret" not in str(found)

@@ -63,10 +63,12 @@ def test_a_file_is_run_anew_every_time(here: Path):
 
 def test_names_are_sorted_and_told_once(here: Path):
     for name in ("10x", "2x", "b", "a", "_private", "100x"):
-        write(here / "launch" / f"{name}.py", "")
-    write(here / "launch" / "notes.txt", "")
-    write(here / "launch" / "local.py", "")
-    mine = [name for name in files.names("launch") if name in ("10x", "2x", "b", "a", "_private", "100x", "notes")]
+        write(here / "launch" / f"{name}.py", "def get_launcher(): ...")
+    write(here / "launch" / "notes.txt", "get_launcher")
+    write(here / "launch" / "script.py", "def main(argv): ...")
+    write(here / "launch" / "local.py", "def get_launcher(): ...")
+    others = ("_private", "notes", "script")
+    mine = [name for name in files.names("launch") if name in ("10x", "2x", "b", "a", "100x", *others)]
     assert mine == ["a", "b", "2x", "10x", "100x"]
     assert files.names("launch").count("local") == 1
     scales = [name for name in files.names("experiments") if re.fullmatch(r"\d+m", name)]

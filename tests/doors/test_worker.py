@@ -15,7 +15,7 @@ import pytest
 
 from slicedice import data, evaluation, training, work, worker
 from slicedice.spec import Execution, RunSpec, run_id
-from slicedice.store import Kind, Launch, RunFolder, RunState, Store
+from slicedice.store import Claim, Kind, Launch, RunFolder, RunState, Store
 from slicedice.store.launches import write_launch
 from slicedice.worker import AGAIN, DISK_FULL, Worker, lighter
 from tests import endings
@@ -223,7 +223,7 @@ def test_a_cancelled_run_is_passed_over_and_one_that_is_cancelled_in_training_en
     def during(folder: RunFolder) -> None:
         seen.append(bench.worker.should_leave())
         folder.cancel()
-        assert bench.worker._claim
+        assert isinstance(bench.worker._claim, Claim)
         bench.worker._claim.beat()
         seen.append(bench.worker.should_leave())
 

@@ -1,0 +1,312 @@
+"""Verbs for runs that were launched: status, logs, cancel, retry, gc; and what a dry run says."""
+
+import json
+import sys
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from slicedice import operating, status
+from slicedice.launching import Phase
+from slicedice.store import Kind, Launch, Store
+from slicedice.store.launches import write_launch
+from tests import endings
+
+CLUSTER = '''
+"""An engine that keeps what it is given in a file, and does nothing with it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from slicedice.launching import LaunchError, Phase
+
+QUEUE = Path(__file__).parent / "queue.json"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    partition: str = "any"
+
+    def render(self, job):
+        return {f"unit-{i}.sh": job.command(i) + f" # {self.partition}" for i, _ in enumerate(job.units)}
+
+    def submit(self, job, rendered):
+        for name, text in rendered.items():
+            assert (job.store.launch_folder(job.name) / name).read_text() == text
+        QUEUE.write_text(json.dumps(["queued"] * len(job.units)))
+        return [f"job{i}" for i, _ in enumerate(job.units)]
+
+    def poll(self, launch):
+        if not QUEUE.exists():
+            raise LaunchError("the engine is on holiday")
+        return [Phase(phase) for phase in json.loads(QUEUE.read_text())]
+
+    def cancel(self, launch, units):
+        phases = json.loads(QUEUE.read_text())
+        QUEUE.write_text(json.dumps(["ended" if i in units else phase for i, phase in enumerate(phases)]))
+
+    def logs(self, launch, unit):
+        return f"{launch.handles[unit]} says hello"
+
+
+def get_launcher():
+    return Cluster()
+'''
+
+
+@pytest.fixture
+def cluster(desk):
+    """A desk with a launcher whose queue outlives the sweep."""
+    desk.write("launch/cluster.py", CLUSTER)
+    return desk
+
+
+def submit(desk, *arguments: str):
+    return desk.sweep(*arguments, launcher="cluster")
+
+
+def kinds(desk, *arguments: str) -> dict[str, str]:
+    """States by name, as the verb status tells them."""
+    said = desk.sweep("status", "--json", *arguments, launcher="cluster")
+    assert said.status == 0
+    return {run["name"]: run["state"] for run in json.loads(said.out)["runs"]}
+
+
+def test_what_is_submitted_is_what_a_dry_run_says_and_the_sweep_returns(cluster):
+    dry = submit(cluster, "--dry_run", "--launcher.partition=gpu")
+    assert dry.status == 0
+    assert not (cluster.folder / "runs").exists()
+    files = json.loads(submit(cluster, "--dry_run", "--launcher.partition=gpu", "--json").out)["files"]
+    assert len(files) == 3  # three programs
+    call = submit(cluster, "--launcher.partition=gpu")
+    assert call.status == 0
+    assert "3 runs in 3 work units" in call.out
+    (launch,) = Store(cluster.folder / "runs").launches()
+    assert launch.handles == ("job0", "job1", "job2")
+    assert launch.settings == {"partition": "gpu"}
+    for name, text in files.items():
+        assert (launch.folder / name).read_text() == text
+        assert text in dry.out
+        assert text.endswith("# gpu")
+        assert f"--store {cluster.folder / 'runs'} --unit {launch.name}/" in text
+
+
+def test_runs_of_a_program_are_a_unit_as_far_as_its_hours_go(cluster):
+    submit(cluster, "--seeds", "4")
+    submit(cluster, "--seeds", "8", "--unit_hours", "1e-9")
+    first, second = Store(cluster.folder / "runs").launches()
+    assert [len(unit) for unit in first.units] == [4, 4, 4]
+    assert [len(unit) for unit in second.units] == [1] * 12
+
+
+def test_what_is_queued_is_not_submitted_again(cluster):
+    submit(cluster)
+    assert set(kinds(cluster).values()) == {"queued"}
+    again = submit(cluster)
+    assert again.status == 0
+    assert "All 3 runs that are left are in an engine's queue" in again.out
+    assert len(Store(cluster.folder / "runs").launches()) == 1
+    (cluster.folder / "launch" / "queue.json").write_text(json.dumps([Phase.ENDED, Phase.RUNNING, Phase.ENDED]))
+    assert sorted(kinds(cluster).values()) == ["missing", "missing", "queued"]
+    assert "2 runs in 2 work units" in submit(cluster).out
+
+
+def test_an_engine_that_cannot_be_asked_is_told_and_stops_nothing(cluster):
+    submit(cluster)
+    (cluster.folder / "launch" / "queue.json").unlink()
+    said = cluster.sweep("status", launcher="cluster")
+    assert said.status == 0
+    assert "the engine is on holiday" in said.out
+    assert set(kinds(cluster).values()) == {"missing"}
+
+
+def test_a_launcher_that_a_store_names_by_path_is_not_executed(cluster):
+    cluster.write("trap.py", "from pathlib import Path\nPath('sprung').touch()\n")
+    cluster.sweep()
+    store = Store(cluster.folder / "runs")
+    (store.run(store.ids()[0]).path / "result.json").unlink()
+    trap = Launch("trap-1", store.launch_folder("trap-1"), "./trap.py", {}, (tuple(store.ids()),), ("u",))
+    write_launch(trap, {})
+    for verb in (["status"], ["cancel"], ["logs", store.ids()[0]], ["report"]):
+        cluster.sweep(*verb)
+    assert not (cluster.folder / "sprung").exists()
+    assert "--launcher ./trap.py" in cluster.sweep("status").out.replace("\n", " ")
+
+
+def test_cancelled_runs_leave_their_engine_and_come_again_when_asked_for(cluster):
+    submit(cluster)
+    call = submit(cluster, "cancel", "--only", "*-n4-*")
+    assert call.status == 0
+    assert "1 runs are cancelled" in call.out
+    states = kinds(cluster)
+    assert sorted(states.values()) == ["cancelled", "queued", "queued"]
+    assert json.loads((cluster.folder / "launch" / "queue.json").read_text()).count("ended") == 1
+    assert "1 runs in 1 work units" in submit(cluster).out
+    assert set(kinds(cluster, "--only", "*-n4-*").values()) == {"queued"}
+
+
+def test_a_unit_that_has_other_runs_besides_stays_in_its_queue(cluster):
+    submit(cluster, "--seeds", "2")
+    submit(cluster, "cancel", "--seeds", "2", "--only", "*-seed1")
+    assert json.loads((cluster.folder / "launch" / "queue.json").read_text()) == ["queued"] * 3
+    states = kinds(cluster, "--seeds", "2")
+    assert {name.rpartition("-")[2]: state for name, state in states.items()} == {
+        "seed0": "queued",
+        "seed1": "cancelled",
+    }
+    assert "3 runs in 3 work units" in submit(cluster, "--seeds", "2").out
+    assert set(kinds(cluster, "--seeds", "2").values()) == {"queued"}
+
+
+def test_results_are_not_cancelled(cluster):
+    cluster.sweep()
+    assert "0 runs are cancelled" in submit(cluster, "cancel").out
+    assert set(kinds(cluster).values()) == {"done"}
+
+
+def test_what_trains_is_told_with_its_step_speed_end_and_health(cluster):
+    submit(cluster)
+    store = Store(cluster.folder / "runs")
+    run = store.run(store.matching("smoke-g1/2-n4-*")[0])
+    claim = run.claim()
+    assert claim
+    with claim:
+        line = {"step": 49, "cross_entropy": 3.5, "load_imbalance": 1.25, "dead_experts": 2.0, "dropped_share": 0.125}
+        claim.metrics.write_text(json.dumps(line) + "\n")
+        claim.progress(50, 0.5)
+        claim.beat()
+        (row,) = json.loads(cluster.sweep("status", "--json", "--only", "*-n4-*").out)["runs"]
+        assert (row["state"], row["steps"], row["seconds_per_step"]) == ("running", 50, 0.5)
+        assert (row["load_imbalance"], row["dead_experts"], row["dropped_share"]) == (1.25, 2.0, 0.125)
+        left = (row["last_step"] - 50) * 0.5
+        assert row["last_step"] > 50
+        ends = datetime.fromisoformat(row["ends"]).timestamp()
+        assert ends == pytest.approx(claim.signs.at + left, abs=2)
+        told = " ".join(cluster.sweep("status").out.split())
+        for words in (f"50 of {row['last_step']}", "500", "1.25", "12.5%", "running", "The last of those that train"):
+            assert words in told
+
+
+def test_watching_ends_when_nothing_trains_or_waits(cluster, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(status, "PAUSE_SECONDS", 0.05)
+    submit(cluster)
+    store = Store(cluster.folder / "runs")
+
+    def finish() -> None:
+        time.sleep(0.5)
+        for id_ in store.ids():
+            endings.fail(store.run(id_), Kind.CRASHED, "because")
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    said = cluster.sweep("status", "--watch")
+    thread.join()
+    assert said.status == 0
+    assert "3 runs: 3 queued" in said.out
+    assert "because" in said.out
+
+
+def test_logs_are_the_runs_own_and_the_engines(cluster):
+    submit(cluster)
+    store = Store(cluster.folder / "runs")
+    run = store.matching("smoke-dense-*")[0]
+    told = cluster.sweep("logs", "smoke-dense-seed0", grid="", launcher="cluster", scale="")
+    assert "it has not begun" in told.out
+    assert "job0 says hello" in told.out
+    store.run(run).log_of(0).write_text("first line\n[bold]last\n")
+    assert "[bold]last" in cluster.sweep("logs", run[:6], grid="", scale="").out
+    for name in ("smoke-*", "nothing"):
+        call = cluster.sweep("logs", name, grid="", scale="")
+        assert call.status == 2
+        assert name in call.err
+
+
+def make_garbage(store: Store) -> list[Path]:
+    """Of a finished run and of one that was preempted twice; returns what has to be kept."""
+    done, left = (store.run(id_) for id_ in store.ids()[:2])
+    kept = done.attempt()
+    for folder in ("model", "training/5"):
+        (kept.checkpoints / folder).mkdir(parents=True)
+        (kept.checkpoints / folder / "x").write_text("weights")
+    (left.path / "result.json").unlink()
+    for number in (2, 3):
+        endings.fail(left, Kind.PREEMPTED, "because")
+        (left.attempts()[0].checkpoints / "training" / str(number)).mkdir(parents=True)
+        (left.attempts()[0].checkpoints / "training" / str(number) / "x").write_text("weights")
+    (left.path / ".result.json.123").write_text("half")
+    return [
+        kept.checkpoints / "model" / "x",
+        done.path / "result.json",
+        left.attempts()[0].checkpoints / "training" / "3" / "x",
+    ]
+
+
+def test_gc_removes_what_no_run_needs_and_only_when_told(desk, monkeypatch: pytest.MonkeyPatch):
+    desk.sweep()
+    store = Store(desk.folder / "runs")
+    kept = make_garbage(store)
+    everything = sorted(path for path in store.root.rglob("*"))
+    asked = desk.sweep("gc", grid="", scale="")
+    assert asked.status == 1
+    assert "3 places" in asked.out
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    assert desk.sweep("gc", grid="", scale="").status == 1
+    assert sorted(path for path in store.root.rglob("*")) == everything
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    assert desk.sweep("gc", grid="", scale="").status == 0
+    assert all(path.exists() for path in kept)
+    gone = {path.name for path in everything if not path.exists()}
+    assert {"training", ".result.json.123", "checkpoints"} <= gone
+    assert "0 places" in desk.sweep("gc", "--yes", grid="", scale="").out
+
+
+def test_gc_leaves_what_somebody_trains(desk):
+    desk.sweep()
+    store = Store(desk.folder / "runs")
+    make_garbage(store)
+    claim = store.run(store.ids()[1]).claim()
+    assert claim
+    with claim:
+        said = desk.sweep("gc", grid="", scale="").out
+    assert "1 places" in said
+    assert store.ids()[1] not in said
+
+
+def test_a_store_that_is_none_has_no_garbage(desk):
+    call = desk.sweep("gc", "--store", "elsewhere", grid="", scale="")
+    assert call.status == 2
+    assert "elsewhere" in call.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--launcher.color=blue", "--launcher.size=3"], ["--launcher.size", "color, most"]),
+        (["--launcher.most=many"], ["--launcher.most", "many", "int"]),
+        (["--launcher.most"], ["--launcher.most", "--launcher.FIELD=VALUE"]),
+        (["status", "--watch", "--json"], ["--watch", "--json"]),
+        (["plan", "--watch"], ["--watch", "status"]),
+        (["status", "--yes"], ["--yes", "gc"]),
+        (["--unit_hours", "0"], ["--unit_hours", "over 0"]),
+    ],
+)
+def test_bad_settings_are_told(desk, arguments: list[str], names: list[str]):
+    call = desk.sweep(*arguments)
+    assert call.status == 2
+    assert all(name in call.err for name in names), call.err
+    assert desk.launched == []
+
+
+def test_the_tail_of_a_log_is_what_is_printed(desk, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(operating, "TAIL_LINES", 2)
+    desk.sweep()
+    store = Store(desk.folder / "runs")
+    store.run(store.ids()[0]).log_of(0).write_text("a line\nanother\nthe last\n")
+    said = desk.sweep("logs", store.ids()[0], grid="", scale="").out
+    assert "a line" not in said
+    assert "another\nthe last" in said
