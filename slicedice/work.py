@@ -25,7 +25,7 @@ from typing import Any
 from slicedice.spec import SpecError
 from slicedice.spec.errors import require
 from slicedice.store import Store, StoreError
-from slicedice.store.files import is_disk_full
+from slicedice.store.files import BucketError, is_disk_full
 from slicedice.store.launches import read_launch
 from slicedice.worker import AGAIN, DISK_FULL, LostPeerError, Worker, use_compilation_cache
 
@@ -102,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LostPeerError as error:
         print(error, flush=True)
         return _leave(error.status, options)
+    except BucketError as error:
+        print(error, file=sys.stderr)
+        return _leave(AGAIN, options)
     except Exception as error:
         if is_disk_full(error):
             print(

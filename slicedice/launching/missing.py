@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 
-from slicedice import evaluation, machine
+from slicedice import copies, evaluation, machine
 from slicedice.cost import cost, memory
-from slicedice.data import TokenStore, prepare
+from slicedice.data import TokenStore
 from slicedice.data.tokenizer import padded_vocab_size
 from slicedice.grid import Plan
 from slicedice.launching.loading import load_launcher
@@ -152,7 +152,9 @@ def _tell_of_evaluations(plan: Plan, store: Store, console: Console) -> None:
     asked = {}
     for execution in {execution for _, execution in plan.runs.values()}:
         wanted = evaluation.Asked.of(execution)
-        evaluation.copy_tasks(wanted, store.tasks)
+        tasks = copies.tasks(store)
+        evaluation.copy_tasks(wanted, tasks)
+        copies.publish_tasks(store, tasks)
         asked[execution] = [found.name for found in evaluation.find_all(wanted)]
     lacking = [
         id_
@@ -170,8 +172,8 @@ def _tell_of_evaluations(plan: Plan, store: Store, console: Console) -> None:
 
 
 def _prepare(data: DataSpec, store: Store) -> TokenStore:
-    text = (data.source, data.tokenizer, store.data, data.heldout_fraction, data.tokens or 0)
-    return prepare(*text, processes=len(machine.cores()))
+    text = (data.source, data.tokenizer, data.heldout_fraction, data.tokens or 0)
+    return copies.prepare_tokens(store, *text, processes=len(machine.cores()))
 
 
 def _is_stale(store: Store, run: str, fingerprint: str) -> bool:

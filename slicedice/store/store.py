@@ -15,9 +15,10 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from slicedice import cache
 from slicedice.spec import Execution, RunSpec, from_json, program_key, run_id, run_name
 from slicedice.spec.identity import id_of_json
-from slicedice.store.files import StoreError, read_json, write_json
+from slicedice.store.files import BucketError, StoreError, as_path, each, is_object, read_json, write_json
 from slicedice.store.kinds import Kind, RunState
 from slicedice.store.launches import Launch, read_launch
 from slicedice.store.programs import Programs
@@ -37,12 +38,12 @@ class Store:
     """
 
     def __init__(self, root: Path | str):
-        self.root = Path(root)
+        self.root = as_path(root)
         self.data = self.root / "data"
         self.tasks = self.root / "tasks"
         self.programs = Programs(self.root / "programs")
         self._marker = self.root / "store.json"
-        taken = self.root.exists() and (not self.root.is_dir() or any(self.root.glob("[!.]*")))
+        taken = (self.root.exists() and not self.root.is_dir()) or any(self.root.glob("[!.]*"))
         if not self.exists():  # asked after looking inside: another process may just have made it
             if taken:
                 raise StoreError(
@@ -62,6 +63,13 @@ class Store:
     def address(self) -> str:
         """The store's folder, for a process that works elsewhere."""
         return str(self.root.absolute())
+
+    @property
+    def workers_log(self) -> Path:
+        """What workers of this machine write that is no run's: in the store, or the user's cache for one in a bucket."""
+        if not is_object(self.root):
+            return self.root / "workers.log"
+        return cache.folder() / "workers" / f"{hashlib.sha256(self.address.encode()).hexdigest()[:12]}.log"
 
     def exists(self) -> bool:
         """Whether the store has been made."""
@@ -104,7 +112,7 @@ class Store:
           StoreError: there is no such run, or its spec is damaged, of another schema, or that of another run.
         """
         path = self.run(run).path / "spec.json"
-        if not run or not path.parent.exists():  # no name at all would be the folder of all runs
+        if not run or not path.parent.is_dir():  # no name at all would be the folder of all runs
             raise StoreError(
                 f"There is no run {run!r} in {self.root}. Name one by its id, as `sweep plan` and `sweep status` list "
                 "them."
@@ -128,8 +136,10 @@ class Store:
           queued: ids of those that an engine has in its queue.
         """
         found, paused = {}, self.programs.paused()
+        there = [id_ for id_ in self.ids() if id_ in runs] if is_object(self.root) else list(runs)
+        looks = dict(zip(there, each(lambda id_: self.run(id_).look(), there, self.root), strict=True))
         for id_, (spec, execution) in runs.items():
-            state, result = self.run(id_).look()
+            state, result = looks.get(id_, (RunState(Kind.MISSING), None))
             if state.kind in (Kind.MISSING, Kind.PREEMPTED) and id_ in queued:  # what is cancelled a unit passes over
                 state = dataclasses.replace(state, kind=Kind.QUEUED)
             elif state.kind.is_to_train and paused and (pause := paused.get(program_key(spec, execution))):
@@ -183,8 +193,9 @@ class Store:
     def strays(self, known: Container[str]) -> dict[str, str]:
         """What lies among the runs and is none, by name, each with why; `known` and hidden files are passed over."""
         found = {}
-        for path in sorted((self.root / "runs").glob("[!.]*")):
-            if path.name not in known and (why := _not_a_run(path)):
+        others = [path for path in sorted((self.root / "runs").glob("[!.]*")) if path.name not in known]
+        for path, why in zip(others, each(_not_a_run, others, self.root), strict=True):
+            if why:
                 found[os.fsencode(path.name).decode(errors="backslashreplace")] = why  # so that it can be printed
         return found
 
@@ -199,5 +210,7 @@ def _not_a_run(path: Path) -> str:
         return "its name is no run's id, as of a copy made by hand"
     try:
         return RunFolder(path).foreign()
+    except BucketError:
+        raise
     except OSError:
         return "it cannot be read"
