@@ -65,7 +65,9 @@ def open_tokens(store: Store, source: str, tokenizer: str, heldout_fraction: flo
     name = (read_json(request) or {}).get("store")
     if not isinstance(name, str) or not HEX.fullmatch(name):
         tell = f" with `python -m slicedice.data prepare --source {source} ...`" if source.startswith(SEQIO) else ""
-        raise DataError(f"The tokens of {source} are not in {store.data} with these settings. Prepare them first{tell}.")
+        raise DataError(
+            f"The tokens of {source} are not in {store.data} with these settings. Prepare them first{tell}."
+        )
     return _fetched(store.data / name)
 
 
@@ -124,7 +126,9 @@ def _fetched(folder: Path) -> TokenStore:
             files = [file for file in folder.iterdir() if not file.name.startswith(".")]
             each(lambda file: cast(Any, file).download(partial / file.name), files, folder)
             if fingerprint_of(TokenStore(partial)) != fingerprint:
-                raise DataError(f"The tokens in {folder} are not those its fingerprint is of. Remove it, prepare again.")
+                raise DataError(
+                    f"The tokens in {folder} are not those its fingerprint is of. Remove it, prepare again."
+                )
     return TokenStore(path)
 
 

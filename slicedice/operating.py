@@ -132,5 +132,3 @@ def _garbage_of(folder: RunFolder) -> Iterator[tuple[Path, str]]:
     with_checkpoint = [one for one in folder.attempts() if one.has_checkpoint]
     for one in with_checkpoint[1:]:
         yield one.checkpoints, "checkpoints that a later attempt has gone on from"
-
-

@@ -33,7 +33,7 @@ AGAIN = 75
 OTHERS_SECONDS = 60
 """How long a process that failed waits for the others to fail alike."""
 
-BUCKET_WORDS = "Error reading \"gs://", "Error writing \"gs://"
+BUCKET_WORDS = 'Error reading "gs://', 'Error writing "gs://'
 LOST_PEER_WORDS = "Gloo", "heartbeat", "oordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 
 

@@ -53,7 +53,7 @@ def service() -> Any:
 
 
 class ObjectPath(PosixGPath):
-    """The path of an object, or of what begins with its name. All methods raise `BucketError` or `FileNotFoundError`."""
+    """The path of an object, or of what begins with its name. Methods raise `BucketError` or `FileNotFoundError`."""
 
     @property
     def bucket(self) -> str:

@@ -66,7 +66,7 @@ class Store:
 
     @property
     def workers_log(self) -> Path:
-        """What workers of this machine write that is no run's: in the store, or the user's cache for one in a bucket."""
+        """What workers of this machine write that is no run's: in the store, or for a bucket in the user's cache."""
         if not is_object(self.root):
             return self.root / "workers.log"
         return cache.folder() / "workers" / f"{hashlib.sha256(self.address.encode()).hexdigest()[:12]}.log"
