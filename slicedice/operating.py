@@ -72,11 +72,8 @@ def cancel(plan: Plan, store: Store, launcher: str, console: Console) -> int:
             launches[place.launch.name] = place.launch
     for name, numbers in units.items():
         load_launcher(launches[name].launcher, launches[name].settings).cancel(launches[name], sorted(numbers))
-    console.print(
-        f"{len(some)} runs are cancelled. Those that train save a checkpoint and end within seconds; the verb run "
-        "takes them up again.",
-        soft_wrap=True,
-    )
+    told = "Those that train save a checkpoint and end within seconds; the verb run takes them up again."
+    console.print(f"{len(some)} runs are cancelled. {told}" if some else "There is nothing to cancel.", soft_wrap=True)
     for note in waiting.notes:
         console.print(note, soft_wrap=True)
     return 1 if waiting.notes else 0
@@ -123,7 +120,7 @@ def _garbage_of(folder: RunFolder) -> Iterator[tuple[Path, str]]:
         yield path, "half-written, by a process that ended"
     if folder.result():
         kept = folder.attempt()
-        if (kept.checkpoints / "training").is_dir():
+        if kept.has_checkpoint:
             yield kept.checkpoints / "training", "checkpoints of training, and the run has a result"
         for one in folder.attempts():
             if one.number != kept.number:

@@ -5,9 +5,9 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slicedice import cache, copies
 from slicedice.evaluating import Evaluator
@@ -15,6 +15,7 @@ from slicedice.spec import Execution, RunSpec, program_key, run_name
 from slicedice.store import Attempt, Claim, Kind, Onlooker, RunFolder, Store, metrics
 from slicedice.store.drafts import Draft
 from slicedice.store.files import BucketError, is_disk_full
+from slicedice.writers import RunWriter
 
 if TYPE_CHECKING:
     from slicedice.training import Program, TrainState
@@ -125,7 +126,8 @@ class Worker:
         from slicedice import training
 
         try:
-            return self._train(claim, folder, spec, execution), ""
+            with contextlib.closing(RunWriter(spec, execution, self.store)) as shown:
+                return self._train(claim, folder, spec, execution, shown), ""
         except training.Stopped as stopped:
             kind = Kind.CANCELLED if claim.is_cancelled else Kind.PREEMPTED
             return kind, "another process took it up" if claim.is_lost else str(stopped)
@@ -148,7 +150,9 @@ class Worker:
                 _wait_for_all(f"the end of {folder.path.name}", kind)
             return kind, reason
 
-    def _train(self, claim: Claim | Onlooker, folder: RunFolder, spec: RunSpec, execution: Execution) -> Kind:
+    def _train(
+        self, claim: Claim | Onlooker, folder: RunFolder, spec: RunSpec, execution: Execution, shown: RunWriter
+    ) -> Kind:
         from slicedice import evaluation, training
         from slicedice.parallel import processes
         from slicedice.provenance import provenance
@@ -167,6 +171,7 @@ class Worker:
         last = spec.budget.steps
 
         def begin(step: int) -> None:
+            shown.begin(step, (claim, *earlier))
             source: Attempt = next((other for other in (claim, *earlier) if other.steps >= step), claim)
             if source is not claim:
                 claim.take_over(source, step)
@@ -176,6 +181,12 @@ class Worker:
         def report(values: metrics.Metrics) -> None:
             writer.write(values)
             claim.progress(int(values["step"]) + 1, writer.seconds_per_step())
+            shown.step(values)
+
+        def evaluated(step: int, name: str, scores: dict[str, Any]) -> None:
+            if execution.evaluate_every:
+                claim.append_evaluation(step, name, scores)
+            shown.evaluation(step, name, scores)
 
         # What an earlier attempt has no metrics of cannot be gone on from.
         places = [(other.checkpoints, other.steps) for other in earlier]
@@ -193,7 +204,7 @@ class Worker:
                     begin=begin,
                     report=report,
                     should_stop=self.should_leave,
-                    evaluate=lambda state: _watch(claim, evaluator, program, state),
+                    evaluate=lambda state: _watch(claim, evaluator, program, state, evaluated),
                     evaluate_every=execution.evaluate_every,
                 )
             except training.Diverged as diverged:
@@ -218,24 +229,28 @@ class Worker:
             )
             checkpoints.drop_training_state()
         if kind is Kind.DONE:
-            if execution.evaluate_every:
-                claim.cut_evaluations(last)
-                claim.append_evaluation(last, evaluation.HELD_OUT, losses)
+            claim.cut_evaluations(last)
+            evaluated(last, evaluation.HELD_OUT, losses)
             # The result is there: whatever an evaluation does, the run is done.
             for name, content in evaluator.others(model):
                 if not claim.writes:
                     continue
                 if "scores" in content:
                     folder.write_evaluation(name, {**content, "provenance": provenance(tokens.fingerprint)})
-                    if execution.evaluate_every:
-                        claim.append_evaluation(last, name, content["scores"])
+                    evaluated(last, name, content["scores"])
                 elif folder.evaluations().get(name) is None:
                     folder.write_evaluation(name, content)
         return kind
 
 
-def _watch(claim: Claim | Onlooker, evaluator: Evaluator, program: "Program", state: "TrainState") -> None:
-    """Evaluates a state in training, and adds the lines that are not there yet of its step."""
+def _watch(
+    claim: Claim | Onlooker,
+    evaluator: Evaluator,
+    program: "Program",
+    state: "TrainState",
+    evaluated: Callable[[int, str, dict[str, Any]], None],
+) -> None:
+    """Evaluates a state in training, and hands over the scores that have no line yet of its step."""
     from slicedice import evaluation
     from slicedice.parallel import processes
 
@@ -244,10 +259,10 @@ def _watch(claim: Claim | Onlooker, evaluator: Evaluator, program: "Program", st
     if not claim.writes:
         known = set()
     if not processes.greatest(evaluation.HELD_OUT in known):
-        claim.append_evaluation(step, evaluation.HELD_OUT, evaluator.held_out(model))
+        evaluated(step, evaluation.HELD_OUT, evaluator.held_out(model))
     for name, content in evaluator.others(model, but=known):
         if "scores" in content:
-            claim.append_evaluation(step, name, content["scores"])
+            evaluated(step, name, content["scores"])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

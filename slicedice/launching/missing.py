@@ -20,6 +20,7 @@ from slicedice.spec import DataSpec, SpecError, run_name
 from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Launch, Store
 from slicedice.store.launches import write_launch
+from slicedice.writers import require_installed
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
       LaunchError: the launcher could not go on.
     """
     launcher = load_launcher(how.launcher, how.settings)
+    if isinstance(launcher, Attended):  # others train where something else may be installed
+        for writers in sorted({execution.writers for _, execution in plan.runs.values()}):
+            require_installed(writers)
     store.create()
     # Text is tokenised before workers start, so that bad input ends here, in one paragraph.
     texts = {data: _prepare(data, store) for data in {spec.data for spec, _ in plan.runs.values()}}

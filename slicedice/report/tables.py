@@ -152,7 +152,7 @@ def status_table(rows: list[Row]) -> Table:
             "settings": row["settings"],
             "id": row["id"],
             "state": row["state"],
-            "steps": f"{row['steps']} of {row['last_step']}",
+            "steps": f"{row['steps']} of {row['last_step']}" if row["state"] == Kind.RUNNING else str(row["steps"]),
             "ms a step": _rounded(row.get("seconds_per_step"), 1000, ".3g"),
             "ends": (row.get("ends") or "")[11:16],
             "on": row.get("host") or row.get("launch") or "",

@@ -140,6 +140,7 @@ def study_config() -> Config:
     execution.evaluation_tasks = ""  # some of boolq, hellaswag, mmlu, joined by commas
     execution.evaluation_data = ""  # folder of sets and tasks that are named
     execution.evaluate_every = 0  # steps, while training; 0: when it is over
+    execution.writers = ""  # that show metrics while training: tensorboard, wandb, joined by commas
     return config.lock()
 
 
@@ -297,6 +298,13 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
         e.evaluation_data,
         f"name the folder that {', '.join(named)} can be found in",
     )
+    writers = listed("execution.writers", e.writers)
+    require(
+        all(re.fullmatch(r"[a-z][a-z0-9_-]*", name) for name in writers),
+        "execution.writers",
+        e.writers,
+        "name writers, such as tensorboard and wandb, joined by commas",
+    )
     require(e.dispatch in DISPATCHES, "execution.dispatch", e.dispatch, f"choose {DISPATCHES}")
     require(1 <= e.expert_slack < math.inf, "execution.expert_slack", e.expert_slack, "use a number from 1")
     given = {
@@ -305,6 +313,7 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
         "evaluation_sets": ",".join(name if name in named else absolute(name) for name in sets),
         "evaluation_tasks": ",".join(tasks),
         "evaluation_data": absolute(e.evaluation_data) if e.evaluation_data.strip() else "",
+        "writers": ",".join(writers),
     }
     return Execution(**{**e.to_dict(), **given})
 

@@ -25,7 +25,14 @@ TRACED = ("seed", "optimizer.learning_rate", "optimizer.weight_decay", "router.a
 UNCOMPILED = {
     "spec": ("scale", "evaluation"),
     "data": ("source", "tokenizer", "heldout_fraction", "tokens"),
-    "execution": ("checkpoint_seconds", "evaluation_sets", "evaluation_tasks", "evaluation_data", "evaluate_every"),
+    "execution": (
+        "checkpoint_seconds",
+        "evaluation_sets",
+        "evaluation_tasks",
+        "evaluation_data",
+        "evaluate_every",
+        "writers",
+    ),
 }
 """Fields of a spec, of its data and of an execution that no training program knows of."""
 

@@ -118,6 +118,7 @@ class Execution:
     evaluation_sets, evaluation_tasks: what the run is evaluated on beside its held-out text, joined by commas.
     evaluation_data: folder of sets and tasks that are named; "" if there is none.
     evaluate_every: steps between evaluations while it trains; 0 for when it is over alone.
+    writers: what shows its metrics to people while it trains, joined by commas; "" for its own files alone.
     """
 
     micro_batch: int
@@ -132,6 +133,7 @@ class Execution:
     evaluation_tasks: str = ""
     evaluation_data: str = ""
     evaluate_every: int = 0
+    writers: str = ""
 
     @property
     def mesh_shape(self) -> MeshShape:

@@ -186,7 +186,7 @@ class RunFolder:
             return RunState(Kind.PREEMPTED, steps, wrong) if steps else RunState(Kind.MISSING, reason=wrong)
         ending = counting[0].ending() or RunState(Kind.PREEMPTED, reason=wrong or "its worker ended without a word")
         if ending.kind.has_result:
-            return RunState(Kind.PREEMPTED, steps, wrong or "its result.json is gone")
+            return RunState(Kind.PREEMPTED if steps else Kind.MISSING, steps, wrong or "its result.json is gone")
         if ending.kind is Kind.CANCELLED:  # and `create` has taken that back
             return RunState(Kind.PREEMPTED, steps, wrong or "it was cancelled before")
         if ending.kind is Kind.PREEMPTED and _fruitless(counting) >= MOST_FRUITLESS:

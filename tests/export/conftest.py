@@ -19,7 +19,6 @@ from slicedice.moe import RouterBias
 from slicedice.spec import RunSpec, run_id
 from slicedice.store import Kind, Store
 from slicedice.training import Checkpoints
-from tests import endings
 
 # Whatever loads what is written finds it here or nowhere.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -78,11 +77,14 @@ class Shelf:
         run = self.store.run(ours.spec)
         run.create(ours.spec, execution)
         if kind.has_result:
-            checkpoints = Checkpoints(run.attempt().checkpoints)
+            (run.path / "result.json").unlink(missing_ok=True)
+            claim = run.claim()
+            assert claim
+            checkpoints = Checkpoints(claim.checkpoints)
             checkpoints.save_model(SimpleNamespace(params=ours.params, bias=ours.bias))  # pyright: ignore[reportArgumentType]
             checkpoints.close()
             origin = {"data_fingerprint": fingerprint, "device": "d", "git_revision": "abc", "finished": "now"}
-            endings.finish(run, kind, {"steps": 6, "evaluation": {"held_out": SCORES}, "provenance": origin})
+            claim.finish(kind, {"steps": 6, "evaluation": {"held_out": SCORES}, "provenance": origin})
         return run_id(ours.spec)
 
     def export(self, run: str, folder: str = "out") -> tuple[int, str, str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from types import SimpleNamespace
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -31,9 +31,9 @@ class States(dict[str, RunState]):
         super().__init__(kinds)
         self.asked: list[str] = []
 
-    def run(self, id_: str) -> Any:
-        self.asked.append(id_)
-        return SimpleNamespace(state=lambda: self[id_])
+    def look(self, runs: Iterable[str]) -> dict[str, tuple[RunState, None]]:
+        self.asked += runs
+        return {id_: (self[id_], None) for id_ in runs}
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def fail(run: RunFolder, _: RunFolder) -> None:
 
 def fail_badly(run: RunFolder, other: RunFolder) -> None:
     fail(run, other)
-    (run.attempt().path / "end.json").write_text("[")
+    (run.attempts()[0].path / "end.json").write_text("[")
 
 
 class Damage(NamedTuple):
@@ -101,7 +101,7 @@ class Damage(NamedTuple):
     why: str = ""
 
 
-SPEC, RESULT, METRICS = "spec.json", "result.json", "metrics.jsonl"
+SPEC, RESULT, METRICS = "spec.json", "result.json", "attempts/1/metrics.jsonl"
 CANNOT = "its result.json cannot be read: it is"
 NAN = {"macro": {"nats": math.nan, "bits_per_byte": math.nan}}
 OTHER_TEXT = {"data_fingerprint": "other", "device": "d", "git_revision": None, "finished": "now"}
@@ -109,8 +109,8 @@ DAMAGE = {
     "missing": Damage(lambda run, _: shutil.rmtree(run.path), "missing"),
     "diverged": Damage(rewrite(RESULT, kind="diverged", steps=3, evaluation={}), "diverged"),
     "crashed": Damage(fail, "crashed", "[/red] f32[batch] $x^ <b>"),
-    "damaged failure": Damage(fail_badly, "crashed", "its failure.json is damaged"),
-    "interrupted": Damage(be_interrupted, "preempted", "without a word"),
+    "damaged failure": Damage(fail_badly, "crashed", "its end.json is damaged"),
+    "interrupted": Damage(be_interrupted, "preempted", "its result.json is gone"),
     "copy of another": Damage(become_copy, "missing", "its spec.json is of another run"),
     "truncated spec": Damage(truncate(SPEC), "missing", "its spec.json is damaged"),
     "no spec": Damage(lambda run, _: (run.path / SPEC).unlink(), "missing", "its spec.json is missing"),
@@ -153,8 +153,8 @@ def full(plan: Plan, tmp_path: Path, content, rng, monkeypatch: pytest.MonkeyPat
     for id_, (spec, execution) in plan.runs.items():
         run, loss = store.run(id_), float(rng.normal(2.0, 0.1))
         run.create(spec, execution)
-        run.attempt().metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(60)))
         endings.finish(run, Kind.DONE, content({"a": loss - 0.1, "b": loss + 0.1, "macro": loss}, steps=60))
+        run.attempt().metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(60)))
     return store
 
 
@@ -202,7 +202,8 @@ def test_what_is_damaged_is_named_and_the_rest_is_as_it_was(full: Store, plan: P
     assert set(states) == set(plan.runs)
     for id_, row in states.items():
         name = done_to.get(id_, "")
-        assert row == rows.get(id_, row), name
+        told = {column: value for column, value in row.items() if column not in ("last_step", "failures")}
+        assert told == rows.get(id_, told), name
         if name not in DAMAGE:
             assert (row["loss"], row["reason"], id_ in lacking) == (clean[id_]["loss"], None, False), name
             continue

@@ -150,6 +150,17 @@ def test_evaluations_that_cannot_be(overrides: dict[str, Any], valid: str, tiny)
         tiny(overrides)
 
 
+def test_writers_are_named(tiny):
+    assert tiny({"execution.writers": "tensorboard, my-own"})[1].writers == "tensorboard,my-own"
+    assert tiny()[1].writers == ""
+
+
+@pytest.mark.parametrize("writers", ["tensorboard,tensorboard", "wandb,", "../a", "os:system", "W&B", "-a"])
+def test_writers_that_cannot_be(writers: str, tiny):
+    with pytest.raises(SpecError, match=r"execution\.writers"):
+        tiny({"execution.writers": writers})
+
+
 def test_overrides_leave_the_config_alone():
     config = study_config()
     changed = override(config, {"model.d_model": 48, "router.gamma": 1}, where="a test")

@@ -72,12 +72,13 @@ NOT_SCIENCE = {
     "execution.evaluation_tasks": "mmlu",
     "execution.evaluation_data": "another",
     "execution.evaluate_every": 2,
+    "execution.writers": "tensorboard",
 }
 
 
 # Arguments of a program, and what it has nothing to do with: runs that differ only in them share it.
 SHARED = {"seed", "optimizer.learning_rate", "optimizer.weight_decay", "router.alpha", "router.gamma"}
-SHARED |= {"scale", "model.waive", "execution.checkpoint_seconds", "execution.evaluate_every"}
+SHARED |= {"scale", "model.waive", "execution.checkpoint_seconds", "execution.evaluate_every", "execution.writers"}
 SHARED |= {"data.source", "data.tokenizer", "data.heldout_fraction", "data.tokens"}
 
 

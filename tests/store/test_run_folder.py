@@ -118,7 +118,7 @@ def test_a_damaged_result_is_no_result(folder: RunFolder, text: str):
     finish(folder)
     (folder.path / "result.json").write_text(text)
     assert folder.result() is None
-    state = RunState(Kind.PREEMPTED, reason="its result.json cannot be read: it is damaged")
+    state = RunState(Kind.MISSING, reason="its result.json cannot be read: it is damaged")
     assert folder.look() == (state, None)
     assert folder.state() == state
     shutil.rmtree(folder.path / "attempts")
@@ -131,7 +131,7 @@ def test_a_damaged_result_is_no_result(folder: RunFolder, text: str):
 def test_a_result_that_is_gone_is_trained_anew(folder: RunFolder):
     finish(folder)
     (folder.path / "result.json").unlink()
-    assert folder.state() == RunState(Kind.PREEMPTED, 0, "its result.json is gone")
+    assert folder.state() == RunState(Kind.MISSING, 0, "its result.json is gone")
     finish(folder, steps=6)
     assert folder.state() == RunState(Kind.DONE, 6)
 
@@ -163,7 +163,7 @@ def test_a_result_that_does_not_say_how_it_ended_is_no_result(folder: RunFolder,
     (folder.path / "result.json").write_text(json.dumps(content))
     assert folder.result() is None
     why = f"it ends in {content['kind']!r} after {content['steps']!r} steps"
-    assert folder.look() == (RunState(Kind.PREEMPTED, reason=f"its result.json cannot be read: {why}"), None)
+    assert folder.look() == (RunState(Kind.MISSING, reason=f"its result.json cannot be read: {why}"), None)
 
 
 def test_a_result_that_cannot_be_read_leaves_the_state_to_the_other_files(folder: RunFolder):

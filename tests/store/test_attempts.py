@@ -352,7 +352,7 @@ def test_an_end_is_a_failure_or_a_result(folder: RunFolder, kind: Kind):
 def test_an_end_does_not_make_a_result(folder: RunFolder):
     one = elsewhere(folder)
     (one.path / "end.json").write_text(json.dumps({"kind": "done", "reason": ""}))
-    assert folder.state() == RunState(Kind.PREEMPTED, 0, "its result.json is gone")
+    assert folder.state() == RunState(Kind.MISSING, 0, "its result.json is gone")
     assert begin(folder).number == 2
 
 
