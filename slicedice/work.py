@@ -76,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Orbax tells every step of a save, and warns of settings that it changes itself; JAX, of platforms it lacks.
-    for talkative, level in (("absl", logging.ERROR), ("jax", logging.WARNING)):
+    # fsspec tells of every file that it reads.
+    for talkative, level in (("absl", logging.ERROR), ("jax", logging.WARNING), ("fsspec", logging.WARNING)):
         logging.getLogger(talkative).setLevel(level)
     try:
         _join(options)

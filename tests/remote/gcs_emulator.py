@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import secrets
+import sys
 import threading
 import time
 from collections import Counter
@@ -140,8 +141,7 @@ class Emulator:
         self.fault: Callable[[str, str], int] = lambda method, path: 0
         self.requests: Counter[str] = Counter()
         self.sessions: dict[str, tuple[Bucket, str, str, dict[str, str], bytearray]] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"emulator": self}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"emulator": self}))
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
@@ -246,6 +246,16 @@ class Emulator:
                 f"HTTP/1.1 {status} told\r\nContent-Length: {len(text)}\r\n\r\n{text.decode()}\r\n"
             )
         return 200, {"Content-Type": "multipart/mixed; boundary=batch"}, "".join([*answers, "--batch--"]).encode()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients that hang up, as those do that are killed; anything else is a fault of the emulator."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
