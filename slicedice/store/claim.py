@@ -146,7 +146,7 @@ class Claim(Attempt):
         except OSError as error:
             if not (is_disk_full(error) or isinstance(error, BucketError)):
                 raise
-            log.warning("there was no way to write that it ended (%s: %s): %s", kind, reason, error)
+            log.warning("there was no room, or no bucket, to write that it ended (%s: %s): %s", kind, reason, error)
         self._ended = True
 
 

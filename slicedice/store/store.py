@@ -65,11 +65,16 @@ class Store:
         return str(self.root.absolute())
 
     @property
-    def workers_log(self) -> Path:
-        """What workers of this machine write that is no run's: in the store, or for a bucket in the user's cache."""
+    def here(self) -> Path:
+        """For files that others write, and only into folders of this machine: the store's, or for a bucket a cache."""
         if not is_object(self.root):
-            return self.root / "workers.log"
-        return cache.folder() / "workers" / f"{hashlib.sha256(self.address.encode()).hexdigest()[:12]}.log"
+            return self.root
+        return cache.folder() / "stores" / hashlib.sha256(self.address.encode()).hexdigest()[:12]
+
+    @property
+    def workers_log(self) -> Path:
+        """What workers of this machine write that is no run's."""
+        return self.here / "workers.log"
 
     def exists(self) -> bool:
         """Whether the store has been made."""

@@ -6,6 +6,7 @@ It can be slow, fail, or be out of reach, as the real one can.
 """
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import itertools
@@ -302,6 +303,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(chunks)
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # of a client that was killed, or had enough
+            super().handle()
 
     def log_message(self, format: str, *_: object) -> None:
         """Says nothing."""
