@@ -11,7 +11,7 @@ from rich.live import Live
 
 from slicedice.grid import Plan
 from slicedice.launching.queue import queue
-from slicedice.report.results import TRAIN, Results, Row, read_results
+from slicedice.report.results import TRAIN, Row, read_results
 from slicedice.report.tables import count_table, listed, show, status_table
 from slicedice.spec.errors import require
 from slicedice.store import Attempt, Kind, Store, metrics
@@ -46,16 +46,19 @@ def status(plan: Plan, store: Store, options: argparse.Namespace, console: Conso
 
 def _read(plan: Plan, store: Store, options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Rows of all runs, those that train with how far they are; and notes."""
-    waits = [id_ for id_, (state, _) in store.look(plan.runs).items() if state.kind.is_to_train]
-    queued = queue(store, waits, options.launcher)
-    results: Results = read_results(plan, store, queued.places)
+    results = read_results(plan, store)
     rows = [*results.rows, *results.on_other_text]
+    # What is cancelled its unit passes over, though that may be in a queue.
+    queued = queue(
+        store, [row["id"] for row in rows if row["state"] in (Kind.MISSING, Kind.PREEMPTED)], options.launcher
+    )
     for row in rows:
         spec, _ = plan.runs[row["id"]]
         row["last_step"] = spec.budget.steps
         row["failures"] = {} if Kind(row["state"]).has_result else store.run(row["id"]).failures()
-        if place := queued.places.get(row["id"]):
-            row["launch"], row["unit"] = place.launch.name, place.unit
+        if row["id"] in queued.places and row["state"] in (Kind.MISSING, Kind.PREEMPTED):
+            place = queued.places[row["id"]]
+            row |= {"state": str(Kind.QUEUED), "launch": place.launch.name, "unit": place.unit}
         if row["state"] == Kind.RUNNING:
             row |= _live(store.run(row["id"]).attempts(), spec.budget.steps)
     return rows, [*results.notes, *queued.notes]
@@ -67,7 +70,10 @@ def _live(attempts: list[Attempt], last: int) -> dict[str, Any]:
         return {}
     now, record = attempts[0].signs, metrics.last(attempts[0].metrics) or {}
     left = None if now.seconds_per_step is None else now.seconds_per_step * (last - (now.step or 0))
-    ends = None if left is None else datetime.datetime.fromtimestamp(now.at + left).astimezone()
+    try:
+        ends = None if left is None else datetime.datetime.fromtimestamp(now.at + left).astimezone()
+    except (OverflowError, ValueError, OSError):  # what a store says need not make sense
+        ends = None
     holder = attempts[0].holder
     return {
         "host": holder.host if holder else None,

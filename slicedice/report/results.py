@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import io
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -136,14 +136,13 @@ def _follows_scale(name: str, flat: dict[str, dict[str, Any]]) -> bool:
     return all(len(found) == 1 for found in values.values())
 
 
-def read_results(plan: Plan, store: Store, queued: Container[str] = ()) -> Results:
+def read_results(plan: Plan, store: Store) -> Results:
     """Reads the state and result of every run of `plan`; what cannot be used is left out and named in a note.
 
-    Runs trained on other text than most of their plan are left out, since their losses do not compare. Those of
-    `queued` that wait are told to be.
+    Runs trained on other text than most of their plan are left out, since their losses do not compare.
     """
     rows, measured, evaluated, varied = [], {}, {}, settings(plan.runs)
-    looks = store.look(plan.runs, queued)
+    looks = store.look(plan.runs)
     for id_, (spec, _) in plan.runs.items():
         state, result = looks[id_]
         row: Row = {"id": id_, "name": run_name(spec), **coordinates(spec), "settings": varied[id_]}

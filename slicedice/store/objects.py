@@ -10,6 +10,7 @@ import errno
 import fnmatch
 import functools
 import os
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -34,22 +35,20 @@ def service() -> Any:
     Raises:
       BucketError: gcsfs is not installed.
     """
-    # etils, by which Orbax gets at files, would else use TensorFlow where that is installed; and gcsfs ask by gRPC
-    # what kind of bucket it is, which takes a right of its own.
+    # For Orbax, which comes to gcsfs by etils and fsspec. etils would else use TensorFlow, where that is installed;
+    # gcsfs ask by gRPC what kind of bucket it is, which takes a right of its own; and listings be remembered.
     os.environ.setdefault("EPATH_USE_TF", "false")
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import aiohttp
         import fsspec
-        import gcsfs  # noqa: F401 - the module that fsspec will look for
+        from gcsfs.core import GCSFileSystem
     except ImportError as error:
         raise BucketError(errno.ENOPKG, f"gs:// takes gcsfs ({error}): pip install 'slicedice[gcs]'") from error
-    # Also for who asks fsspec by himself, as Orbax does.
-    fsspec.config.conf.setdefault("gs", {}).update(
-        use_listings_cache=False,
-        requests_timeout=aiohttp.ClientTimeout(None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS),
-    )
-    return fsspec.filesystem("gs")
+    patience = aiohttp.ClientTimeout(None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
+    settings = {"use_listings_cache": False, "requests_timeout": patience}
+    fsspec.config.conf.setdefault("gs", {}).update(settings)
+    return GCSFileSystem(**settings)
 
 
 class ObjectPath(PosixGPath):
@@ -108,18 +107,19 @@ class ObjectPath(PosixGPath):
 
     def create(self, content: bytes) -> bool:
         """Makes the object unless it is there; returns whether it was made. Of several that try, one is told so."""
+        maker = secrets.token_hex(8)
         try:
             with _told(self):
-                service().pipe_file(str(self), content, mode="create")
+                service().pipe_file(str(self), content, mode="create", metadata={"maker": maker})
         except FileExistsError:
-            # It may have been made, the answer lost, and the question asked again.
-            return self.read_bytes() == content
+            # It may have been made, the answer lost, and gcsfs have asked again. Others may try the same content.
+            return self._resource().get("metadata", {}).get("maker") == maker
         return True
 
     def exists(self) -> bool:
         """Whether there is an object of the name; folders, which do not exist, are asked for by `is_dir`."""
         try:
-            self._call("GET", "b/{}/o/{}", self.bucket, self.key)
+            self._resource()
         except FileNotFoundError:
             return False
         return True
@@ -194,6 +194,10 @@ class ObjectPath(PosixGPath):
             token = page.get("nextPageToken")
             if token is None or most:
                 return
+
+    def _resource(self) -> dict[str, Any]:
+        """What the service says of the object."""
+        return self._call("GET", "b/{}/o/{}", self.bucket, self.key, json_out=True)
 
     def _call(self, method: str, path: str, *arguments: str, **options: Any) -> Any:
         with _told(self, of_object=len(arguments) > 1):

@@ -131,23 +131,21 @@ class Store:
             raise StoreError(f"{path} is of the run {id_}: its folder was copied or renamed. Remove it, or name it so.")
         return spec
 
-    def look(
-        self, runs: Mapping[str, tuple[RunSpec, Execution]], queued: Container[str] = ()
-    ) -> dict[str, tuple[RunState, dict[str, Any] | None]]:
-        """States of runs by id, each with its result if it has one.
-
-        Args:
-          runs: by id, with how they are executed.
-          queued: ids of those that an engine has in its queue.
-        """
+    def look(self, runs: Mapping[str, tuple[RunSpec, Execution]]) -> dict[str, tuple[RunState, dict[str, Any] | None]]:
+        """States of runs, by id, each with its result if it has one; what engines have in their queues is not asked."""
         found, paused = {}, self.programs.paused()
         there = [id_ for id_ in self.ids() if id_ in runs] if is_object(self.root) else list(runs)
         looks = dict(zip(there, each(lambda id_: self.run(id_).look(), there, self.root), strict=True))
         for id_, (spec, execution) in runs.items():
+<<<<<<< HEAD
             state, result = looks.get(id_, (RunState(Kind.MISSING), None))
             if state.kind in (Kind.MISSING, Kind.PREEMPTED) and id_ in queued:  # what is cancelled a unit passes over
                 state = dataclasses.replace(state, kind=Kind.QUEUED)
             elif state.kind.is_to_train and paused and (pause := paused.get(program_key(spec, execution))):
+=======
+            state, result = self.run(id_).look()
+            if state.kind.is_to_train and paused and (pause := paused.get(program_key(spec, execution))):
+>>>>>>> main
                 state = dataclasses.replace(state, kind=Kind.PAUSED, reason=pause.reason)
             found[id_] = state, result
         return found
@@ -193,7 +191,7 @@ class Store:
         for folder in (self.root / "launches").glob("[a-z]*"):
             with contextlib.suppress(StoreError):
                 found.append(read_launch(folder))
-        return sorted(found, key=lambda launch: launch.number)
+        return sorted(found, key=lambda launch: (launch.number, launch.name))
 
     def strays(self, known: Container[str]) -> dict[str, str]:
         """What lies among the runs and is none, by name, each with why; `known` and hidden files are passed over."""

@@ -131,10 +131,10 @@ def test_a_launcher_that_a_store_names_by_path_is_not_executed(cluster):
     (store.run(store.ids()[0]).path / "result.json").unlink()
     trap = Launch("trap-1", store.launch_folder("trap-1"), "./trap.py", {}, (tuple(store.ids()),), ("u",))
     write_launch(trap, {})
-    for verb in (["status"], ["cancel"], ["logs", store.ids()[0]], ["report"]):
+    assert "--launcher ./trap.py" in cluster.sweep("status").out.replace("\n", " ")
+    for verb in (["cancel"], ["logs", store.ids()[0]], ["report"]):
         cluster.sweep(*verb)
     assert not (cluster.folder / "sprung").exists()
-    assert "--launcher ./trap.py" in cluster.sweep("status").out.replace("\n", " ")
 
 
 def test_cancelled_runs_leave_their_engine_and_come_again_when_asked_for(cluster):

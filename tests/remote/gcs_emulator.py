@@ -47,6 +47,7 @@ class Blob:
     content: bytes
     generation: int
     kind: str = "application/octet-stream"
+    metadata: dict[str, str] = field(default_factory=dict)
     made: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z"))
 
 
@@ -59,11 +60,13 @@ class Bucket:
         self._lock = threading.Lock()
         self._generations = itertools.count(time.time_ns() // 1000)
 
-    def put(self, name: str, content: bytes, kind: str, query: dict[str, str]) -> Blob:
+    def put(
+        self, name: str, content: bytes, kind: str, query: dict[str, str], metadata: dict[str, str] | None = None
+    ) -> Blob:
         """Makes or replaces an object, if the query's conditions hold."""
         with self._lock:
             self._check(name, query)
-            self.blobs[name] = Blob(name, content, next(self._generations), kind)
+            self.blobs[name] = Blob(name, content, next(self._generations), kind, metadata or {})
             return self.blobs[name]
 
     def get(self, name: str, query: dict[str, str]) -> Blob:
@@ -121,6 +124,7 @@ class Bucket:
             "metageneration": "1",
             "contentType": blob.kind,
             "size": str(len(blob.content)),
+            "metadata": blob.metadata,
             "md5Hash": base64.b64encode(hashlib.md5(blob.content).digest()).decode(),
             "storageClass": "STANDARD",
             "timeCreated": blob.made,
@@ -218,8 +222,9 @@ class Emulator:
         if query["uploadType"] == "media":
             blob = bucket.put(query["name"], body, headers.get("Content-Type", "application/octet-stream"), query)
             return _json(bucket.describe(blob))
-        about, (kind, content) = _parts(headers["Content-Type"], body)
-        return _json(bucket.describe(bucket.put(json.loads(about[1])["name"], content, kind, query)))
+        (_, text), (kind, content) = _parts(headers["Content-Type"], body)
+        about = json.loads(text)
+        return _json(bucket.describe(bucket.put(about["name"], content, kind, query, about.get("metadata"))))
 
     def _continue(self, method: str, id_: str, headers: Any, body: bytes) -> tuple[int, dict[str, str], bytes]:
         """A part of an upload in several: the object is there with the last of them."""

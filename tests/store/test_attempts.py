@@ -41,7 +41,8 @@ def test_of_many_processes_one_gets_each_attempt(folder: RunFolder, agents):
     for number in range(1, 7):
         start = time.time() + 0.05
         for agent in crowd:
-            agent.tell("do", f"while time.time() < {start}: pass\nclaim = folder.claim()")
+            claim = "claim = folder.claim()\nif claim: claim.__enter__()"
+            agent.tell("do", f"while time.time() < {start}: pass\n{claim}")
         for agent in crowd:
             agent.answer()
         got = [agent.ask("claim and claim.number") for agent in crowd]
@@ -52,7 +53,7 @@ def test_of_many_processes_one_gets_each_attempt(folder: RunFolder, agents):
         assert holder is not None
         assert holder.pid == winner.process.pid
         add_checkpoint(folder.attempts()[0])  # so that it is not given up as fruitless
-        winner.do("claim.fail(Kind.PREEMPTED, 'enough')")
+        winner.do("claim.fail(Kind.PREEMPTED, 'enough'); claim.__exit__(None, None, None)")
 
 
 def test_whoever_is_killed_is_followed_at_once_on_its_machine(folder: RunFolder, agents, monkeypatch):
@@ -466,8 +467,21 @@ def test_taking_over_copies_the_first_lines_to_the_byte(folder: RunFolder):
         assert claim.evaluation_lines.read_bytes() == b"".join(lines)
         assert first.metrics.read_bytes() == torn
         assert claim.steps == 3
-        with contextlib.closing(claim.record()) as writer:
-            writer.begin(3)  # which finds what it goes on from
+
+
+def test_what_is_written_after_taking_over_follows_what_was_taken(folder: RunFolder):
+    """The writer is there first, as in a worker: taking over replaces the file that it writes to."""
+    with begin(folder) as first:
+        first.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(5)))
+    with begin(folder) as claim, contextlib.closing(claim.record()) as writer:
+        claim.take_over(first, 3)
+        writer.begin(3)
+        for step in (3, 4, 5, 6):
+            writer.write({"step": step, "new": 1})
+        lines = [json.loads(line) for line in claim.metrics.read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(7))
+        assert [line.get("new") for line in lines] == [None] * 3 + [1] * 4
+        assert claim.steps == 7
 
 
 def test_failures_are_counted_by_kind(folder: RunFolder):

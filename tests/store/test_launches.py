@@ -167,6 +167,14 @@ def test_folders_of_other_names_are_no_launches(store: Store, name: str):
     assert [launch.name for launch in store.launches()] == ["nano-ab12-1"]
 
 
+def test_launches_come_in_the_order_in_which_they_were_made(store: Store):
+    names = ["b-x-1", "a-x-2", "c-x-9", "a-x-10", "b-x-10"]
+    for name in reversed(names):
+        write_launch(make(store, name), {})
+    write_launch(make(store, "by-hand"), {})
+    assert [launch.name for launch in store.launches()] == ["by-hand", *names]
+
+
 def test_files_among_launches_are_none(store: Store):
     write_launch(make(store), {})
     store.launch_folder("notes.txt").write_text("words")

@@ -89,13 +89,6 @@ def test_a_run_that_is_trained_or_over_is_not_paused(store: Store, runs: Runs):
     assert store.state(second, *runs[second]).kind is Kind.PAUSED
 
 
-def test_what_an_engine_has_in_its_queue_is_called_so(store: Store, runs: Runs):
-    first, _, third, other = runs
-    end(store, first, Kind.CRASHED)
-    states = store.look(runs, {first, third, other})
-    assert [state.kind for state, _ in states.values()] == [Kind.CRASHED, Kind.PAUSED, Kind.QUEUED, Kind.QUEUED]
-
-
 def test_who_is_forgiven_is_tried_with_the_others_of_its_program(store: Store, runs: Runs):
     first, second, *_ = runs
     end(store, first, Kind.CRASHED)
