@@ -20,6 +20,9 @@ from typing import Any, TypeVar, cast
 T = TypeVar("T")
 R = TypeVar("R")
 
+IN_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^/]+)*/?")
+"""Addresses in buckets, whose names are of these letters."""
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of errors that mean no room: on the disk, or in the user's share of it."""
 
@@ -52,7 +55,7 @@ def as_path(place: Path | str) -> Path:
     text = os.fspath(place)
     if "://" not in text:
         return Path(place)
-    if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^/]+)*/?", text) or {".", ".."} & set(text.split("/")):
+    if not IN_BUCKET.fullmatch(text) or {".", ".."} & set(text.split("/")):
         raise StoreError(f"{text} cannot be a store: name a folder, or one in a bucket as gs://BUCKET/FOLDER.")
     from slicedice.store.objects import ObjectPath  # here, since importing it takes a moment
 

@@ -41,7 +41,7 @@ def service() -> Any:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import aiohttp
-        import fsspec
+        import fsspec.config
         from gcsfs.core import GCSFileSystem
     except ImportError as error:
         raise BucketError(errno.ENOPKG, f"gs:// takes gcsfs ({error}): pip install 'slicedice[gcs]'") from error

@@ -3,7 +3,6 @@
 Whatever lies in a store is data: reading it executes nothing. (Compiled programs, which would, are kept elsewhere.)
 """
 
-import contextlib
 import dataclasses
 import fnmatch
 import hashlib
@@ -102,7 +101,8 @@ class Store:
         ids = self.ids()
         if found := [id_ for id_ in ids if pattern and id_.startswith(pattern)]:
             return found
-        return [id_ for id_ in ids if fnmatch.fnmatch(id_, pattern) or fnmatch.fnmatch(self._name(id_), pattern)]
+        names = dict(zip(ids, each(self._name, ids, self.root), strict=True))
+        return [id_ for id_ in ids if fnmatch.fnmatch(id_, pattern) or fnmatch.fnmatch(names[id_], pattern)]
 
     def _name(self, run: str) -> str:
         try:
@@ -125,6 +125,8 @@ class Store:
         try:
             text = path.read_text(encoding="utf-8")
             spec, id_ = from_json(text), id_of_json(text)
+        except BucketError:
+            raise
         except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read: {error}. Remove the run's folder to train it anew.") from error
         if id_ != run:
@@ -134,18 +136,13 @@ class Store:
     def look(self, runs: Mapping[str, tuple[RunSpec, Execution]]) -> dict[str, tuple[RunState, dict[str, Any] | None]]:
         """States of runs, by id, each with its result if it has one; what engines have in their queues is not asked."""
         found, paused = {}, self.programs.paused()
-        there = [id_ for id_ in self.ids() if id_ in runs] if is_object(self.root) else list(runs)
+        there = list(runs)
+        if len(there) > 1 and is_object(self.root):  # one request tells of all that are missing
+            there = [id_ for id_ in self.ids() if id_ in runs]
         looks = dict(zip(there, each(lambda id_: self.run(id_).look(), there, self.root), strict=True))
         for id_, (spec, execution) in runs.items():
-<<<<<<< HEAD
             state, result = looks.get(id_, (RunState(Kind.MISSING), None))
-            if state.kind in (Kind.MISSING, Kind.PREEMPTED) and id_ in queued:  # what is cancelled a unit passes over
-                state = dataclasses.replace(state, kind=Kind.QUEUED)
-            elif state.kind.is_to_train and paused and (pause := paused.get(program_key(spec, execution))):
-=======
-            state, result = self.run(id_).look()
             if state.kind.is_to_train and paused and (pause := paused.get(program_key(spec, execution))):
->>>>>>> main
                 state = dataclasses.replace(state, kind=Kind.PAUSED, reason=pause.reason)
             found[id_] = state, result
         return found
@@ -187,11 +184,8 @@ class Store:
 
     def launches(self) -> list[Launch]:
         """All launches on record, the oldest first; those that cannot be read are none."""
-        found = []
-        for folder in (self.root / "launches").glob("[a-z]*"):
-            with contextlib.suppress(StoreError):
-                found.append(read_launch(folder))
-        return sorted(found, key=lambda launch: (launch.number, launch.name))
+        found = each(_launch, (self.root / "launches").glob("[a-z]*"), self.root)
+        return sorted(filter(None, found), key=lambda launch: (launch.number, launch.name))
 
     def strays(self, known: Container[str]) -> dict[str, str]:
         """What lies among the runs and is none, by name, each with why; `known` and hidden files are passed over."""
@@ -205,6 +199,14 @@ class Store:
     def report(self, name: str) -> Path:
         """The folder of a grid's report."""
         return self.root / "reports" / name
+
+
+def _launch(folder: Path) -> Launch | None:
+    """The launch of a folder; None if it cannot be read."""
+    try:
+        return read_launch(folder)
+    except StoreError:
+        return None
 
 
 def _not_a_run(path: Path) -> str:

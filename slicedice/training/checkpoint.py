@@ -101,7 +101,7 @@ class Checkpoints:
             found += [(folder, step) for step in sorted(steps, reverse=True) if step <= most]
         return found
 
-    def _read(self, folder: epath.Path, step: int, like: TrainState) -> dict[str, jax.Array]:
+    def _read(self, folder: epath.Path | Path, step: int, like: TrainState) -> dict[str, jax.Array]:
         where, wanted = folder / "training", dict[str, Any](_by_path(like))
         wanted[checksum.NAME] = checksum.shape(wanted, like.step.sharding)
         try:
@@ -193,13 +193,13 @@ def _is_whole(step: epath.Path) -> bool:
     return step.name.isdecimal() and ("://" not in os.fspath(step) or ocp.utils.is_checkpoint_finalized(step))
 
 
-def _manager(folder: epath.Path, *, read_only: bool = False) -> ocp.CheckpointManager:
+def _manager(folder: epath.Path | Path, *, read_only: bool = False) -> ocp.CheckpointManager:
     kept = None if read_only else KEPT
     options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False, read_only=read_only)
     return ocp.CheckpointManager(folder / "training", options=options)
 
 
-def _unreadable(folder: epath.Path, step: int, why: str) -> str:
+def _unreadable(folder: epath.Path | Path, step: int, why: str) -> str:
     return (
         f"the checkpoint of step {step} in {folder / 'training'} cannot be read ({why}). If it is damaged, remove that "
         "folder: nothing else is lost, and after `sweep retry` the run starts over."
@@ -214,7 +214,7 @@ def _with_checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return leaves | {checksum.NAME: checksum.checksums(leaves)}
 
 
-def _difference(path: epath.Path, wanted: Mapping[str, Any]) -> str:
+def _difference(path: epath.Path | Path, wanted: Mapping[str, Any]) -> str:
     """The first array that is not there as it is wanted, in words; "" if all are, or what is there cannot be told."""
     try:
         with ocp.StandardCheckpointer() as reader:

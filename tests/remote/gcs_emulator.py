@@ -259,7 +259,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 256
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of clients that hang up, as those do that are killed; anything else is a fault of the emulator."""
+        """Says nothing of clients that hang up, as those do that are killed."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
