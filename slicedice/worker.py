@@ -34,7 +34,9 @@ AGAIN = 75
 OTHERS_SECONDS = 60
 """How long a process that failed waits for the others to fail alike."""
 
-BUCKET_WORDS = 'Error reading "gs://', 'Error writing "gs://'
+TENSORSTORE_GAVE_UP = "retry attempts failed"
+"""In what TensorStore, with which Orbax reads and writes arrays, says of a bucket after a quarter of an hour."""
+
 LOST_PEER_WORDS = "Gloo", "heartbeat", "oordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 
 
@@ -273,8 +275,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_bucket_gone(error: BaseException) -> bool:
-    """Whether the store's bucket did not answer, by our own error or by the words of TensorStore, which tries long."""
-    if isinstance(error, BucketError) or any(word in str(error) for word in BUCKET_WORDS):
+    """Whether the store's bucket did not answer, though it was asked again and again."""
+    if isinstance(error, BucketError) or TENSORSTORE_GAVE_UP in str(error):
         return True
     return error.__cause__ is not None and is_bucket_gone(error.__cause__)
 
