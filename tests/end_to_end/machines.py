@@ -1,0 +1,160 @@
+"""Processes under torture: sweeps and their workers, on machines that are two by name, with clocks that can be set."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import slicedice
+
+BEAT_SECONDS, SILENCE_SECONDS = 0.5, 6.0
+"""Between signs of life, and after which a silent worker has lost its run: less than there is, so that both come."""
+
+# Every Python process of a machine reads this before anything else.
+SITE = """
+import time
+from slicedice.store import attempt, holder
+
+attempt.BEAT_SECONDS, attempt.SILENCE_SECONDS = {beat}, {silence}
+real, now = holder._machine(), time.time
+holder._machine = lambda: real + {suffix!r}
+
+def told():
+    try:
+        with open({clock!r}) as file:
+            return now() + float(file.read())
+    except (OSError, ValueError):
+        return now()
+
+time.time = told
+"""
+
+
+class Machine:
+    """This machine under another name: of its processes those of another name see no more than signs of life."""
+
+    def __init__(self, folder: Path, name: str):
+        self.name, self._folder, self._clock = name, folder / name, folder / name / "clock"
+        self._folder.mkdir()
+        site = SITE.format(beat=BEAT_SECONDS, silence=SILENCE_SECONDS, suffix=f"-{name}", clock=str(self._clock))
+        (self._folder / "sitecustomize.py").write_text(site)
+
+    def set_clock(self, seconds: float) -> None:
+        """Sets its clock ahead, or back."""
+        new = self._clock.with_suffix(".new")
+        new.write_text(repr(seconds))
+        new.replace(self._clock)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For its processes."""
+        paths = os.pathsep.join([str(self._folder), str(Path(slicedice.__file__).parents[1])])
+        return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+
+
+class Sweep:
+    """A sweep that somebody has started."""
+
+    def __init__(self, command: list[str], machine: Machine, cwd: Path, log: Path):
+        self.machine, self.verb, self._log = machine, command[0], log
+        self.killed_by: signal.Signals | None = None
+        with open(log, "wb") as output:
+            arguments = [sys.executable, "-m", "slicedice.sweep", *command]
+            self.process = subprocess.Popen(
+                arguments, cwd=cwd, env=machine.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+
+    def said(self) -> str:
+        """All that it printed."""
+        return self._log.read_text(errors="replace")
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends it a signal, which may end it."""
+        self.killed_by = number
+        self.process.send_signal(number)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as told from a later one of the same number."""
+
+    pid: int
+    started: int
+
+    def is_alive(self) -> bool:
+        """Whether it is there, and no zombie."""
+        now = stat(self.pid)
+        return now is not None and now[1] == self.started and now[0] not in "ZX"
+
+    def send(self, number: signal.Signals) -> bool:
+        """Sends a signal, if it is there; returns whether it was."""
+        if not self.is_alive():
+            return False
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def stat(pid: int) -> tuple[str, int] | None:
+    """State and start, in ticks, of a process; None if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[0], int(fields[19])
+
+
+def workers(store: Path) -> list[Process]:
+    """All workers of a store, whoever started them, and also those whose parent is gone."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"slicedice.work" in words and os.fsencode(store) in words and (now := stat(int(folder.name))):
+            found.append(Process(int(folder.name), now[1]))
+    return [process for process in found if process.is_alive()]
+
+
+class SmallDisk:
+    """A file system in memory, of so many bytes, that can be filled to the last; to be used as a context."""
+
+    def __init__(self, folder: Path, size: int):
+        self.folder, self._size, self._filler = folder, size, folder / "filler"
+
+    def __enter__(self) -> "SmallDisk":
+        self.folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={self._size}", "tmpfs", str(self.folder)]
+        subprocess.run(command, check=True, capture_output=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+
+    def fill(self, but: int) -> None:
+        """Leaves at most so many bytes."""
+        with open(self._filler, "ab") as file:
+            while (free := os.statvfs(self.folder)).f_bavail * free.f_bsize > but:
+                try:
+                    os.posix_fallocate(file.fileno(), file.tell(), free.f_bavail * free.f_bsize - but)
+                    file.seek(0, os.SEEK_END)
+                except OSError:  # others write meanwhile
+                    but += 65536
+
+    def make_room(self) -> None:
+        """Takes away what it was filled with."""
+        self._filler.unlink(missing_ok=True)
+
+    @staticmethod
+    def can_be(folder: Path) -> bool:
+        """Whether this process may mount one."""
+        try:
+            with SmallDisk(folder, 2**20):
+                return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
