@@ -73,7 +73,9 @@ class Draft:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _live(self) -> None:
-        while not self._over.wait(PUBLISH_SECONDS):
+        pause = LEAST_SECONDS  # at first, when something is most likely to go wrong, it is seen soon
+        while not self._over.wait(pause):
+            pause = min(2 * pause, PUBLISH_SECONDS)
             try:
                 self.publish()
             except OSError as error:

@@ -1,6 +1,5 @@
-"""A store in a bucket: who gets a run, what a sweep leaves there, and what is left of a worker that was killed."""
+"""Sweeps in a bucket, as users run them: the same results as in a folder, whatever is killed on the way."""
 
-import importlib.util
 import json
 import os
 import re
@@ -12,184 +11,211 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
-from slicedice import commandline
-from slicedice.spec import run_id
-from slicedice.store import Kind, Store, StoreError
-from slicedice.store.files import as_path, create, read_json, remove_all, size_of, write_json, write_whole
-from tests.remote.gcs_emulator import UNTOLD, Emulator
+import slicedice
+from slicedice import evaluate, export, sweep
+from slicedice.store import Kind, RunFolder, Store
+from tests.remote.gcs_emulator import Bucket
 
-# Looked for, and not imported: the store sets what gcsfs reads when it is imported.
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("gcsfs"), reason="gs:// takes gcsfs")
-
-GRID = """
+GRID = '''"""Two layers that share nothing."""
 from slicedice.grid import Grid, axis
-
 
 def get_grid(scale):
     return Grid(axis("model.experts", ["dense", "n=4 g=1/2"]))
-"""
+'''
 
-RACE = """
-import sys
-from slicedice.store.files import as_path, create
-path = as_path(sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
-print([create(path / str(i), {"by": sys.argv[2]}) for i in range(20)], flush=True)
-"""
+ENGINE = '''"""An engine that starts nothing by itself."""
+from dataclasses import dataclass
+from slicedice.launching import Phase
+
+@dataclass(frozen=True)
+class Engine:
+    def render(self, job):
+        return {"engine.txt": job.command(0)}
+
+    def submit(self, job, rendered):
+        return ["unit"] * len(job.units)
+
+    def poll(self, launch):
+        return [Phase.ENDED] * len(launch.units)
+
+    def cancel(self, launch, units):
+        pass
+
+    def logs(self, launch, unit):
+        return ""
+
+def get_launcher():
+    return Engine()
+'''
+
+SETTINGS = (
+    *("--grid", "./two.py", "--scale", "smoke"),
+    *("--config.data.source=text", "--config.budget.tokens=25600", "--config.execution.checkpoint_seconds=1"),
+)
 
 
-@pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Emulator]:
-    """An empty bucket called "bucket", found by this process and those that it starts."""
-    from slicedice.store import objects
-
-    with Emulator("bucket") as cloud:
-        for name, value in (cloud.environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}).items():
-            monkeypatch.setenv(name, value)
-        type(objects.service()).clear_instance_cache()
-        objects.service.cache_clear()
-        yield cloud
-        type(objects.service()).clear_instance_cache()
-        objects.service.cache_clear()
-
-
-class Desk:
-    """A folder of this machine with a grid, from which doors are called as processes of their own."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        (folder / "mine.py").write_text(GRID)
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        # Workers too find the package that is tested.
-        path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": path}
-        return subprocess.Popen([sys.executable, "-m", *arguments], cwd=self.folder, env=environment, **pipes)
-
-    def sweep(self, verb: str, store: str, *more: str) -> str:
-        plan = [] if verb in ("gc", "logs") else ["--grid", "mine.py", "--scale", "smoke"]
-        if verb == "run":
-            plan += ["--max_concurrent", "1"]
-        process = self.start("slicedice.sweep", verb, *plan, "--store", store, *more)
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-        return said
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for all tests here: the native kernel takes ten seconds to compile."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def desk(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with text, a grid and a launcher."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    words = ["alpha", "beta", "gamma", "delta", "zeta"]
+    draws = np.random.default_rng(0).choice(words, (40, 200))
+    (tmp_path / "text").mkdir()
+    for i, line in enumerate(draws):
+        (tmp_path / "text" / f"{i}.txt").write_text(" ".join(line))
+    (tmp_path / "two.py").write_text(GRID)
+    (tmp_path / "engine.py").write_text(ENGINE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def until(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    while not holds():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts doors as processes of their own, that do not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*words: str) -> subprocess.Popen[str]:
+        environment = os.environ | {
+            "PYTHONPATH": str(Path(slicedice.__file__).parents[1]),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "1",
+        }
+        command = [sys.executable, "-m", *words]
+        started.append(subprocess.Popen(command, env=environment, text=True, stdout=-1, stderr=-1))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-def test_of_many_processes_that_create_an_object_one_did(cloud: Emulator):
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACE, "gs://bucket/race", str(i)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(4)
-    ]
-    for racer in racers:
-        assert racer.stdout and racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        assert racer.stdin
-        racer.stdin.write("\n")
-        racer.stdin.flush()
-    told = [json.loads(racer.communicate()[0].lower()) for racer in racers]
-    for i, column in enumerate(zip(*told, strict=True)):
-        assert sum(column) == 1
-        assert read_json(as_path("gs://bucket/race") / str(i)) == {"by": str(column.index(True))}
+def ended(process: subprocess.Popen[str], status: int = 0) -> str:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == status, f"exit {process.returncode}\n{output}\n{errors}"
+    return output
 
 
-def test_who_was_not_told_that_he_made_it_finds_out(cloud: Emulator):
-    told = []
-    cloud.fault = lambda method, path: UNTOLD if "/upload/" in path and not told and not told.append(1) else 0
-    assert create(as_path("gs://bucket/x"), {"by": "me"})
-    assert told
-    assert not create(as_path("gs://bucket/x"), {"by": "another"})
+def middle_of(bucket: Bucket, process: subprocess.Popen[str], after: int = 0) -> str:
+    """Waits until a run has a checkpoint that is whole, of an attempt after some, and returns the run."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        for name in list(bucket.blobs):
+            match = re.search(r"runs/(\w+)/attempts/(\d+)/checkpoints/training/\d+/commit_success", name)
+            if match and int(match[2]) > after:
+                return match[1]
+        time.sleep(0.01)
+    process.kill()
+    raise AssertionError(process.communicate())
 
 
-def test_what_is_written_is_found_at_once_by_name_and_in_listings(cloud: Emulator):
-    folder = as_path("gs://bucket/a")
-    assert read_json(folder / "b.json") is None and not list(folder.iterdir()) and not folder.is_dir()
-    write_json(folder / "b.json", {"c": 1})
-    write_whole(folder / "d" / "e.txt", "four")
-    assert [path.name for path in folder.iterdir()] == ["b.json", "d"]
-    assert read_json(folder / "b.json") == {"c": 1}
-    assert size_of(folder / "d") == size_of(folder / "d" / "e.txt") == 4
-    remove_all(folder)
-    assert not list(folder.rglob("*")) and read_json(folder / "b.json") is None
+def trained(run: RunFolder) -> dict[str, np.ndarray]:
+    with ocp.StandardCheckpointer() as reader:
+        leaves = reader.restore(epath.Path(os.fspath(run.attempt().checkpoints.absolute())) / "model")
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
-def test_a_listing_of_several_pages_is_whole(cloud: Emulator, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tests.remote.gcs_emulator.PAGE", 2)
-    for i in range(5):
-        write_whole(as_path(f"gs://bucket/a/{i}/x"), "")
-    assert [path.name for path in as_path("gs://bucket/a").iterdir()] == list("01234")
+def printed(capsys: pytest.CaptureFixture, status: int) -> Any:
+    said = capsys.readouterr()
+    assert status == 0, said
+    return said.out
 
 
-def test_a_refusal_of_the_bucket_is_told_and_no_run_is_blamed(cloud: Emulator, tiny, capsys: pytest.CaptureFixture):
-    store = Store("gs://bucket/folder").create()
-    spec, execution = tiny()
-    run = run_id(spec)
-    store.run(run).create(spec, execution)
-    cloud.fault = lambda method, path: 403
-    status = commandline.door(lambda: store.run(run).state() and 0)()
-    assert status == 2 and "gs://bucket/folder" in capsys.readouterr().err
-    cloud.fault = lambda method, path: 0
-    assert store.run(run).state().kind is Kind.MISSING
-
-
-@pytest.mark.parametrize("name", ["s3://bucket/x", "gs://", "gs://bucket/../x", "gs://Bucket/x", "gs://bucket//x"])
-def test_what_names_no_place_in_a_bucket_is_refused(name: str):
-    with pytest.raises(StoreError, match="gs://BUCKET/FOLDER"):
-        Store(name)
-
-
-def test_a_sweep_in_a_bucket_ends_as_one_in_a_folder_though_a_worker_is_killed(cloud: Emulator, desk: Desk):
-    """The whole way of a sweep: run, a kill, again, a report; then logs, status, and garbage."""
-    often = "--config.execution.checkpoint_seconds=0.01"
-    desk.sweep("run", "local", often)
-    sweep = desk.start(
-        "slicedice.sweep", *("--grid", "mine.py", "--scale", "smoke", "--max_concurrent", "1"),
-        *("--store", "gs://bucket/folder", often),
-    )  # fmt: skip
-    blobs = cloud.buckets["bucket"].blobs
-    until(lambda: [name for name in list(blobs) if re.search("/training/[0-9]+/commit_success", name)], sweep)
-    store = Store("gs://bucket/folder")
-    killed = next(id_ for id_ in store.ids() if store.run(id_).attempts() and store.run(id_).attempts()[0].holder)
-    holder = store.run(killed).attempts()[0].holder
+def test_a_sweep_whose_worker_is_killed_ends_bitwise_as_one_in_a_folder(
+    root: Path, bucket: Bucket, desk: Path, start, capsys: pytest.CaptureFixture
+):
+    ended(start("slicedice.sweep", *SETTINGS, "--max_concurrent", "1"))
+    process = start("slicedice.sweep", *SETTINGS, "--max_concurrent", "1", "--store", str(root))
+    run = middle_of(bucket, process)
+    holder = Store(root).run(run).attempts()[0].holder
     assert holder
     os.kill(holder.pid, signal.SIGKILL)
-    said, _ = sweep.communicate(timeout=300)
-    assert sweep.returncode == 0, said
-    assert any(name.startswith("folder/reports/") and name.endswith("index.html") for name in blobs)
-    local = Store(desk.folder / "local")
-    assert len(store.run(killed).attempts()) == 2
-    assert set(store.ids()) == set(local.ids()) and len(local.ids()) == 2
-    for id_ in local.ids():
-        there, here = store.run(id_).result(), local.run(id_).result()
-        assert there and here and there["kind"] == here["kind"] == "done"
-        assert there["evaluation"] == here["evaluation"] and there["train"] == here["train"]
-        one, other = store.run(id_).attempt(), local.run(id_).attempt()
-        assert one.metrics.read_bytes() == other.metrics.read_bytes()
-    assert re.search(r"smoke +2 +2", desk.sweep("status", "gs://bucket/folder"))
-    assert "attempt 2" in desk.sweep("logs", "gs://bucket/folder", killed)
-    assert "nothing to cancel" in desk.sweep("cancel", "gs://bucket/folder")
-    left = len(blobs)
-    assert "attempts/1" in desk.sweep("gc", "gs://bucket/folder", "--yes")
-    assert len(blobs) < left
-    assert "in 0 places" in desk.sweep("gc", "gs://bucket/folder", "--yes")
-    assert [store.run(id_).state().kind for id_ in store.ids()] == [Kind.DONE] * 2
+    said = ended(process)
+    assert f"{root}/reports/" in said
+
+    there, folder = Store(root), Store("runs")
+    assert len(there.ids()) == 2
+    assert there.ids() == folder.ids()
+    assert there.run(run).failures() == {Kind.PREEMPTED: 1}
+    for id_ in folder.ids():
+        first, second = folder.run(id_), there.run(id_)
+        one, two = first.result(), second.result()
+        assert one
+        assert two
+        assert one["kind"] == two["kind"] == Kind.DONE
+        for part in ("steps", "train", "evaluation"):
+            assert one[part] == two[part]
+        assert first.attempt().metrics.read_bytes() == second.attempt().metrics.read_bytes()
+        leaves, others = trained(first), trained(second)
+        assert leaves.keys() == others.keys()
+        for name in leaves:
+            np.testing.assert_array_equal(leaves[name], others[name], err_msg=name)
+        assert "attempt" in second.log_of(0).read_text()
+    assert re.search("attempt 1(.|\n)*attempt 2", there.run(run).log_of(0).read_text())
+    (page,) = (path for path in there.root.rglob("index.html"))
+    assert size(page) > 1000
+
+    store = ("--store", str(root))
+    rows = json.loads(printed(capsys, sweep.main(["status", *SETTINGS, *store, "--json"])))["runs"]
+    assert [row["state"] for row in rows] == ["done", "done"]
+    assert "attempt 2" in printed(capsys, sweep.main(["logs", run, *store]))
+    (scored,) = json.loads(printed(capsys, evaluate.main(["--run", run, *store, "--json"])))
+    assert scored["status"] == "as it was after training"
+    assert "held_out" in there.run(run).evaluations()
+    dense = next(id_ for id_ in there.ids() if there.read_spec(id_).model.layer.is_dense)
+    printed(capsys, export.main(["--run", dense, "--to", "hf", *store, "out"]))
+    assert (desk / "out" / "model.safetensors").stat().st_size > 1000
+    assert "an attempt that another" in printed(capsys, sweep.main(["gc", *store, "--yes"]))
+    assert [one.number for one in there.run(run).attempts()] == [2]
+    assert there.run(run).state().kind is Kind.DONE
+    assert not [name for name in bucket.blobs if "/training/" in name]
+    printed(capsys, sweep.main(["report", *SETTINGS, *store]))
+
+
+def test_a_work_unit_is_stopped_cancelled_and_ended(
+    root: Path, bucket: Bucket, desk: Path, start, capsys: pytest.CaptureFixture
+):
+    arguments = [*SETTINGS, "--only", "*dense*", "--store", str(root)]
+    printed(capsys, sweep.main(["run", *arguments, "--launcher", "./engine.py"]))
+    store = Store(root)
+    (launch,), (id_,) = store.launches(), store.ids()
+    run, unit = store.run(id_), ("slicedice.work", "--store", str(root), "--unit", f"{launch.name}/0")
+    assert (launch.folder / "engine.txt").read_text() == " ".join(("python", "-m", *unit))
+
+    worker = start(*unit)
+    middle_of(bucket, worker)
+    worker.send_signal(signal.SIGTERM)
+    ended(worker, 75)
+    stopped = run.state()
+    assert stopped.kind is Kind.PREEMPTED
+    assert 0 < stopped.steps < 100
+
+    worker = start(*unit)
+    middle_of(bucket, worker, after=1)
+    assert "1 runs are cancelled" in printed(capsys, sweep.main(["cancel", *arguments, "--launcher", "./engine.py"]))
+    ended(worker)
+    assert run.state().kind is Kind.CANCELLED
+    assert run.attempts()[0].has_checkpoint
+    assert run.attempts()[0].steps > stopped.steps
+    assert f"{id_} passed_over" in ended(start(*unit))
+
+    printed(capsys, sweep.main(["run", *arguments, "--launcher", "./engine.py"]))
+    assert f"{id_} done" in ended(start(*unit))
+    assert run.attempt().number == 3
+    assert run.attempt().steps == 100
+    assert [one.has_checkpoint for one in run.attempts()] == [False] * 3
+
+
+def size(path: Path) -> int:
+    return len(path.read_bytes())
