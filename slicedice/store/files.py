@@ -52,9 +52,8 @@ def as_path(place: Path | str) -> Path:
     text = os.fspath(place)
     if "://" not in text:
         return Path(place)
-    if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^/]+)*/?", text) or {".", ".."} & set(
-        text.split("/")
-    ):
+    named = re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^/]+)*/?", text)
+    if not named or {".", ".."} & set(text.split("/")):
         raise StoreError(f"{text} cannot be a store: name a folder, or one in a bucket as gs://BUCKET/FOLDER.")
     from slicedice.store.objects import ObjectPath  # here, since importing it takes a moment
 

@@ -254,7 +254,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 256
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of clients that hang up, as those do that are killed; anything else is a fault of the emulator."""
+        """Says nothing of clients that hang up, as those that are killed do; anything else is a fault of its own."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 

@@ -102,7 +102,8 @@ def test_of_many_processes_that_create_an_object_one_did(cloud: Emulator):
         for i in range(4)
     ]
     for racer in racers:
-        assert racer.stdout and racer.stdout.readline() == "ready\n"
+        assert racer.stdout
+        assert racer.stdout.readline() == "ready\n"
     for racer in racers:
         assert racer.stdin
         racer.stdin.write("\n")
@@ -123,14 +124,17 @@ def test_who_was_not_told_that_he_made_it_finds_out(cloud: Emulator):
 
 def test_what_is_written_is_found_at_once_by_name_and_in_listings(cloud: Emulator):
     folder = as_path("gs://bucket/a")
-    assert read_json(folder / "b.json") is None and not list(folder.iterdir()) and not folder.is_dir()
+    assert read_json(folder / "b.json") is None
+    assert not list(folder.iterdir())
+    assert not folder.is_dir()
     write_json(folder / "b.json", {"c": 1})
     write_whole(folder / "d" / "e.txt", "four")
     assert [path.name for path in folder.iterdir()] == ["b.json", "d"]
     assert read_json(folder / "b.json") == {"c": 1}
     assert size_of(folder / "d") == size_of(folder / "d" / "e.txt") == 4
     remove_all(folder)
-    assert not list(folder.rglob("*")) and read_json(folder / "b.json") is None
+    assert not list(folder.rglob("*"))
+    assert read_json(folder / "b.json") is None
 
 
 def test_a_listing_of_several_pages_is_whole(cloud: Emulator, monkeypatch: pytest.MonkeyPatch):
@@ -146,8 +150,9 @@ def test_a_refusal_of_the_bucket_is_told_and_no_run_is_blamed(cloud: Emulator, t
     run = run_id(spec)
     store.run(run).create(spec, execution)
     cloud.fault = lambda method, path: 403
-    status = commandline.door(lambda: store.run(run).state() and 0)()
-    assert status == 2 and "gs://bucket/folder" in capsys.readouterr().err
+    status = commandline.door(lambda _: int(store.run(run).state().kind.is_settled))()
+    assert status == 2
+    assert "gs://bucket/folder" in capsys.readouterr().err
     cloud.fault = lambda method, path: 0
     assert store.run(run).state().kind is Kind.MISSING
 
@@ -178,11 +183,15 @@ def test_a_sweep_in_a_bucket_ends_as_one_in_a_folder_though_a_worker_is_killed(c
     assert any(name.startswith("folder/reports/") and name.endswith("index.html") for name in blobs)
     local = Store(desk.folder / "local")
     assert len(store.run(killed).attempts()) == 2
-    assert set(store.ids()) == set(local.ids()) and len(local.ids()) == 2
+    assert set(store.ids()) == set(local.ids())
+    assert len(local.ids()) == 2
     for id_ in local.ids():
         there, here = store.run(id_).result(), local.run(id_).result()
-        assert there and here and there["kind"] == here["kind"] == "done"
-        assert there["evaluation"] == here["evaluation"] and there["train"] == here["train"]
+        assert there
+        assert here
+        assert there["kind"] == here["kind"] == "done"
+        assert there["evaluation"] == here["evaluation"]
+        assert there["train"] == here["train"]
         one, other = store.run(id_).attempt(), local.run(id_).attempt()
         assert one.metrics.read_bytes() == other.metrics.read_bytes()
     assert re.search(r"smoke +2 +2", desk.sweep("status", "gs://bucket/folder"))
