@@ -195,7 +195,10 @@ def _mourn(job: Job, worker: Worker, status: int) -> bool:
         )
     folder = job.store.run(worker.run)
     made = folder.attempts()
-    mine = made[0] if made and made[0].holder and made[0].holder.pid == worker.process.pid else None
+    holder = made[0].holder if made else None
+    # Another machine, or container, has processes of the same numbers.
+    own = holder is not None and (holder.machine, holder.pid) == (Holder.here().machine, worker.process.pid)
+    mine = made[0] if own else None
     if mine is None and status > 0:
         # It did not come as far as training: so it would be with every other run.
         raise LaunchError(

@@ -127,5 +127,5 @@ def _garbage_of(folder: RunFolder) -> Iterator[tuple[Path, str]]:
                 yield one.path, "an attempt that another one's result made needless"
         return
     with_checkpoint = [one for one in folder.attempts() if one.has_checkpoint]
-    for one in with_checkpoint[1:]:
+    for one in with_checkpoint[2:]:  # should the newest be damaged, the one before it is gone on from
         yield one.checkpoints, "checkpoints that a later attempt has gone on from"

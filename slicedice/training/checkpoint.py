@@ -170,9 +170,10 @@ class Checkpoints:
 
     def _drop_earlier(self) -> None:
         if processes.leads():
+            # Not the finished model beside it: the attempt may have finished the run after all.
             for folder, _ in self._earlier:
                 try:
-                    epath.Path(folder).rmtree(missing_ok=True)
+                    (folder / "training").rmtree(missing_ok=True)
                 except Exception as error:  # it is in nobody's way
                     log.warning("%s is not removed: %s", folder, error)
         self._earlier = []

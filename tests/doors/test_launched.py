@@ -233,7 +233,7 @@ def make_garbage(store: Store) -> list[Path]:
         (kept.checkpoints / folder).mkdir(parents=True)
         (kept.checkpoints / folder / "x").write_text("weights")
     (left.path / "result.json").unlink()
-    for number in (2, 3):
+    for number in (2, 3, 4):
         endings.fail(left, Kind.PREEMPTED, "because")
         (left.attempts()[0].checkpoints / "training" / str(number)).mkdir(parents=True)
         (left.attempts()[0].checkpoints / "training" / str(number) / "x").write_text("weights")
@@ -241,7 +241,8 @@ def make_garbage(store: Store) -> list[Path]:
     return [
         kept.checkpoints / "model" / "x",
         done.path / "result.json",
-        left.attempts()[0].checkpoints / "training" / "3" / "x",
+        left.attempts()[0].checkpoints / "training" / "4" / "x",
+        left.attempts()[1].checkpoints / "training" / "3" / "x",
     ]
 
 

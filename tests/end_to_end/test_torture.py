@@ -34,6 +34,7 @@ def test_a_disk_can_be_full_in_a_storm(tmp_path: Path):
         (disk.folder / "more").write_bytes(bytes(4096))
 
 
+@pytest.mark.torture
 def test_each_disturbance_once(tmp_path: Path, rng: np.random.Generator):
     weather(tmp_path, len(DISTURBANCES), rng)
 

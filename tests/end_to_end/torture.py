@@ -143,7 +143,9 @@ class Storm:
             self.sweeps.remove(sweep)
             status, said = sweep.process.returncode, sweep.said()
             self.say(f"   sweep {sweep.process.pid} ended with {status}: {said.strip().splitlines()[-1:]}")
-            if "Traceback" in said:
+            # Ctrl-C that comes while Python imports, before `main` can do anything about it, is Python's to tell.
+            early = sweep.killed_by == signal.SIGINT and status == -signal.SIGINT and ", in main\n" not in said
+            if "Traceback" in said and not early:
                 raise Broken(f"a sweep ended in a traceback:\n{said}")
             expected = sweep.killed_by and status in (-sweep.killed_by, 130)
             if not expected and status and not any(words in said for words in ENDS):

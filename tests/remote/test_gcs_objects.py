@@ -12,6 +12,8 @@ import pytest
 
 from slicedice import copies, sweep
 from slicedice.data import DataError
+from slicedice.launching import Job, WorkUnit, load_launcher
+from slicedice.spec import SpecError
 from slicedice.store import Attempt, Kind, Launch, RunFolder, Store, StoreError, attempt, drafts, metrics
 from slicedice.store.attempt import attempts
 from slicedice.store.drafts import Draft
@@ -423,3 +425,10 @@ def test_task_files_travel_by_the_store(
     bucket.put("some/store/tasks/../../escaped", b"x", "", {})
     with pytest.raises(DataError, match="no name for a file"):
         copies.tasks(store)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("slurm", {}), ("xmanager", {"executor": "local"})])
+def test_launchers_whose_logs_lie_in_the_store_refuse_a_bucket(root: Path, tiny, name: str, settings: dict[str, Any]):
+    job = Job("mine-1", Store(root), (WorkUnit(("0123456789ab",)),))
+    with pytest.raises(SpecError, match="--store"):
+        load_launcher(name, settings).render(job)

@@ -237,8 +237,19 @@ def test_earlier_ones_go_when_there_are_two_of_its_own(save: Save, tmp_path: Pat
     save(tmp_path / "3", 4, earlier=earlier)
     assert (_steps(tmp_path / "1"), _steps(tmp_path / "2")) == (["2"], ["3"])
     save(tmp_path / "3", 6, earlier=earlier)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["3"]
+    assert sorted(path.parent.name for path in tmp_path.glob("*/training")) == ["3"]
     assert _steps(tmp_path / "3") == ["4", "6"]
+
+
+def test_an_earlier_attempts_finished_model_stays(save: Save, tmp_path: Path):
+    """It may have finished the run after all, when this one had begun already."""
+    save(tmp_path / "1", 2)
+    (tmp_path / "1" / "model").mkdir()
+    earlier = [(tmp_path / "1", FOREVER)]
+    save(tmp_path / "2", 4, earlier=earlier)
+    save(tmp_path / "2", 6, earlier=earlier)
+    assert not (tmp_path / "1" / "training").exists()
+    assert (tmp_path / "1" / "model").exists()
 
 
 def test_earlier_ones_go_with_the_result(save: Save, tmp_path: Path):
@@ -248,7 +259,7 @@ def test_earlier_ones_go_with_the_result(save: Save, tmp_path: Path):
     checkpoints.save_model(state)
     checkpoints.drop_training_state()
     checkpoints.close()
-    assert not (tmp_path / "1").exists()
+    assert not (tmp_path / "1" / "training").exists()
     assert _steps(tmp_path / "3") == []
     _assert_same(Checkpoints(tmp_path / "3").restore_model((state.params, state.bias)), (state.params, state.bias))
 
