@@ -41,11 +41,12 @@ def service() -> Any:
     try:
         import aiohttp
         import fsspec
-        import gcsfs  # noqa: F401 - the module that fsspec will look for
+        import gcsfs  # noqa: F401  # pyright: ignore[reportMissingImports] - the module that fsspec will look for
+        from fsspec.config import conf
     except ImportError as error:
         raise BucketError(errno.ENOPKG, f"gs:// takes gcsfs ({error}): pip install 'slicedice[gcs]'") from error
     # Also for who asks fsspec by himself, as Orbax does.
-    fsspec.config.conf.setdefault("gs", {}).update(
+    conf.setdefault("gs", {}).update(
         use_listings_cache=False,
         requests_timeout=aiohttp.ClientTimeout(None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS),
     )
