@@ -41,13 +41,13 @@ def service() -> Any:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import aiohttp
-        import fsspec.config
-        from gcsfs.core import GCSFileSystem
+        from fsspec.config import conf
+        from gcsfs.core import GCSFileSystem  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise BucketError(errno.ENOPKG, f"gs:// takes gcsfs ({error}): pip install 'slicedice[gcs]'") from error
     patience = aiohttp.ClientTimeout(None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
     settings = {"use_listings_cache": False, "requests_timeout": patience}
-    fsspec.config.conf.setdefault("gs", {}).update(settings)
+    conf.setdefault("gs", {}).update(settings)
     return GCSFileSystem(**settings)
 
 
