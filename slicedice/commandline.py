@@ -67,7 +67,8 @@ def door(main: Callable[..., int]) -> Callable[..., int]:
             print(error, file=sys.stderr)
             return 2
         except BucketError as error:
-            print(f"{error}. Nothing that was finished or saved is lost; the same command goes on.", file=sys.stderr)
+            again = " Nothing that was finished or saved is lost; the same command goes on." if error.passes else ""
+            print(f"{error}.{again}", file=sys.stderr)
             return 2
         except OSError as error:
             if error.errno in NO_ROOM:

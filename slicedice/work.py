@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _leave(error.status, options)
     except BucketError as error:
         print(error, file=sys.stderr)
-        return _leave(AGAIN, options)
+        return _leave(AGAIN if error.passes else 1, options)
     except Exception as error:
         if is_disk_full(error):
             print(

@@ -276,7 +276,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_bucket_gone(error: BaseException) -> bool:
     """Whether the store's bucket did not answer, though it was asked again and again."""
-    if isinstance(error, BucketError) or TENSORSTORE_GAVE_UP in str(error):
+    if (isinstance(error, BucketError) and error.passes) or TENSORSTORE_GAVE_UP in str(error):
         return True
     return error.__cause__ is not None and is_bucket_gone(error.__cause__)
 

@@ -43,7 +43,12 @@ class StoreError(RuntimeError):
 
 
 class BucketError(OSError):
-    """A bucket that cannot be used now: its service refuses, or does not answer though it was asked again."""
+    """A bucket that cannot be used: its service refuses, or does not answer though it was asked again."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether it may be otherwise in a while; rights and packages that are lacking stay so."""
+        return self.errno == errno.EIO
 
 
 def as_path(place: Path | str) -> Path:

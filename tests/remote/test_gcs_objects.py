@@ -1,5 +1,6 @@
 """Objects and claims in a bucket: what is made once, what others see, and what an outage costs."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from slicedice import copies, sweep
+from slicedice import copies, sweep, work
 from slicedice.data import DataError
 from slicedice.launching import Job, WorkUnit, load_launcher
 from slicedice.spec import SpecError
@@ -334,6 +335,21 @@ def test_an_outage_is_no_crash():
     error.__cause__ = BucketError(5, "x")
     assert is_bucket_gone(error)
     assert not is_bucket_gone(ValueError("x"))
+    assert not is_bucket_gone(BucketError(errno.EACCES, "x"))  # which would be so again
+
+
+@pytest.mark.parametrize(("fault", "status"), [(403, 1), (500, 75)])
+def test_a_worker_asks_to_be_started_again_where_that_may_help(
+    root: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, fault, status
+):
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", _at_once)
+    emulator.fault = lambda method, path: fault
+    assert work.main(["--store", str(root), "0123456789ab"]) == status
+    assert str(root) in capsys.readouterr().err
+
+
+async def _at_once(_: float) -> None:
+    """Stands for the time between two tries."""
 
 
 def test_a_state_is_not_made_up_in_an_outage(run: RunFolder, emulator: Emulator):
