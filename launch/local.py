@@ -16,14 +16,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from slicedice.launching import Job, LaunchError, Phase
 from slicedice.machine import Slot, slots
-from slicedice.store import Kind, Launch
+from slicedice.store import Kind, Launch, Store
 from slicedice.store.holder import Holder
 from slicedice.store.kinds import MOST_FRUITLESS
-from slicedice.work import DISK_FULL
+from slicedice.work import AGAIN, DISK_FULL
 
 GRACE_SECONDS = 60.0
 """For workers to finish a step and save a checkpoint when they are told to stop."""
@@ -35,7 +36,7 @@ class Worker:
     def __init__(self, slot: Slot, job: Job):
         self.run: str | None = None
         self._unfinished = b""
-        with _on_cores(slot), open(job.store.root / "workers.log", "ab") as log:
+        with _on_cores(slot), _opened(job.store.workers_log) as log:
             self.process = subprocess.Popen(
                 _command(job, os.getpid()),
                 stdin=subprocess.PIPE,
@@ -118,7 +119,7 @@ class Local:
 
     def logs(self, launch: Launch, unit: int) -> str:
         """What all workers of the store wrote that is no run's; the end of it."""
-        log = launch.folder.parents[1] / "workers.log"
+        log = Store(launch.folder.parents[1]).workers_log
         return "".join(log.read_text(errors="replace").splitlines(keepends=True)[-50:]) if log.exists() else ""
 
     def attend(self, job: Job) -> None:
@@ -172,6 +173,11 @@ def get_launcher() -> Local:
     return Local()
 
 
+def _opened(log: Path) -> IO[bytes]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return log.open("ab")
+
+
 def _command(job: Job, parent: int | str) -> list[str]:
     return [sys.executable, "-m", "slicedice.work", "--store", job.store.address, "--parent", str(parent)]
 
@@ -197,12 +203,14 @@ def _mourn(job: Job, worker: Worker, status: int) -> bool:
         # It did not come as far as training: so it would be with every other run.
         raise LaunchError(
             f"A worker ended with status {status} before it began to train. The end of "
-            f"{job.store.root / 'workers.log'} says why."
+            f"{job.store.workers_log} says why."
         )
-    if mine and -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    if mine and status == AGAIN:
+        mine.end_for_it(Kind.PREEMPTED, "its worker could not go on, and asked to be started again")
+    elif mine and -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         mine.end_for_it(Kind.PREEMPTED, f"its worker was killed by {signal.Signals(-status).name}")
     elif mine:  # a signal of its own making, such as SIGSEGV, would come again
-        log = job.store.root / "workers.log"
+        log = job.store.workers_log
         mine.end_for_it(Kind.CRASHED, f"its worker ended with status {status}; see {log}")
         job.store.note_ending(worker.run)
     return folder.state().kind in (Kind.MISSING, Kind.PREEMPTED)

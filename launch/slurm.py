@@ -20,6 +20,7 @@ from slicedice.launching import Job, LaunchError, Phase
 from slicedice.machine import CPU_ENVIRONMENT
 from slicedice.spec.errors import require
 from slicedice.store import Launch
+from slicedice.store.files import is_object
 
 BLOCK = 1000
 """Most units in an array: a cluster's MaxArraySize is 1001 unless it says otherwise, and counts from 0."""
@@ -110,6 +111,8 @@ class Slurm:
 
     def render(self, job: Job) -> Mapping[str, str]:
         """One script for each array."""
+        valid = "scripts and logs of Slurm lie in the store: name a folder that all nodes have"
+        require(not is_object(job.store.root), "--store", job.store.address, valid)
         tpus = job.topology is not None and job.topology.rate.is_tpu
         valid = "it is of TPUs, and --launcher.gres asks for GPUs: name a topology such as h100:8"
         require(not (tpus and self.gres.startswith("gpu")), "--topology", str(job.topology), valid)

@@ -27,6 +27,7 @@ from slicedice.launching import Job, LaunchError, Phase
 from slicedice.machine import Slot, slots
 from slicedice.spec.errors import require
 from slicedice.store import Launch
+from slicedice.store.files import is_object
 from slicedice.store.holder import Holder
 from slicedice.worker import AGAIN, DISK_FULL
 
@@ -163,6 +164,10 @@ class XManager:
         for name in ("cpu", "ram"):
             setting(name, "use a number from 0", lambda amount: amount >= 0)
         if self.executor == "local":
+            valid = (
+                "the logs of XManager's local units lie in the store: name a folder, or leave it to --launcher local"
+            )
+            require(not is_object(job.store.root), "--store", job.store.address, valid)
             for name in ("image", "accelerator", "cpu", "ram"):
                 setting(name, f"it goes with the executors {', '.join(PLACED)}", lambda value: not value)
             return

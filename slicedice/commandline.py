@@ -17,7 +17,7 @@ from slicedice.spec import SpecError
 from slicedice.spec.config import flat_fields
 from slicedice.spec.reading import READ
 from slicedice.store import StoreError
-from slicedice.store.files import NO_ROOM
+from slicedice.store.files import NO_ROOM, BucketError
 
 EXPECTED = (DataError, ExportError, FileError, GridError, LaunchError, SpecError, StoreError)
 """Errors whose message is written for the user."""
@@ -65,6 +65,10 @@ def door(main: Callable[..., int]) -> Callable[..., int]:
             return main(arguments)
         except EXPECTED as error:
             print(error, file=sys.stderr)
+            return 2
+        except BucketError as error:
+            again = " Nothing that was finished or saved is lost; the same command goes on." if error.passes else ""
+            print(f"{error}.{again}", file=sys.stderr)
             return 2
         except OSError as error:
             if error.errno in NO_ROOM:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from slicedice import data, evaluation, machine
+from slicedice import copies, evaluation, machine
 from slicedice.commandline import door
 from slicedice.data import DataError, TokenStore
 from slicedice.evaluation import HELD_OUT, Settings
@@ -238,12 +238,12 @@ def _tokens(store: Store, spec: RunSpec, result: dict[str, Any]) -> tuple[TokenS
     d, trained_on = spec.data, (result.get("provenance") or {}).get("data_fingerprint", "")
     refusal = None
     try:
-        tokens = data.open_store(d.source, d.tokenizer, store.data, d.heldout_fraction, d.tokens or 0)
+        tokens = copies.open_tokens(store, d.source, d.tokenizer, d.heldout_fraction, d.tokens or 0)
         if tokens.fingerprint == trained_on:
             return tokens, True
     except DataError as error:
         tokens, refusal = None, error
-    if other := data.find_store(trained_on, store.data):
+    if other := copies.find_tokens(store, trained_on):
         return other, True
     if tokens is None or d.tokenizer != BYTES:
         raise refusal or DataError(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from slicedice import __version__, data, hugging_face, hugging_face_tokenizer, machine, provenance
+from slicedice import __version__, copies, hugging_face, hugging_face_tokenizer, machine, provenance
 from slicedice.commandline import door
 from slicedice.data.tokenizer import Tokenizer, find_tokenizer
 from slicedice.hugging_face import ExportError
@@ -135,7 +135,7 @@ def tokens_of(store: Store, spec: RunSpec, fingerprint: str) -> tuple[Tokenizer,
     """
     if spec.data.tokenizer == "bytes":
         return find_tokenizer("bytes"), []
-    tokens = data.find_store(fingerprint, store.data)
+    tokens = copies.find_tokens(store, fingerprint)
     if tokens is None:
         raise ExportError(
             f"the tokens that the run was trained on, with their tokenizer, are not in {store.data} any more (their "

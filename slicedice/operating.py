@@ -1,7 +1,6 @@
 """Verbs of the sweep door for runs that were launched: `logs`, `cancel` and `gc`."""
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from slicedice.launching.queue import queue
 from slicedice.spec import SpecError, run_name
 from slicedice.spec.errors import require
 from slicedice.store import RunFolder, Store, StoreError
+from slicedice.store.files import each, remove_all, size_of
 
 TAIL_LINES = 200
 """Of a log: its end."""
@@ -59,7 +59,7 @@ def cancel(plan: Plan, store: Store, launcher: str, console: Console) -> int:
       0, or 1 if an engine could not be asked.
     """
     kinds = {id_: state.kind for id_, (state, _) in store.look(plan.runs).items()}
-    some = [id_ for id_, kind in kinds.items() if not kind.is_settled and store.run(id_).path.exists()]
+    some = [id_ for id_, kind in kinds.items() if not kind.is_settled and store.run(id_).path.is_dir()]
     waiting = queue(store, some, launcher)
     for id_ in some:
         store.run(id_).cancel()
@@ -87,7 +87,7 @@ def collect_garbage(store: Store, options: argparse.Namespace, console: Console)
     """
     if not store.exists():
         raise StoreError(f"There is no store at {store.root}. Name it with --store.")
-    found = [(path, why, _size(path)) for path, why in _garbage(store)]
+    found = [(path, why, size_of(path)) for path, why in _garbage(store)]
     for path, why, size in found:
         console.print(f"{size / 2**20:10,.1f} MiB  {path}: {why}", highlight=False, soft_wrap=True)
     console.print(f"{sum(size for *_, size in found) / 2**20:10,.1f} MiB in {len(found)} places.", highlight=False)
@@ -100,21 +100,22 @@ def collect_garbage(store: Store, options: argparse.Namespace, console: Console)
         if input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
             return 1
     for path, _, _ in found:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        remove_all(path) if path.is_dir() else path.unlink(missing_ok=True)
     return 0
 
 
 def _garbage(store: Store) -> Iterator[tuple[Path, str]]:
     for path in sorted(store.root.glob(".*.[0-9]*")):
         yield path, "half-written, by a process that ended"
-    for id_ in store.ids():
-        folder = store.run(id_)
-        if not folder.foreign() and not any(one.seems_alive() for one in folder.attempts()):
-            yield from _garbage_of(folder)
+    folders = [store.run(id_) for id_ in store.ids()]
+    for found in each(lambda folder: list(_garbage_of(folder)), folders, store.root):
+        yield from found
 
 
 def _garbage_of(folder: RunFolder) -> Iterator[tuple[Path, str]]:
-    """Of a run that nobody trains now."""
+    """Of a run, unless somebody trains it now."""
+    if folder.foreign() or any(one.seems_alive() for one in folder.attempts()):
+        return
     for path in sorted(folder.path.rglob(".*.[0-9]*")):
         yield path, "half-written, by a process that ended"
     if folder.result():
@@ -128,7 +129,3 @@ def _garbage_of(folder: RunFolder) -> Iterator[tuple[Path, str]]:
     with_checkpoint = [one for one in folder.attempts() if one.has_checkpoint]
     for one in with_checkpoint[2:]:  # should the newest be damaged, the one before it is gone on from
         yield one.checkpoints, "checkpoints that a later attempt has gone on from"
-
-
-def _size(path: Path) -> int:
-    return sum(part.lstat().st_size for part in [path, *(path.rglob("*") if path.is_dir() else [])])

@@ -15,6 +15,7 @@ from slicedice.spec import Execution, RunSpec, program_key, run_name
 from slicedice.spec.errors import SpecError, require
 from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Store
+from slicedice.store.files import each
 
 MOST_TRIES = 8
 """How many executions of a run are compiled, at most, until one fits."""
@@ -134,7 +135,8 @@ def measured_rate(store: Store, device: str, mfu: float | None) -> tuple[Rate, s
     rate = RATES[device]
     if mfu is not None:
         return replace(rate, utilization=mfu), f"at {mfu:.0%} of its peak, as asked for"
-    shares = [share for id_ in (store.ids() if store.exists() else []) if (share := _share(store, id_, device))]
+    ids = store.ids() if store.exists() else []
+    shares = [share for share in each(lambda id_: _share(store, id_, device), ids, store.root) if share]
     if shares:
         share = statistics.median(shares)
         return replace(rate, utilization=share), f"at {share:.1%} of its peak, the median of {len(shares)} runs here"

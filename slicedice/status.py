@@ -15,6 +15,7 @@ from slicedice.report.results import TRAIN, Row, read_results
 from slicedice.report.tables import count_table, listed, show, status_table
 from slicedice.spec.errors import require
 from slicedice.store import Attempt, Kind, Store, metrics
+from slicedice.store.files import each
 
 PAUSE_SECONDS = 2.0
 """Between two looks at the store."""
@@ -52,15 +53,19 @@ def _read(plan: Plan, store: Store, options: argparse.Namespace) -> tuple[list[R
     queued = queue(
         store, [row["id"] for row in rows if row["state"] in (Kind.MISSING, Kind.PREEMPTED)], options.launcher
     )
+    open_ = [row["id"] for row in rows if not Kind(row["state"]).has_result]
+    failures = dict(zip(open_, each(lambda id_: store.run(id_).failures(), open_, store.root), strict=True))
+    active = [row["id"] for row in rows if row["state"] == Kind.RUNNING]
+    live = each(lambda id_: _live(store.run(id_).attempts(), plan.runs[id_][0].budget.steps), active, store.root)
+    progress = dict(zip(active, live, strict=True))
     for row in rows:
         spec, _ = plan.runs[row["id"]]
         row["last_step"] = spec.budget.steps
-        row["failures"] = {} if Kind(row["state"]).has_result else store.run(row["id"]).failures()
+        row["failures"] = failures.get(row["id"], {})
         if row["id"] in queued.places and row["state"] in (Kind.MISSING, Kind.PREEMPTED):
             place = queued.places[row["id"]]
             row |= {"state": str(Kind.QUEUED), "launch": place.launch.name, "unit": place.unit}
-        if row["state"] == Kind.RUNNING:
-            row |= _live(store.run(row["id"]).attempts(), spec.budget.steps)
+        row |= progress.get(row["id"], {})
     return rows, [*results.notes, *queued.notes]
 
 

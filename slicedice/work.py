@@ -25,7 +25,7 @@ from typing import Any
 from slicedice.spec import SpecError
 from slicedice.spec.errors import require
 from slicedice.store import Store, StoreError
-from slicedice.store.files import is_disk_full
+from slicedice.store.files import BucketError, is_disk_full
 from slicedice.store.launches import read_launch
 from slicedice.worker import AGAIN, DISK_FULL, LostPeerError, Worker, use_compilation_cache
 
@@ -76,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Orbax tells every step of a save, and warns of settings that it changes itself; JAX, of platforms it lacks.
-    for talkative, level in (("absl", logging.ERROR), ("jax", logging.WARNING)):
+    # fsspec tells of every file that it reads.
+    for talkative, level in (("absl", logging.ERROR), ("jax", logging.WARNING), ("fsspec", logging.WARNING)):
         logging.getLogger(talkative).setLevel(level)
     try:
         _join(options)
@@ -102,6 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LostPeerError as error:
         print(error, flush=True)
         return _leave(error.status, options)
+    except BucketError as error:
+        print(error, file=sys.stderr)
+        return _leave(AGAIN if error.passes else 1, options)
     except Exception as error:
         if is_disk_full(error):
             print(

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slicedice import cache
+from slicedice import cache, copies
 from slicedice.evaluating import Evaluator
 from slicedice.spec import Execution, RunSpec, program_key, run_name
 from slicedice.store import Attempt, Claim, Kind, Onlooker, RunFolder, Store, metrics
-from slicedice.store.files import is_disk_full
+from slicedice.store.drafts import Draft
+from slicedice.store.files import BucketError, is_disk_full
 from slicedice.writers import RunWriter
 
 if TYPE_CHECKING:
@@ -33,11 +34,17 @@ AGAIN = 75
 OTHERS_SECONDS = 60
 """How long a process that failed waits for the others to fail alike."""
 
+TENSORSTORE_GAVE_UP = "retry attempts failed"
+"""In what TensorStore, with which Orbax reads and writes arrays, says of a bucket after a quarter of an hour."""
+
 LOST_PEER_WORDS = "Gloo", "heartbeat", "oordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 
 
 class LostPeerError(RuntimeError):
-    """Of several processes on a run, one was lost or failed by itself; `status` is what this one ends with."""
+    """What this process cannot go on without is lost: another process of the run, or the store's bucket.
+
+    status: what it ends with.
+    """
 
     def __init__(self, message: str, status: int = AGAIN):
         super().__init__(message)
@@ -131,6 +138,8 @@ class Worker:
                 raise
             log.exception("the run failed")
             kind = Kind.OUT_OF_MEMORY if is_out_of_memory(error) else Kind.CRASHED
+            if is_bucket_gone(error):  # which is not the run's fault, and passes
+                kind = Kind.PREEMPTED
             alone = jax.process_count() == 1
             if not alone and is_lost_peer(error):
                 kind = Kind.PREEMPTED
@@ -146,12 +155,12 @@ class Worker:
     def _train(
         self, claim: Claim | Onlooker, folder: RunFolder, spec: RunSpec, execution: Execution, shown: RunWriter
     ) -> Kind:
-        from slicedice import data, evaluation, training
+        from slicedice import evaluation, training
         from slicedice.parallel import processes
         from slicedice.provenance import provenance
 
         d = spec.data
-        tokens = data.open_store(d.source, d.tokenizer, self.store.data, d.heldout_fraction, d.tokens or 0)
+        tokens = copies.open_tokens(self.store, d.source, d.tokenizer, d.heldout_fraction, d.tokens or 0)
         earlier = claim.begin_on(tokens.fingerprint)
         if claim.number > 1 and not earlier:
             log.warning("nothing was trained on this text before: the run starts over")
@@ -160,7 +169,7 @@ class Worker:
         if key not in self._programs:
             self._programs[key] = training.Program(spec, execution)
         program = self._programs[key]
-        evaluator = Evaluator(spec, execution, tokens, self.store.tasks, self.should_stop)
+        evaluator = Evaluator(spec, execution, tokens, copies.tasks(self.store), self.should_stop)
         last = spec.budget.steps
 
         def begin(step: int) -> None:
@@ -185,7 +194,7 @@ class Worker:
         places = [(other.checkpoints, other.steps) for other in earlier]
         with (
             contextlib.closing(claim.record()) as writer,
-            contextlib.closing(training.Checkpoints(claim.checkpoints, places)) as checkpoints,
+            contextlib.closing(training.Checkpoints(claim.checkpoints, places, claim.publish)) as checkpoints,
         ):
             try:
                 state = training.train(
@@ -267,6 +276,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
+def is_bucket_gone(error: BaseException) -> bool:
+    """Whether the store's bucket did not answer, though it was asked again and again."""
+    if (isinstance(error, BucketError) and error.passes) or TENSORSTORE_GAVE_UP in str(error):
+        return True
+    return error.__cause__ is not None and is_bucket_gone(error.__cause__)
+
+
 def is_lost_peer(error: BaseException) -> bool:
     """Whether another process of the run is gone, by the words of those who notice: Gloo, and JAX's coordination."""
     if any(word in str(error) for word in LOST_PEER_WORDS):
@@ -307,7 +323,8 @@ def lighter(execution: Execution, spec: RunSpec) -> Execution | None:
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """Sends what is logged meanwhile to a file as well."""
-    handler = logging.FileHandler(path)
+    draft = Draft(path, goes_on=True)
+    handler = logging.FileHandler(draft.path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
@@ -315,6 +332,10 @@ def _log_to(path: Path) -> Iterator[None]:
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+        try:
+            draft.close()
+        except OSError as error:
+            log.warning("%s is not all uploaded: %s", path, error)
 
 
 def use_compilation_cache() -> None:

@@ -15,10 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from slicedice import machine
+from slicedice import copies, machine
 from slicedice.commandline import door
 from slicedice.data.account import Account
-from slicedice.data.build import find_source, open_store, prepare
+from slicedice.data.build import find_source
 from slicedice.data.errors import DataError, Unusable
 from slicedice.data.inspecting import check, samples
 from slicedice.data.progress import Bar
@@ -131,10 +131,10 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     store = Store(options.store).create()
     source = find_source(options.source, options.data_dir, options.module)
     with Bar(console) as bar, _refusing():
-        tokens = prepare(
+        tokens = copies.prepare_tokens(
+            store,
             absolute(options.source),
             absolute(options.tokenizer),
-            store.data,
             options.heldout_fraction,
             options.tokens,
             text=source,
@@ -167,7 +167,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
         tokens = TokenStore(Path(options.folder))
     else:
         text = absolute(options.source), absolute(options.tokenizer)
-        tokens = open_store(*text, Store(options.store).data, options.heldout_fraction, options.tokens)
+        tokens = copies.open_tokens(Store(options.store), *text, options.heldout_fraction, options.tokens)
     faults = check(tokens) if options.check else []
     if options.json:
         print(

@@ -67,7 +67,7 @@ def prepare(
         raise DataError(f"heldout_fraction is {heldout_fraction!r}. Valid is a number above 0, up to 0.5.")
     if tokens < 0:
         raise DataError(f"tokens is {tokens!r}. Valid is a number from 1, or 0 for all there are.")
-    request = _request(Path(root), source, tokenizer, heldout_fraction, tokens)
+    request = request_file(Path(root), source, tokenizer, heldout_fraction, tokens)
     coder = find_tokenizer(tokenizer)
     if text is None:
         if source.startswith(SEQIO):
@@ -94,7 +94,7 @@ def open_store(source: str, tokenizer: str, root: Path, heldout_fraction: float 
     Raises:
       DataError: there is none, or it is damaged.
     """
-    return _open(_request(Path(root), source, tokenizer, heldout_fraction, tokens), source)
+    return _open(request_file(Path(root), source, tokenizer, heldout_fraction, tokens), source)
 
 
 def find_store(fingerprint: str, root: Path) -> TokenStore | None:
@@ -123,7 +123,8 @@ def find_source(source: str, data_dir: str = "", module: str = "") -> Source:
     return Embedded() if source == "embedded" else UserText(source)
 
 
-def _request(root: Path, source: str, tokenizer: str, heldout_fraction: float, tokens: int) -> Path:
+def request_file(root: Path, source: str, tokenizer: str, heldout_fraction: float, tokens: int) -> Path:
+    """The file below `root` that says which store answers a request, as `{"store": NAME}`."""
     facts = json.dumps([source, tokenizer, heldout_fraction, tokens])
     return root / f"{hashlib.sha256(facts.encode()).hexdigest()[:12]}.json"
 

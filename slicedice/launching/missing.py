@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rich.console import Console
 
-from slicedice import evaluation, machine
+from slicedice import copies, evaluation, machine
 from slicedice.cost import cost, memory
-from slicedice.data import TokenStore, prepare
+from slicedice.data import TokenStore
 from slicedice.data.tokenizer import padded_vocab_size
 from slicedice.grid import Plan
 from slicedice.launching.loading import load_launcher
@@ -19,6 +20,7 @@ from slicedice.report.progress import Progress
 from slicedice.spec import DataSpec, SpecError, run_name
 from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Launch, Store
+from slicedice.store.files import each
 from slicedice.store.launches import write_launch
 from slicedice.writers import require_installed
 
@@ -82,7 +84,8 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
             has = texts[spec.data].vocab_size
             valid = f"the tokenizer {spec.data.tokenizer!r} has {has} ids: use {padded_vocab_size(has)} or more"
             raise SpecError("model.vocab_size", spec.model.vocab_size, valid)
-    stale = [id_ for id_, (spec, _) in plan.runs.items() if _is_stale(store, id_, texts[spec.data].fingerprint)]
+    results = {id_: result for id_, (_, result) in store.look(plan.runs).items()}
+    stale = [id_ for id_, (spec, _) in plan.runs.items() if _is_stale(results[id_], texts[spec.data].fingerprint)]
     if stale:
         console.print(
             f"{len(stale)} finished runs were trained on other text than there is now. Their results stay; another "
@@ -102,10 +105,9 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
         return not left
     job = make_job(plan, store, missing, how, launcher)
     rendered = launcher.render(job)
-    for id_ in missing:
-        store.run(id_).create(*plan.runs[id_])
-        if how.retry:
-            store.forgive(id_, *plan.runs[id_])
+    each(lambda id_: store.run(id_).create(*plan.runs[id_]), missing, store.root)
+    if how.retry:
+        each(lambda id_: store.forgive(id_, *plan.runs[id_]), missing, store.root)
     for text in texts.values():
         console.print(text.summary(), highlight=False, soft_wrap=True)
     launch = Launch(
@@ -156,13 +158,15 @@ def _tell_of_evaluations(plan: Plan, store: Store, console: Console) -> None:
     asked = {}
     for execution in {execution for _, execution in plan.runs.values()}:
         wanted = evaluation.Asked.of(execution)
-        evaluation.copy_tasks(wanted, store.tasks)
+        tasks = copies.tasks(store)
+        evaluation.copy_tasks(wanted, tasks)
+        copies.publish_tasks(store, tasks)
         asked[execution] = [found.name for found in evaluation.find_all(wanted)]
-    lacking = [
-        id_
-        for id_, (_, execution) in plan.runs.items()
-        if set(asked[execution]) - set((folder := store.run(id_)).evaluations()) and folder.state().kind is Kind.DONE
-    ]
+    some = [id_ for id_, (_, execution) in plan.runs.items() if asked[execution]]
+    kinds = {id_: state.kind for id_, (state, _) in store.look({id_: plan.runs[id_] for id_ in some}).items()}
+    done = [id_ for id_ in some if kinds[id_] is Kind.DONE]
+    found = each(lambda id_: store.run(id_).evaluations(), done, store.root)
+    lacking = [id_ for id_, own in zip(done, found, strict=True) if set(asked[plan.runs[id_][1]]) - set(own)]
     if lacking:
         names = ", ".join(dict.fromkeys(name for names in asked.values() for name in names))
         console.print(
@@ -174,10 +178,10 @@ def _tell_of_evaluations(plan: Plan, store: Store, console: Console) -> None:
 
 
 def _prepare(data: DataSpec, store: Store) -> TokenStore:
-    text = (data.source, data.tokenizer, store.data, data.heldout_fraction, data.tokens or 0)
-    return prepare(*text, processes=len(machine.cores()))
+    text = (data.source, data.tokenizer, data.heldout_fraction, data.tokens or 0)
+    return copies.prepare_tokens(store, *text, processes=len(machine.cores()))
 
 
-def _is_stale(store: Store, run: str, fingerprint: str) -> bool:
-    origin = (store.run(run).result() or {}).get("provenance")
+def _is_stale(result: Mapping[str, Any] | None, fingerprint: str) -> bool:
+    origin = (result or {}).get("provenance")
     return isinstance(origin, dict) and origin.get("data_fingerprint", fingerprint) != fingerprint

@@ -16,7 +16,7 @@ from slicedice.report.measurements import number, text
 from slicedice.spec import LayerSpec, RouterSpec, RunSpec, run_id, run_name
 from slicedice.spec.identity import flat
 from slicedice.store import Kind, Store
-from slicedice.store.files import write_whole
+from slicedice.store.files import each, write_whole
 
 Row = dict[str, Any]
 
@@ -141,8 +141,10 @@ def read_results(plan: Plan, store: Store) -> Results:
 
     Runs trained on other text than most of their plan are left out, since their losses do not compare.
     """
-    rows, measured, evaluated, varied = [], {}, {}, settings(plan.runs)
+    rows, measured, varied = [], {}, settings(plan.runs)
     looks = store.look(plan.runs)
+    done = [id_ for id_, (state, result) in looks.items() if result and state.kind is Kind.DONE]
+    evaluated = dict(zip(done, each(lambda id_: store.run(id_).evaluations(), done, store.root), strict=True))
     for id_, (spec, _) in plan.runs.items():
         state, result = looks[id_]
         row: Row = {"id": id_, "name": run_name(spec), **coordinates(spec), "settings": varied[id_]}
@@ -153,8 +155,6 @@ def read_results(plan: Plan, store: Store) -> Results:
             except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
                 what = f"its result.json is damaged: {type(error).__name__} {error}"
                 row["reason"] = f"{what}; remove the run's folder to train it anew"
-            if state.kind is Kind.DONE:
-                evaluated[id_] = store.run(id_).evaluations()
         rows.append(row)
     notes = _notes("Left out", ((r["name"], r["reason"]) for r in rows if (r["reason"] or "").startswith(DAMAGED)))
     rows, foreign = _on_one_text(rows, measured)

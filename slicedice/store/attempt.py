@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicedice.store import metrics
-from slicedice.store.files import read_json, write_json
+from slicedice.store.files import is_object, read_json, write_json
 from slicedice.store.holder import Holder
 from slicedice.store.kinds import FAILURES, Kind, RunState
 
@@ -26,6 +26,9 @@ BEAT_SECONDS = 10.0
 
 SILENCE_SECONDS = 60.0
 """Without one, after which an attempt is over."""
+
+COMMITTED = "commit_success.txt"
+"""What Orbax writes last into a checkpoint in a bucket, where it cannot rename a folder."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,9 @@ class Attempt:
     @property
     def has_checkpoint(self) -> bool:
         """Whether it has a checkpoint to go on from."""
-        # Beside those that are whole may be what Orbax had half written, with more in its name.
-        return any(path.name.isdecimal() for path in self.checkpoints.glob("training/[0-9]*"))
+        # Beside those that are whole may be what Orbax had half written, with more in its name, or without its mark.
+        steps = (path for path in self.checkpoints.glob("training/[0-9]*") if path.name.isdecimal())
+        return any(not is_object(path) or (path / COMMITTED).exists() for path in steps)
 
     def ending(self) -> RunState | None:
         """How it ended, if it said so: without a result by its kind, or else as DONE or DIVERGED."""

@@ -11,7 +11,8 @@ from typing import Any
 from slicedice.spec import SCHEMA
 from slicedice.store import attempt, metrics
 from slicedice.store.attempt import Attempt
-from slicedice.store.files import create, is_disk_full, read_json, write_json
+from slicedice.store.drafts import Draft
+from slicedice.store.files import BucketError, create, is_disk_full, read_json, write_json
 from slicedice.store.holder import Holder
 from slicedice.store.kinds import Kind
 
@@ -33,12 +34,15 @@ class Claim(Attempt):
         self._over, self._ended = threading.Event(), False
         self._gone = self._cancelled = False
         self._thread = threading.Thread(target=self._live, name=f"signs of {run.name}", daemon=True)
+        self._drafts: list[Draft] = []
 
     def take(self) -> bool:
         """Tries to be the one whose attempt it is."""
         return create(self._claim, {"holder": self._me.as_dict(), "count": 0, "at": time.time()})
 
     def __enter__(self) -> "Claim":
+        self._drafts = [Draft(self.metrics), Draft(self.evaluation_lines)]
+        self.metrics, self.evaluation_lines = (draft.path for draft in self._drafts)
         self._thread.start()
         return self
 
@@ -47,6 +51,12 @@ class Claim(Attempt):
         self._thread.join()
         if not self._ended:
             self.fail(Kind.PREEMPTED, f"its worker ended: {error!r}" if error else "it was let go of")
+        for draft in self._drafts:
+            try:
+                draft.close()
+            except OSError as refused:
+                log.warning("%s is not all uploaded: %s", draft.target, refused)
+        self._drafts = []
 
     @property
     def is_lost(self) -> bool:
@@ -98,11 +108,17 @@ class Claim(Attempt):
         """Copies what an earlier attempt wrote of its first `steps` steps, in place of what is here."""
         # Metrics come last: by them the next one sees that it may take over from here.
         metrics.copy(earlier.evaluation_lines, self.evaluation_lines, steps + 1)
+        self.publish()
         metrics.copy(earlier.metrics, self.metrics, steps)
 
     def record(self) -> metrics.Writer:
         """What the run's metrics are written with."""
         return metrics.Writer(self.metrics)
+
+    def publish(self) -> None:
+        """Has others find all lines written by now: before a checkpoint of their steps, and before the result."""
+        for draft in self._drafts:
+            draft.publish()
 
     def append_evaluation(self, step: int, name: str, scores: dict[str, Any]) -> None:
         """Adds the line of an evaluation after `step` steps; it is on disk when this returns.
@@ -120,6 +136,7 @@ class Claim(Attempt):
 
     def finish(self, kind: Kind, content: dict[str, Any]) -> None:
         """Writes the run's result, which makes it count as done, unless another attempt was first."""
+        self.publish()
         path, result = self.run / "result.json", {"schema": SCHEMA, "kind": kind, "attempt": self.number, **content}
         if not create(path, result):
             if fault(read_json(path)):
@@ -132,11 +149,12 @@ class Claim(Attempt):
     def fail(self, kind: Kind, reason: str) -> None:
         """Writes how the attempt ended without a result."""
         try:
+            self.publish()
             self._write_end(kind, reason)
         except OSError as error:
-            if not is_disk_full(error):
+            if not (is_disk_full(error) or isinstance(error, BucketError)):
                 raise
-            log.warning("there was no room to write that it ended (%s: %s)", kind, reason)
+            log.warning("there was no room, or no bucket, to write that it ended (%s: %s): %s", kind, reason, error)
         self._ended = True
 
 
@@ -166,6 +184,9 @@ class Onlooker(Attempt):
     def record(self) -> metrics.Writer:
         """See `progress`."""
         return metrics.Mute()
+
+    def publish(self) -> None:
+        """See `progress`."""
 
     def append_evaluation(self, step: int, name: str, scores: dict[str, Any]) -> None:
         """See `progress`."""

@@ -1,13 +1,27 @@
-"""Writing files so that a reader, or a power cut, meets the whole file or none of it."""
+"""Writing files so that a reader, or a power cut, meets the whole file or none of it.
 
+A store is a folder, or lies in a bucket. Paths are `pathlib.Path` or `ObjectPath`, which has the same methods where the
+store needs them; what has to be done otherwise is done here, and nobody else has to know.
+"""
+
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+IN_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^/]+)*/?")
+"""Addresses in buckets, whose names are of these letters."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of errors that mean no room: on the disk, or in the user's share of it."""
@@ -28,13 +42,82 @@ class StoreError(RuntimeError):
     """A store that cannot be used, and why."""
 
 
+class BucketError(OSError):
+    """A bucket that cannot be used: its service refuses, or does not answer though it was asked again."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether it may be otherwise in a while; rights and packages that are lacking stay so."""
+        return self.errno == errno.EIO
+
+
+def as_path(place: Path | str) -> Path:
+    """The path of a folder, or of what is in a bucket, by its name.
+
+    Raises:
+      StoreError: it names no bucket, or something else than a bucket of Google's.
+    """
+    text = os.fspath(place)
+    if "://" not in text:
+        return Path(place)
+    if not IN_BUCKET.fullmatch(text) or {".", ".."} & set(text.split("/")):
+        raise StoreError(f"{text} cannot be a store: name a folder, or one in a bucket as gs://BUCKET/FOLDER.")
+    from slicedice.store.objects import ObjectPath  # here, since importing it takes a moment
+
+    return cast(Path, ObjectPath(text))
+
+
+def is_object(path: Path) -> bool:
+    """Whether a path is of a bucket."""
+    return not isinstance(path, Path)
+
+
+def each(do: Callable[[T], R], items: Iterable[T], where: Path) -> list[R]:
+    """What `do` returns for each item, in order; where a request takes long, in a bucket, many at a time."""
+    if not is_object(where):
+        return [do(item) for item in items]
+    from slicedice.store.objects import AT_ONCE
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(do, items))
+
+
+def read_end(path: Path, size: int) -> bytes:
+    """The last bytes of a file, all if it has no more."""
+    if is_object(path):
+        return cast(Any, path).read_end(size)
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of a folder with all that is in it."""
+    if is_object(path):
+        return cast(Any, path).size()
+    return sum(part.lstat().st_size for part in [path, *(path.rglob("*") if path.is_dir() else [])])
+
+
+def remove_all(folder: Path) -> None:
+    """Removes a folder, if it is there, and as much of what is in it as can be."""
+    if is_object(folder):
+        with contextlib.suppress(OSError):
+            cast(Any, folder).rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Replaces `path` by `content`, text as UTF-8, at once, and if it is to be durable only after it is on disk."""
+    content = content.encode() if isinstance(content, str) else content
+    if is_object(path):
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
         with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -52,8 +135,11 @@ def create(path: Path, content: Any) -> bool:
     Raises:
       StoreError: the file system has no hard links.
     """
+    text = json.dumps(content, indent=1) + "\n"
+    if is_object(path):
+        return cast(Any, path).create(text.encode())
     temporary = _beside(path)
-    write_json(temporary, content)
+    write_whole(temporary, text)
     try:
         os.link(temporary, path)  # unlike a rename, it replaces nothing
     except FileExistsError:

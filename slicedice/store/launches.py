@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slicedice.store.files import StoreError, read_json, write_json, write_whole
+from slicedice.store.files import StoreError, create, read_json, write_json, write_whole
 from slicedice.store.run import ID
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
@@ -60,18 +60,17 @@ def write_launch(launch: Launch, rendered: Mapping[str, str]) -> None:
     Raises:
       StoreError: it has no handles yet, so that it is new, and there is one of its name.
     """
-    if not launch.handles:
-        try:
-            launch.folder.mkdir(parents=True)
-        except FileExistsError as error:
-            raise StoreError(
-                f"There is {launch.folder} already: another sweep began at the same moment. The same command again "
-                "trains what that one does not."
-            ) from error
+    path = launch.folder / "launch.json"
+    content = {"launcher": launch.launcher, "settings": dict(launch.settings), "units": launch.units}
+    if launch.handles:
+        write_json(path, content | {"handles": launch.handles})
+    elif not create(path, content | {"handles": launch.handles}):
+        raise StoreError(
+            f"There is {launch.folder} already: another sweep began at the same moment. The same command again "
+            "trains what that one does not."
+        )
     for name, text in rendered.items():
         write_whole(launch.folder / name, text)
-    content = {"launcher": launch.launcher, "settings": dict(launch.settings), "units": launch.units}
-    write_json(launch.folder / "launch.json", content | {"handles": launch.handles})
 
 
 def read_launch(folder: Path) -> Launch:

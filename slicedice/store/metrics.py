@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slicedice.store.files import write_whole
+from slicedice.store.files import read_end, write_whole
 
 Metrics = dict[str, Any]
 
@@ -89,7 +89,7 @@ class Mute(Writer):
 def read(path: Path) -> Iterator[Metrics]:
     """Yields the lines that are whole; stops at the first that is not."""
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below, after the generator's last line
+        file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
@@ -108,16 +108,15 @@ def last_step(path: Path) -> int | None:
 
 def last(path: Path) -> Metrics | None:
     """The last whole line, from the file's end alone; None if there is none."""
+    size = 4096
     try:
-        with open(path, "rb") as file:
-            size, tail = file.seek(0, os.SEEK_END), 4096
-            while True:
-                file.seek(max(0, size - tail))
-                records = (_parse(line) for line in reversed(file.read().splitlines(keepends=True)))
-                record = next((record for record in records if record), None)
-                if record or tail >= size:
-                    return record
-                tail *= 16
+        while True:
+            end = read_end(path, size)
+            records = (_parse(line) for line in reversed(end.splitlines(keepends=True)))
+            record = next((record for record in records if record), None)
+            if record or len(end) < size:
+                return record
+            size *= 16
     except FileNotFoundError:
         return None
 
@@ -125,13 +124,16 @@ def last(path: Path) -> Metrics | None:
 def cut(path: Path, step: int) -> None:
     """Keeps the lines of steps before `step`, and nothing that follows them."""
     if path.exists():
-        os.truncate(path, _size_before(path, step))
+        os.truncate(path, _size_before(path.read_bytes(), step))
 
 
 def copy(source: Path, target: Path, step: int) -> None:
-    """Makes `target` of the lines of `source` of steps before `step`."""
-    if source.exists():
-        write_whole(target, source.read_bytes()[: _size_before(source, step)])
+    """Makes `target` of the lines of `source`, if it is there, of steps before `step`."""
+    try:
+        content = source.read_bytes()
+    except FileNotFoundError:
+        return
+    write_whole(target, content[: _size_before(content, step)])
 
 
 def tail_means(path: Path, count: int) -> Metrics:
@@ -142,15 +144,14 @@ def tail_means(path: Path, count: int) -> Metrics:
     return {name: None if None in column else statistics.fmean(column) for name, column in columns.items()}
 
 
-def _size_before(path: Path, step: int) -> int:
+def _size_before(content: bytes, step: int) -> int:
     """Bytes of the lines of steps before `step`, up to the first that is not whole."""
     size = 0
-    with open(path, "rb") as file:
-        for line in file:
-            record = _parse(line)
-            if record is None or record["step"] >= step:
-                break
-            size += len(line)
+    for line in content.splitlines(keepends=True):
+        record = _parse(line)
+        if record is None or record["step"] >= step:
+            break
+        size += len(line)
     return size
 
 

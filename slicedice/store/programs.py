@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from slicedice.store.files import create, read_json
+from slicedice.store.files import create, each, read_json
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,12 @@ class Programs:
 
     def paused(self) -> dict[str, Pause]:
         """The programs that are paused."""
-        known = {path.stem: read_json(path) or {} for path in self._folder.glob("*.json")}
+        paths = list(self._folder.glob("*.json"))
+        known = zip(paths, each(read_json, paths, self._folder), strict=True)
         return {
-            key: Pause(str(what["paused"]), str(what.get("reason"))) for key, what in known.items() if "paused" in what
+            path.stem: Pause(str(what["paused"]), str(what.get("reason")))
+            for path, what in known
+            if what and "paused" in what
         }
 
     def lift(self, key: str) -> None:

@@ -9,7 +9,6 @@ The folder is called as its run's id: what lies beside another run's `spec.json`
 
 import dataclasses
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from slicedice.spec import SCHEMA, Execution, RunSpec, canonical_json
 from slicedice.spec.identity import id_of_json
 from slicedice.store.attempt import Attempt, attempts
 from slicedice.store.claim import Claim, fault
-from slicedice.store.files import StoreError, read_json, safe_name, write_json, write_whole
+from slicedice.store.files import BucketError, StoreError, read_json, remove_all, safe_name, write_json, write_whole
 from slicedice.store.kinds import MOST_FRUITLESS, Kind, RunState
 
 ID = re.compile("[0-9a-f]{12}")
@@ -113,7 +112,7 @@ class RunFolder:
         for path in (self._result, self._cancel, self._forgiven):
             path.unlink(missing_ok=True)
         for folder in (self.path / "attempts", self._evaluations):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_all(folder)
 
     def write_evaluation(self, name: str, content: dict[str, Any]) -> None:
         """Writes what an evaluation of the finished run found, in place of an earlier one of the name."""
@@ -150,6 +149,8 @@ class RunFolder:
                 return RunState(Kind(result["kind"]), result["steps"]), result
             state = self._unfinished(f"its result.json cannot be read: {wrong}" if wrong else "")
             return self.look() if not there and self._result.exists() else (state, None)  # it may just have come
+        except BucketError:  # which is no run's fault
+            raise
         except OSError as error:
             return RunState(Kind.CRASHED, reason=f"its folder cannot be read: {error}; mend or remove it"), None
 
@@ -159,7 +160,7 @@ class RunFolder:
         try:
             text = self._spec.read_text(encoding="utf-8")
         except FileNotFoundError:
-            trained = self._result.exists() or (self.path / "attempts").exists()
+            trained = self._result.exists() or (self.path / "attempts").is_dir()
             if trained and self._spec.exists():  # another sweep has just made the run, and a worker begun
                 return self.foreign()
             return f"its spec.json is missing ({replaced})" if trained else ""

@@ -3,7 +3,6 @@
 Whatever lies in a store is data: reading it executes nothing. (Compiled programs, which would, are kept elsewhere.)
 """
 
-import contextlib
 import dataclasses
 import fnmatch
 import hashlib
@@ -15,9 +14,10 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from slicedice import cache
 from slicedice.spec import Execution, RunSpec, from_json, program_key, run_id, run_name
 from slicedice.spec.identity import id_of_json
-from slicedice.store.files import StoreError, read_json, write_json
+from slicedice.store.files import BucketError, StoreError, as_path, each, is_object, read_json, write_json
 from slicedice.store.kinds import Kind, RunState
 from slicedice.store.launches import Launch, read_launch
 from slicedice.store.programs import Programs
@@ -37,12 +37,12 @@ class Store:
     """
 
     def __init__(self, root: Path | str):
-        self.root = Path(root)
+        self.root = as_path(root)
         self.data = self.root / "data"
         self.tasks = self.root / "tasks"
         self.programs = Programs(self.root / "programs")
         self._marker = self.root / "store.json"
-        taken = self.root.exists() and (not self.root.is_dir() or any(self.root.glob("[!.]*")))
+        taken = (self.root.exists() and not self.root.is_dir()) or any(self.root.glob("[!.]*"))
         if not self.exists():  # asked after looking inside: another process may just have made it
             if taken:
                 raise StoreError(
@@ -62,6 +62,18 @@ class Store:
     def address(self) -> str:
         """The store's folder, for a process that works elsewhere."""
         return str(self.root.absolute())
+
+    @property
+    def here(self) -> Path:
+        """For files that others write, and only into folders of this machine: the store's, or for a bucket a cache."""
+        if not is_object(self.root):
+            return self.root
+        return cache.folder() / "stores" / hashlib.sha256(self.address.encode()).hexdigest()[:12]
+
+    @property
+    def workers_log(self) -> Path:
+        """What workers of this machine write that is no run's."""
+        return self.here / "workers.log"
 
     def exists(self) -> bool:
         """Whether the store has been made."""
@@ -89,7 +101,8 @@ class Store:
         ids = self.ids()
         if found := [id_ for id_ in ids if pattern and id_.startswith(pattern)]:
             return found
-        return [id_ for id_ in ids if fnmatch.fnmatch(id_, pattern) or fnmatch.fnmatch(self._name(id_), pattern)]
+        names = dict(zip(ids, each(self._name, ids, self.root), strict=True))
+        return [id_ for id_ in ids if fnmatch.fnmatch(id_, pattern) or fnmatch.fnmatch(names[id_], pattern)]
 
     def _name(self, run: str) -> str:
         try:
@@ -104,7 +117,7 @@ class Store:
           StoreError: there is no such run, or its spec is damaged, of another schema, or that of another run.
         """
         path = self.run(run).path / "spec.json"
-        if not run or not path.parent.exists():  # no name at all would be the folder of all runs
+        if not run or not path.parent.is_dir():  # no name at all would be the folder of all runs
             raise StoreError(
                 f"There is no run {run!r} in {self.root}. Name one by its id, as `sweep plan` and `sweep status` list "
                 "them."
@@ -112,6 +125,8 @@ class Store:
         try:
             text = path.read_text(encoding="utf-8")
             spec, id_ = from_json(text), id_of_json(text)
+        except BucketError:
+            raise
         except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read: {error}. Remove the run's folder to train it anew.") from error
         if id_ != run:
@@ -121,8 +136,12 @@ class Store:
     def look(self, runs: Mapping[str, tuple[RunSpec, Execution]]) -> dict[str, tuple[RunState, dict[str, Any] | None]]:
         """States of runs, by id, each with its result if it has one; what engines have in their queues is not asked."""
         found, paused = {}, self.programs.paused()
+        there = list(runs)
+        if len(there) > 1 and is_object(self.root):  # one request tells of all that are missing
+            there = [id_ for id_ in self.ids() if id_ in runs]
+        looks = dict(zip(there, each(lambda id_: self.run(id_).look(), there, self.root), strict=True))
         for id_, (spec, execution) in runs.items():
-            state, result = self.run(id_).look()
+            state, result = looks.get(id_, (RunState(Kind.MISSING), None))
             if state.kind.is_to_train and paused and (pause := paused.get(program_key(spec, execution))):
                 state = dataclasses.replace(state, kind=Kind.PAUSED, reason=pause.reason)
             found[id_] = state, result
@@ -165,17 +184,15 @@ class Store:
 
     def launches(self) -> list[Launch]:
         """All launches on record, the oldest first; those that cannot be read are none."""
-        found = []
-        for folder in (self.root / "launches").glob("[a-z]*"):
-            with contextlib.suppress(StoreError):
-                found.append(read_launch(folder))
-        return sorted(found, key=lambda launch: (launch.number, launch.name))
+        found = each(_launch, (self.root / "launches").glob("[a-z]*"), self.root)
+        return sorted(filter(None, found), key=lambda launch: (launch.number, launch.name))
 
     def strays(self, known: Container[str]) -> dict[str, str]:
         """What lies among the runs and is none, by name, each with why; `known` and hidden files are passed over."""
         found = {}
-        for path in sorted((self.root / "runs").glob("[!.]*")):
-            if path.name not in known and (why := _not_a_run(path)):
+        others = [path for path in sorted((self.root / "runs").glob("[!.]*")) if path.name not in known]
+        for path, why in zip(others, each(_not_a_run, others, self.root), strict=True):
+            if why:
                 found[os.fsencode(path.name).decode(errors="backslashreplace")] = why  # so that it can be printed
         return found
 
@@ -184,11 +201,21 @@ class Store:
         return self.root / "reports" / name
 
 
+def _launch(folder: Path) -> Launch | None:
+    """The launch of a folder; None if it cannot be read."""
+    try:
+        return read_launch(folder)
+    except StoreError:
+        return None
+
+
 def _not_a_run(path: Path) -> str:
     """Why what lies there is no run; "" if it may be one."""
     if not ID.fullmatch(path.name):
         return "its name is no run's id, as of a copy made by hand"
     try:
         return RunFolder(path).foreign()
+    except BucketError:
+        raise
     except OSError:
         return "it cannot be read"

@@ -8,14 +8,15 @@ can be read without this code; with them go their checksums, see `checksum.py`.
 import contextlib
 import functools
 import logging
-import shutil
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from slicedice.parallel import processes
@@ -42,11 +43,15 @@ class Checkpoints:
 
     earlier: folders of earlier attempts, the newest first, each with the most steps that are gone on from. They are
       removed once this attempt has as many checkpoints as are kept.
+    before: called before a state is saved, so that what belongs to its steps is in the store first.
     """
 
-    def __init__(self, folder: Path, earlier: Sequence[tuple[Path, int]] = ()):
-        self.folder = folder.absolute()
-        self._earlier = [(other.absolute(), most) for other, most in earlier]
+    def __init__(
+        self, folder: Path, earlier: Sequence[tuple[Path, int]] = (), before: Callable[[], None] = lambda: None
+    ):
+        self.folder = _for_orbax(folder)
+        self._earlier = [(_for_orbax(other), most) for other, most in earlier]
+        self._before = before
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -55,6 +60,7 @@ class Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Saves the state after its last step."""
+        self._before()
         content = ocp.args.StandardSave(_with_checksums(_by_path(state)))  # pyright: ignore
         self._manager.save(int(state.step), args=content, force=True)
         if self._earlier and len(self._manager.all_steps()) >= KEPT:
@@ -87,15 +93,15 @@ class Checkpoints:
             raise first
         return None
 
-    def _saved(self) -> list[tuple[Path, int]]:
+    def _saved(self) -> list[tuple[epath.Path, int]]:
         """Folders and steps of all states that may be gone on from, the best first."""
         found = []
         for folder, most in [(self.folder, sys.maxsize), *self._earlier]:
-            steps = (int(path.name) for path in (folder / "training").glob("[0-9]*") if path.name.isdecimal())
+            steps = (int(path.name) for path in (folder / "training").glob("[0-9]*") if _is_whole(path))
             found += [(folder, step) for step in sorted(steps, reverse=True) if step <= most]
         return found
 
-    def _read(self, folder: Path, step: int, like: TrainState) -> dict[str, jax.Array]:
+    def _read(self, folder: epath.Path | Path, step: int, like: TrainState) -> dict[str, jax.Array]:
         where, wanted = folder / "training", dict[str, Any](_by_path(like))
         wanted[checksum.NAME] = checksum.shape(wanted, like.step.sharding)
         try:
@@ -166,7 +172,10 @@ class Checkpoints:
         if processes.leads():
             # Not the finished model beside it: the attempt may have finished the run after all.
             for folder, _ in self._earlier:
-                shutil.rmtree(folder / "training", ignore_errors=True)
+                try:
+                    (folder / "training").rmtree(missing_ok=True)
+                except Exception as error:  # it is in nobody's way
+                    log.warning("%s is not removed: %s", folder, error)
         self._earlier = []
 
     def close(self) -> None:
@@ -175,13 +184,23 @@ class Checkpoints:
             self._manager.close()
 
 
-def _manager(folder: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
+def _for_orbax(folder: Path) -> epath.Path:
+    """A folder, or what has the name of one in a bucket, by Orbax's own means."""
+    return epath.Path(os.fspath(folder.absolute()))
+
+
+def _is_whole(step: epath.Path) -> bool:
+    """Whether the folder of a step is a whole checkpoint: in a bucket, Orbax cannot rename what is not yet."""
+    return step.name.isdecimal() and ("://" not in os.fspath(step) or ocp.utils.is_checkpoint_finalized(step))
+
+
+def _manager(folder: epath.Path | Path, *, read_only: bool = False) -> ocp.CheckpointManager:
     kept = None if read_only else KEPT
     options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False, read_only=read_only)
     return ocp.CheckpointManager(folder / "training", options=options)
 
 
-def _unreadable(folder: Path, step: int, why: str) -> str:
+def _unreadable(folder: epath.Path | Path, step: int, why: str) -> str:
     return (
         f"the checkpoint of step {step} in {folder / 'training'} cannot be read ({why}). If it is damaged, remove that "
         "folder: nothing else is lost, and after `sweep retry` the run starts over."
@@ -196,7 +215,7 @@ def _with_checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return leaves | {checksum.NAME: checksum.checksums(leaves)}
 
 
-def _difference(path: Path, wanted: Mapping[str, Any]) -> str:
+def _difference(path: epath.Path | Path, wanted: Mapping[str, Any]) -> str:
     """The first array that is not there as it is wanted, in words; "" if all are, or what is there cannot be told."""
     try:
         with ocp.StandardCheckpointer() as reader:

@@ -148,7 +148,7 @@ class RunWriter:
     def _open(self, name: str, step: int, attempts: Sequence[Attempt]) -> _Sink:
         title = run_name(self._spec)
         readable = re.sub(r"[^a-zA-Z0-9.,=+-]+", "_", title)[:100].strip("._-")
-        logs = self._store.root / "tensorboard" / f"{readable}-{run_id(self._spec)}"
+        logs = self._store.here / "tensorboard" / f"{readable}-{run_id(self._spec)}"
         if name == "tensorboard":
             from slicedice.writers.tensorboard import TensorBoardWriter
 
@@ -156,7 +156,7 @@ class RunWriter:
         if name == "wandb":
             from slicedice.writers.weights_and_biases import WandbWriter, identity
 
-            return _Sink(name, WandbWriter(identity(attempts), title, self._store.root), False)
+            return _Sink(name, WandbWriter(identity(attempts), title, self._store.here), False)
         from slicedice.writers.interface import MetricWriter
 
         kind = declared()[name].load()

@@ -41,7 +41,7 @@ class Program:
 
 
 class Checkpoints:
-    def __init__(self, folder: Path, earlier: list[tuple[Path, int]]):
+    def __init__(self, folder: Path, earlier: list[tuple[Path, int]], before: Callable[[], None]):
         self.run, self.earlier = folder.parents[2], earlier
 
     def save_model(self, state: str) -> None:

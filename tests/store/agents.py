@@ -12,13 +12,13 @@ import slicedice
 
 AGENT = """
 import json, sys, time
-from pathlib import Path
 from slicedice.store import Kind, RunFolder, attempt, holder
+from slicedice.store.files import as_path
 machine, beat, silence = json.loads(sys.argv[2])
 if machine:
     holder._machine = lambda: machine
 attempt.BEAT_SECONDS, attempt.SILENCE_SECONDS = beat, silence
-names = {"folder": RunFolder(Path(sys.argv[1])), "Kind": Kind, "time": time}
+names = {"folder": RunFolder(as_path(sys.argv[1])), "Kind": Kind, "time": time}
 print("ready", flush=True)
 for line in sys.stdin:
     how, text = json.loads(line)
