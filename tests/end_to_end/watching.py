@@ -27,14 +27,19 @@ class Watch:
     """Looks at the store again and again, and remembers.
 
     results: digests of what the runs have that are done, by id. attempts: how many there were at each run.
+
+    Args:
+      runs: where they are. steps: that each of them has.
+      said: where all that slicedice logs is, with the number of the process first.
     """
 
-    def __init__(self, runs: Path, steps: int):
-        self._runs, self._steps = runs, steps
+    def __init__(self, runs: Path, steps: int, said: Path):
+        self._runs, self._steps, self._said = runs, steps, said
         self.results: dict[str, dict[str, str]] = {}
         self.attempts: Counter[str] = Counter()
         self._beats: dict[Path, float] = {}
         self._lost: dict[Path, int] = {}
+        self._damaged: dict[Path, tuple[Path, int]] = {}
 
     @property
     def taken_over(self) -> int:
@@ -71,13 +76,26 @@ class Watch:
                 if process := (_maker(newest) if result and time.time() - result < 1 else trains(newest)):
                     yield newest, process
 
+    def expect_fallback(self, damaged: Path, before: Path) -> None:
+        """Has the next one who goes on from a checkpoint of the run go on from the one before the damaged one."""
+        self._damaged[damaged] = before, self._said.stat().st_size
+
+    @property
+    def damaged(self) -> list[Path]:
+        """Checkpoints that were damaged, and that nobody has met yet."""
+        return list(self._damaged)
+
     def judge(self) -> None:
         """Looks at what changes slowly.
 
         Raises:
-          Broken: a result has changed or is gone, or a run's state is none that it may have.
+          Broken: a result has changed or is gone, a run's state is none that it may have, or who met a damaged
+            checkpoint did not go on from the one before.
         """
         self.look()
+        for damaged, (before, since) in list(self._damaged.items()):
+            if self._is_passed_by(damaged, before, since):
+                del self._damaged[damaged]
         for run in self.folders():
             name, state = run.path.name, run.state()
             if before := self.results.get(name):
@@ -101,6 +119,24 @@ class Watch:
         _require((model / "_METADATA").exists(), name, f"is done, and has no model in {model}")
         files = [run.path / "result.json", attempt.metrics, *(path for path in model.rglob("*") if path.is_file())]
         return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def _is_passed_by(self, damaged: Path, before: Path, since: int) -> bool:
+        """Whether a process has gone on from a checkpoint of the run since so many bytes were logged: from `before`."""
+        run = damaged.parents[4]
+        with open(self._said, "rb") as file:
+            file.seek(since)
+            *whole, _ = file.read().decode(errors="replace").split("\n")
+        lines = [line for line in whole if f"{run}/" in line]
+        gone_on = next((i for i, line in enumerate(lines) if " goes on from the checkpoint of step " in line), None)
+        if gone_on is None:
+            return False
+        process = lines[gone_on].split()[0]
+        noticed = f"{process} WARNING the checkpoint of step {damaged.name} in {damaged.parent} cannot be read"
+        told = any(line.startswith(noticed) for line in lines[:gone_on])
+        _require(told, str(damaged), f"is damaged, and nobody noticed: {lines[gone_on]}")
+        right = f"goes on from the checkpoint of step {before.name} in {before.parent}"
+        _require(lines[gone_on].endswith(right), str(damaged), f"has {before} before it: {lines[gone_on]}")
+        return True
 
     def _superseded(self, newer: Attempt, older: Attempt, process: Process) -> None:
         """Looks at an attempt that another took over, and that goes on: only for want of signs of life."""
