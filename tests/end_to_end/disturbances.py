@@ -79,6 +79,14 @@ def second_parent(storm: "Storm", found: Found) -> str:
     return f"a second sweep, on {machine.name}"
 
 
+def two_parents(storm: "Storm", found: Found) -> str:
+    """All are gone at once, and two sweeps begin on a machine that sees so, whose workers want the same runs."""
+    machine, gone = storm.crew.sweeps[0].machine, power_cut(storm, found)
+    for _ in range(2):
+        storm.crew.start(machine)
+    return f"{gone}; two sweeps begin at once"
+
+
 def worker_of_an_engine(storm: "Storm", found: Found) -> str:
     """A cluster's worker begins with some runs as well; or is there, and is gone at once."""
     if storm.crew.units:
@@ -154,6 +162,7 @@ DISTURBANCES: dict[str, Callable[["Storm", Found], str]] = {
         interrupt_parent,
         power_cut,
         second_parent,
+        two_parents,
         worker_of_an_engine,
         full_disk,
         torn_line,

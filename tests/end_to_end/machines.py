@@ -14,13 +14,15 @@ BEAT_SECONDS, SILENCE_SECONDS = 0.5, 6.0
 """Between signs of life, and after which a silent worker has lost its run: less than there is, so that both come."""
 
 # Every Python process of a machine reads this before anything else. What slicedice logs goes to a file for all of them
-# as well, which is on no small disk and lacks nothing.
+# as well, which is on no small disk and lacks nothing. Between looking whether a run is free and claiming it some time
+# may pass, so that of those who begin at once several want it; not where another may give a sign of life meanwhile.
 SITE = """
 import faulthandler
 import logging
+import random
 import signal
 import time
-from slicedice.store import attempt, holder
+from slicedice.store import Claim, attempt, holder
 
 stacks = open({stacks!r}, "a")
 faulthandler.register(signal.SIGUSR2, stacks)
@@ -29,8 +31,16 @@ handler.setFormatter(logging.Formatter("%(process)d %(levelname)s %(message)s"))
 logging.getLogger("slicedice").addHandler(handler)
 
 attempt.BEAT_SECONDS, attempt.SILENCE_SECONDS = {beat}, {silence}
-real, now = holder._machine(), time.time
+real, now, take = holder._machine(), time.time, Claim.take
 holder._machine = lambda: real + {suffix!r}
+
+def take_late(claim):
+    before = attempt.Attempt(claim.run, claim.number - 1)
+    if before.holder is None or before.holder.is_gone() or before.ending():
+        time.sleep(random.uniform(0.0, 0.5))
+    return take(claim)
+
+Claim.take = take_late
 
 def told():
     try:

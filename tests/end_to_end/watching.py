@@ -15,6 +15,9 @@ from tests.end_to_end.machines import SILENCE_SECONDS, Process
 LINES_AFTER_LOSS = 5
 """Of metrics at most, that a worker writes which has lost its run: of the step that ran, and of the one before."""
 
+BEGUN = re.compile(r"^(\d+) INFO .* · ([0-9a-f]+), attempt (\d+)$", re.MULTILINE)
+"""What a worker logs when it has a run."""
+
 EXPLAINED = re.compile(r"it was preempted \d+ times in a row without a checkpoint")
 """Why a run may have crashed here."""
 
@@ -89,10 +92,14 @@ class Watch:
         """Looks at what changes slowly.
 
         Raises:
-          Broken: a result has changed or is gone, a run's state is none that it may have, or who met a damaged
-            checkpoint did not go on from the one before.
+          Broken: a result has changed or is gone, a run's state is none that it may have, two had the same attempt,
+            or who met a damaged checkpoint did not go on from the one before.
         """
         self.look()
+        makers: dict[tuple[str, str], str] = {}
+        for process, run, number in BEGUN.findall(self._said.read_text() if self._said.exists() else ""):
+            other = makers.setdefault((run, number), process)
+            _require(other == process, run, f"was claimed by {other} and by {process}, both as attempt {number}")
         for damaged, (before, since) in list(self._damaged.items()):
             if self._is_passed_by(damaged, before, since):
                 del self._damaged[damaged]
