@@ -26,6 +26,8 @@ from slicedice.store import Claim, attempt, holder
 
 stacks = open({stacks!r}, "a")
 faulthandler.register(signal.SIGUSR2, stacks)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell's script starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 handler = logging.FileHandler({said!r}, delay=True)
 handler.setFormatter(logging.Formatter("%(process)d %(levelname)s %(message)s"))
 logging.getLogger("slicedice").addHandler(handler)
