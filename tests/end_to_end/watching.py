@@ -42,6 +42,7 @@ class Watch:
         self.attempts: Counter[str] = Counter()
         self._beats: dict[Path, float] = {}
         self._lost: dict[Path, int] = {}
+        self._over: set[Path] = set()
         self._damaged: dict[Path, tuple[Path, int]] = {}
 
     @property
@@ -66,8 +67,12 @@ class Watch:
             made = run.attempts()
             self.attempts[name] = made[0].number if made else 0
             for newer, older in itertools.pairwise(made):
+                if older.path in self._over:
+                    continue
                 if process := trains(older):
                     self._superseded(newer, older, process)
+                elif older.holder:
+                    self._over.add(older.path)  # for good; to look at all again each time takes a core
             if made and (beat := _modified(made[0].path / "beat.json", made[0].path / "claim.json")):
                 self._beats[made[0].path] = beat
 
