@@ -27,7 +27,6 @@ STEPS = 1500
 
 SETTINGS = [
     f"--config.budget.tokens={STEPS * 8 * 32}",
-    "--config.execution.checkpoint_seconds=0.2",
     "--config.execution.evaluate_every=100",
 ]
 
@@ -61,9 +60,12 @@ class Crew:
         self._rng, self._say = rng, say
         (folder / "three.py").write_text(GRID)
 
-    def start(self, machine: Machine, verb: str = "run", store: Path | None = None) -> Command:
+    def start(
+        self, machine: Machine, verb: str = "run", *, store: Path | None = None, checkpoint_seconds: float = 0.2
+    ) -> Command:
         """Starts a sweep; on the crew's own store unless told otherwise."""
-        grid = ["--grid", "./three.py", "--scale", "smoke", "--seeds", str(self.seeds), *SETTINGS]
+        settings = [*SETTINGS, f"--config.execution.checkpoint_seconds={checkpoint_seconds}"]
+        grid = ["--grid", "./three.py", "--scale", "smoke", "--seeds", str(self.seeds), *settings]
         options = ["--yes"] if verb == "gc" else [*grid, "--max_concurrent", str(WORKERS)]
         words = ["-m", "slicedice.sweep", verb, *options, "--store", str(store or self.store)]
         sweep = Command(words, machine, self.folder)

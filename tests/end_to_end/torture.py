@@ -28,11 +28,14 @@ from tests.end_to_end.disturbances import DISTURBANCES, Found
 from tests.end_to_end.machines import SILENCE_SECONDS, Command, Process, SmallDisk, said
 from tests.end_to_end.watching import Broken, Watch, phase
 
-PATIENCE_SECONDS = 12.0
+PATIENCE_SECONDS = 25.0
 """To wait for a moment that does not come."""
 
 ROUND_SECONDS, REST_SECONDS = 40, 900
 """A storm that takes more than this for each of its rounds, and for its end, hangs: some eight times what it takes."""
+
+CALM_SECONDS = 60.0
+"""Between checkpoints when nothing happens any more: on a busy machine they take longer than the steps."""
 
 MOMENTS = (
     "any",
@@ -156,8 +159,8 @@ class Storm:
         self.pass_time(SILENCE_SECONDS, keep=False)
         self.watch.judge()
         if any(run.state().kind.needs_retry for run in self.watch.folders()):
-            self._to_end(self.crew.start(here, "retry"))
-        sweep = self.crew.start(here)
+            self._to_end(self.crew.start(here, "retry", checkpoint_seconds=CALM_SECONDS))
+        sweep = self.crew.start(here, checkpoint_seconds=CALM_SECONDS)
         self._to_end(sweep)
         if sweep.process.returncode:
             raise Broken(f"the last sweep ended with {sweep.process.returncode}:\n{sweep.said()}")
@@ -175,7 +178,7 @@ class Storm:
     def compare(self) -> None:
         """Has a sweep that nothing happens to train the same runs, and compares all to the bit."""
         calm = self.folder / "calm"
-        sweep = self.crew.start(self.crew.machines[0], store=calm)
+        sweep = self.crew.start(self.crew.machines[0], store=calm, checkpoint_seconds=CALM_SECONDS)
         self._to_end(sweep)
         if sweep.process.returncode:
             raise Broken(f"the undisturbed sweep ended with {sweep.process.returncode}:\n{sweep.said()}")
