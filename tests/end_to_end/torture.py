@@ -191,8 +191,9 @@ class Storm:
             for difference in differ(RunFolder(calm / "runs" / name), RunFolder(self.store / "runs" / name))
         ]
         assert not differences, "\n".join(differences)
-        count, lost = sum(self.watch.attempts.values()), self.watch.taken_over
-        self.say(f"{len(names)} runs are as they were, in {count} attempts; {lost} were lost to others while alive")
+        each, lost = sorted(self.watch.attempts.values()), self.watch.taken_over
+        made = f"{sum(each)} attempts, {each[0]} to {each[-1]} a run"
+        self.say(f"{len(names)} runs are as they were, in {made}; {lost} were lost to others while alive")
         self.say(f"{len(self.damaged)} checkpoints were damaged, and the ones before them gone on from")
 
 
