@@ -142,13 +142,14 @@ class RunFolder:
                 made = self.attempts()
                 alive = bool(made) and made[0].seems_alive()
                 return RunState(Kind.RUNNING) if alive else RunState(Kind.MISSING, reason=foreign), None
-            there = self._result.exists()
             result = read_json(self._result)
-            wrong = fault(result) if there or result else ""
+            if result is None and self._result.exists():  # it cannot be read, or has just come
+                result = read_json(self._result) or {}
+            wrong = "" if result is None else fault(result)
             if result and not wrong:
                 return RunState(Kind(result["kind"]), result["steps"]), result
             state = self._unfinished(f"its result.json cannot be read: {wrong}" if wrong else "")
-            return self.look() if not there and self._result.exists() else (state, None)  # it may just have come
+            return self.look() if result is None and self._result.exists() else (state, None)
         except BucketError:  # which is no run's fault
             raise
         except OSError as error:
