@@ -63,7 +63,7 @@ def _read(plan: Plan, store: Store, options: argparse.Namespace) -> tuple[list[R
         row["last_step"] = spec.budget.steps
         row["failures"] = failures.get(row["id"], {})
         if row["id"] in queued.places and row["state"] in (Kind.MISSING, Kind.PREEMPTED):
-            place = queued.places[row["id"]]
+            place = queued.places[row["id"]][-1]
             row |= {"state": str(Kind.QUEUED), "launch": place.launch.name, "unit": place.unit}
         row |= progress.get(row["id"], {})
     return rows, [*results.notes, *queued.notes]
