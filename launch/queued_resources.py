@@ -165,15 +165,18 @@ class QueuedResources:
                 return Phase.RUNNING
             return Phase.QUEUED if alive or state not in ("", "SUSPENDED", "FAILED", "DELETING") else Phase.ENDED
 
-        return [phase(unit, handle.rpartition("/")[2]) for unit, handle in enumerate(launch.handles)]
+        return [phase(unit, f"{launch.name}-{unit}") for unit in range(len(launch.handles))]
 
     def cancel(self, launch: Launch, units: Sequence[int]) -> None:
-        """Has workers save a checkpoint, waits until they have, and deletes the units' queued resources."""
+        """Has workers save a checkpoint, waits until they have, and deletes the units' queued resources.
+
+        By the launch's name, whatever handles are on record.
+        """
         folder, states = _folder(launch.name), self._states()
         folder.mkdir(parents=True, exist_ok=True)
         for unit in units:
             (folder / f"unit-{unit}.cancelled").touch()  # for the script, which would start it again
-        names = [launch.handles[unit].rpartition("/")[2] for unit in units]
+        names = [f"{launch.name}-{unit}" for unit in units]
 
         def end(name: str) -> None:
             if states[name] == "ACTIVE":

@@ -407,6 +407,17 @@ def test_asked_elsewhere_it_goes_by_what_google_has(google, tmp_path):
     assert google.left() == []
 
 
+def test_others_resources_are_neither_asked_about_nor_deleted(google, tmp_path):
+    """As of a record that somebody else has written."""
+    (google.folder / "resources").mkdir()
+    for name in ("theirs", f"{NAME}-1"):
+        (google.folder / "resources" / name).write_text('["ACTIVE"]')
+    launch = launched(job(), ["us-central2-b/theirs", "us-central2-b/theirs"], tmp_path)
+    assert list(launcher().poll(launch)) == [Phase.ENDED, Phase.RUNNING]
+    launcher().cancel(launch, range(2))
+    assert google.left() == ["theirs"]
+
+
 def test_a_gcloud_that_fails_is_quoted(google, tmp_path):
     google.plan(fail={"list": [True]})
     with pytest.raises(LaunchError, match="the network is away"):
