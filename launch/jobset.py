@@ -121,9 +121,10 @@ class JobSet:
           LeftoverError: and what it had made before could not be deleted.
         """
         client, cluster = connect(self.context)
+        left = f"kubectl delete jobsets --namespace {self.namespace} -l {LAUNCH}={_label(job.name)}"
         taken = (
-            f"It is of another store, or of one that was here before. The same command again takes another name; "
-            f"`kubectl delete jobsets --namespace {self.namespace} -l {LAUNCH}={_label(job.name)}` deletes what has this one."
+            "It is of another store, or of one that was here before. The same command again takes another name; "
+            f"this deletes what has this one: {left}"
         )
         create, made = client.CustomObjectsApi(cluster).create_namespaced_custom_object, []
         try:
@@ -136,7 +137,6 @@ class JobSet:
             try:
                 self._delete(made)
             except LaunchError:
-                left = f"kubectl delete jobsets --namespace {self.namespace} -l {LAUNCH}={_label(job.name)}"
                 raise LeftoverError(f"{error} What was made before is still there; this deletes it: {left}") from error
             raise
         return made
@@ -155,9 +155,9 @@ class JobSet:
         """JobSets that the cluster itself says to be of the launch, by handle."""
         client, cluster = connect(self.context)
         jobsets, found = client.CustomObjectsApi(cluster).list_namespaced_custom_object, {}
+        ours = f"{LAUNCH}={_label(launch.name)}"
         for namespace in {handle.partition("/")[0] for handle in launch.handles}:
-            ours = {"label_selector": f"{LAUNCH}={_label(launch.name)}"}
-            for item in ask(jobsets, GROUP, VERSION, namespace, PLURAL, **ours)["items"]:
+            for item in ask(jobsets, GROUP, VERSION, namespace, PLURAL, label_selector=ours)["items"]:
                 found[f"{namespace}/{item['metadata']['name']}"] = item
         return found
 

@@ -11,6 +11,7 @@ import pytest
 
 from slicedice import operating, status
 from slicedice.launching import Phase, missing
+from slicedice.report.results import read_results
 from slicedice.store import Kind, Launch, Store
 from slicedice.store.launches import write_launch
 from tests import endings
@@ -342,6 +343,55 @@ def test_watching_ends_when_nothing_trains_or_waits(cluster, monkeypatch: pytest
     assert said.status == 0
     assert "3 runs: 3 queued" in said.out
     assert "because" in said.out
+
+
+ASKS = "with Path(__file__).with_name('asked').open('a') as file: file.write('x')"
+
+
+def test_engines_are_asked_less_often_than_the_store_is_read(cluster, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(status, "PAUSE_SECONDS", 0.01)
+    Engine(cluster, "engine", poll=ASKS)
+    cluster.sweep(launcher="engine")
+    store, looks = Store(cluster.folder / "runs"), []
+
+    def read(*arguments):
+        looks.append(arguments)
+        if len(looks) == 5:
+            for id_ in store.ids():
+                endings.fail(store.run(id_), Kind.CRASHED, "because")
+        return read_results(*arguments)
+
+    monkeypatch.setattr(status, "read_results", read)
+    assert cluster.sweep("status", "--watch").status == 0
+    assert len(looks) >= 5
+    assert (cluster.folder / "launch" / "asked").read_text() == "x"
+
+
+def test_watching_goes_on_with_a_run_that_is_in_its_queue_again(cluster, monkeypatch: pytest.MonkeyPatch):
+    """While it trained, its engine was not asked about it."""
+    monkeypatch.setattr(status, "PAUSE_SECONDS", 0.01)
+    Engine(cluster, "engine", poll=ASKS)
+    cluster.sweep("--only", "*-n4-*", launcher="engine")
+    store, looks = Store(cluster.folder / "runs"), []
+    (run,) = map(store.run, store.ids())
+    claim = run.claim()
+    assert claim
+
+    def read(*arguments):
+        looks.append(arguments)
+        if len(looks) == 3:
+            claim.fail(Kind.PREEMPTED, "because")
+        if len(looks) == 8:
+            endings.fail(run, Kind.CRASHED, "because")
+        return read_results(*arguments)
+
+    monkeypatch.setattr(status, "read_results", read)
+    with claim:
+        said = cluster.sweep("status", "--watch", "--only", "*-n4-*").out
+    first, then = said.index("1 runs: 1 running"), said.index("1 runs: 1 queued")
+    assert first < then
+    assert len(looks) >= 8
+    assert (cluster.folder / "launch" / "asked").read_text() == "x"
 
 
 def test_logs_are_the_runs_own_and_the_engines(cluster):

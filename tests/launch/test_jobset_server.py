@@ -220,7 +220,7 @@ def test_a_launch_does_not_touch_another_of_its_name(cluster):
     work = job(units=2)
     launcher().submit(work, launcher().render(work))
     before = dict(cluster.jobsets)
-    told = rf"409.*already exists.*takes another name.*--namespace moe -l slicedice/launch={work.name}`"
+    told = rf"409.*already exists.*takes another name.*--namespace moe -l slicedice/launch={work.name}"
     with pytest.raises(LaunchError, match=told):
         launcher().submit(work, launcher().render(work))
     assert cluster.jobsets == before
