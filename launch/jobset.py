@@ -81,6 +81,8 @@ class JobSet:
     volume_claim: of a volume that many pods may write, where the store is a path.
     volume_mount: where pods have it; empty: at the store's path.
     cpus: of a pod without an accelerator, where there is no topology; 0: none starts.
+    env_secret: a secret in the namespace, of which each key is a variable of the workers' environment, such as
+      WANDB_API_KEY.
     """
 
     image: str = ""
@@ -97,6 +99,7 @@ class JobSet:
     volume_claim: str = ""
     volume_mount: str = ""
     cpus: int = 0
+    env_secret: str = ""
 
     def render(self, job: Job) -> Mapping[str, str]:
         """A manifest for each unit, `unit-N.yaml`.
@@ -189,7 +192,7 @@ class JobSet:
     def _check(self, job: Job) -> None:
         valid = "name the container image that has slicedice, as launch/Dockerfile makes one"
         require(bool(self.image), "--launcher.image", self.image, valid)
-        for field in ("namespace", "queue", "priority_class", "service_account", "volume_claim"):
+        for field in ("namespace", "queue", "priority_class", "service_account", "volume_claim", "env_secret"):
             value = getattr(self, field)
             valid = "use a name of lower-case letters, digits, hyphens and dots, as Kubernetes has"
             good = NAME.fullmatch(value) or (not value and field != "namespace")
@@ -321,6 +324,7 @@ class JobSet:
             image=self.image,
             command=[_literal(word) for word in shlex.split(job.command(number, processes=processes))],
             env=[{"name": name, "value": _literal(value)} for name, value in environment.items()],
+            envFrom=[{"secretRef": {"name": self.env_secret}}] if self.env_secret else [],
             resources=resources,
             volumeMounts=mounts,
         )

@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ class QueuedResources:
         )
         folder = _folder(job.name)
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder) as lock:
+        with _lock(folder, fcntl.LOCK_EX) as lock:
             if lock is None:
                 raise LaunchError(f"The script of {job.name} is running already; its logs are in {folder}.")
             for path in [*folder.glob("unit-*.ended"), *folder.glob("unit-*.cancelled")]:
@@ -348,19 +349,27 @@ def _folder(launch: str) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[int | None]:
-    """The lock that a script holds while it runs; None if one does."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield lock.fileno()
+def _lock(folder: Path, kind: int) -> Iterator[int | None]:
+    """The lock that a script holds, for itself alone, while it runs; None if one does.
+
+    Whoever asks whether one does has it too, shared with others who ask, for a moment that is waited for.
+    """
+    with (folder / "lock").open("a") as lock:
+        for pause in (0.05, 0.2, 0.75, None):
+            try:
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if kind == fcntl.LOCK_EX and pause:
+                    time.sleep(pause)
+                    continue
+                yield None
+            else:
+                yield lock.fileno()
+            return
 
 
 def _is_running(folder: Path) -> bool:
     if not folder.is_dir():
         return False
-    with _lock(folder) as lock:
+    with _lock(folder, fcntl.LOCK_SH) as lock:
         return lock is None

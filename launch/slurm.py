@@ -189,7 +189,9 @@ class Slurm:
             "--requeue",
             f"--signal=USR1@{self.warning}",
         ]  # fmt: skip
-        environment = {} if self.gres else CPU_ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(per_node // processes)}
+        environment = CPU_ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(per_node // processes)}
+        if self.gres:  # a worker is to end where its GPU does not start, and not to train on the node's cores
+            environment = {"JAX_PLATFORMS": "cuda,cpu"} if self.gres.partition(":")[0] == "gpu" else {}
         srun = ["srun", "--kill-on-bad-exit=1", *(["--label"] if several else [])]
         srun += [f"--cpus-per-task={self.cpus}"] if self.cpus else []  # it does not follow from sbatch's
         python = shlex.quote(self.python or sys.executable)

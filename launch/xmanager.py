@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import importlib
 import json
-import os
 import re
 import shlex
 import signal
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from slicedice.launching import Job, LaunchError, LeftoverError, Phase
+from slicedice.launching.here import GRACE_SECONDS, on_cores, phases
 from slicedice.machine import Slot, slots
 from slicedice.spec.errors import require
 from slicedice.store import Launch
@@ -52,9 +52,6 @@ PLACED = {
     "kubernetes": dict.fromkeys(("p4", "t4", "p100", "v100", "a100"), (1, 2, 4, 8, 16)),
 }
 """By executor, XManager's names of accelerators that it places, and how many of them a machine has."""
-
-GRACE_SECONDS = 60.0
-"""For local workers to finish a step and save a checkpoint when they are told to stop."""
 
 WATCH_SECONDS = 0.5
 
@@ -124,10 +121,7 @@ class XManager:
           LaunchError: the engine cannot be asked.
         """
         if self.executor == "local":
-            with contextlib.suppress(ValueError):
-                if Holder.of_handle(launch.handles[0]).is_here():
-                    return [Phase.QUEUED] * len(launch.units)
-            return [Phase.ENDED] * len(launch.units)
+            return phases(launch)
         with _told("ask for work units"):
             engine = self._engine()
             return [engine.phase(handle, launch.name, unit) for unit, handle in enumerate(launch.handles)]
@@ -288,7 +282,7 @@ class _Local:
         args = [*unit["args"], output]
         job = xm.Job(executable, executor, name=JOB, args=args, env_vars=place.environment)
         async with self.starting:
-            with _on_cores(place):
+            with on_cores(place):
                 added = await experiment.add(job, role=xm.WorkUnitRole(tags=unit["tags"]))
         return added._local_execution_handles[0].process  # XManager's own stop() is not written for processes
 
@@ -451,17 +445,3 @@ def _signal(shell: int, number: int) -> None:
         process = psutil.Process(shell)
         for worker in [process] if process.cmdline()[:1] == [sys.executable] else process.children():
             worker.send_signal(number)
-
-
-@contextlib.contextmanager
-def _on_cores(slot: Slot) -> Iterator[None]:
-    """Has processes started meanwhile inherit the slot's cores: XLA makes one thread for each core it sees."""
-    if not slot.cores or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, slot.cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

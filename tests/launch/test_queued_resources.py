@@ -1,5 +1,6 @@
 """The launcher `queued_resources`: its script against a `gcloud` of the test's own, which plays what Google's does."""
 
+import fcntl
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -384,6 +386,22 @@ def test_cancelling_saves_deletes_and_is_not_undone_by_the_script(started, googl
     assert [call[1] for call in stops] == [f"{NAME}-0"]
     assert google.calls("create", name=f"{NAME}-2") == []
     assert google.left() == [f"{NAME}-1"]
+
+
+def test_who_asks_whether_a_script_runs_is_not_taken_for_one(google, tmp_path):
+    work, found = job(units=1), launcher()
+    launch = launched(work, [f"us-central2-b/{NAME}-0"], tmp_path)
+    folder = tmp_path / "cache" / "slicedice" / "launches" / NAME
+    folder.mkdir(parents=True)
+    with (folder / "lock").open("w") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)  # as somebody else who asks at the same moment
+        assert list(found.poll(launch)) == [Phase.ENDED]
+        release = threading.Timer(0.1, fcntl.flock, (asking, fcntl.LOCK_UN))
+        release.start()
+        found.submit(work, found.render(work))
+        release.join()
+    wait_until((folder / "unit-0.ended").exists)
+    wait_until(lambda: list(found.poll(launch)) == [Phase.ENDED])
 
 
 def test_stopping_finds_the_worker_and_not_itself():

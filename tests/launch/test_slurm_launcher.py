@@ -146,6 +146,18 @@ def test_setup_runs_before_the_worker_and_its_environment_reaches_it(tmp_path, c
     assert environment["JAX_PLATFORMS"] == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("gres", "platforms"), [("gpu", "cuda,cpu"), ("gpu:h100", "cuda,cpu"), ("", "cpu"), ("npu", None)]
+)
+def test_a_worker_whose_gpu_fails_does_not_train_on_cores(gres, platforms, tmp_path, commands, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    commands("srun")
+    (script,) = slurm(gres=gres).render(job(tmp_path / "store")).values()
+    assert run_script(script, tmp_path).returncode == 0
+    (environment,) = commands.notes(1)
+    assert environment.get("JAX_PLATFORMS") == platforms
+
+
 def test_each_unit_is_one_task_of_one_array(rng, tmp_path, commands):
     commands("sbatch", f'test -f "$2" && wc -l < {commands.folder}/notes')  # the first one is 1
     devices = tuple(int(n) for n in rng.choice([1, 2, 4], 2300))
