@@ -63,7 +63,7 @@ class QueuedResources:
     zone: where the TPUs are, as in us-central2-b.
     project: that pays for them.
     package: what is installed on TPU VMs: a wheel in a bucket, gs://BUCKET/slicedice-VERSION-py3-none-any.whl, or
-      whatever else pip takes, with its extra `tpu`.
+      whatever else pip takes, with its extras `tpu` and, for a store in a bucket, `gcs`.
     python: the version of Python that is installed with it.
     runtime_version: software of the TPU VM; empty: what Google names for the kind.
     spot: preemptible, and cheaper.
@@ -211,7 +211,7 @@ class QueuedResources:
         bucket = self.package.startswith("gs://")
         valid = (
             "name a wheel in a bucket, gs://BUCKET/slicedice-VERSION-py3-none-any.whl, which `pip wheel --no-deps .` "
-            "makes and `gcloud storage cp` copies there; or what pip takes, as in 'slicedice[tpu] @ "
+            "makes and `gcloud storage cp` copies there; or what pip takes, as in 'slicedice[tpu,gcs] @ "
             "https://HOST/FILE.whl'"
         )
         good = WHEEL.fullmatch(self.package) if bucket else self.package and not self.package.startswith("-")
@@ -272,7 +272,7 @@ class QueuedResources:
         package, fetch = shlex.quote(self.package), ""
         if self.package.startswith("gs://"):
             name = self.package.rpartition("/")[2]
-            fetch, package = f"gcloud storage cp {package} . && ", f'"slicedice[tpu] @ file://$PWD/{name}"'
+            fetch, package = f"gcloud storage cp {package} . && ", f'"slicedice[tpu,gcs] @ file://$PWD/{name}"'
         if self.volume:
             mount = shlex.quote(self.volume_mount)
             made = f"sudo apt-get -qq install -y nfs-common > /dev/null && sudo mkdir -p {mount}"
@@ -284,7 +284,7 @@ class QueuedResources:
             # A system's Python may refuse packages that are not the system's.
             f"{fetch}PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv && "
             f"{{ test -x {python} || {uv} venv --quiet --python {self.python} {ENVIRONMENT}; }} && "
-            f"{uv} pip install --quiet --python {python} {package} gcsfs"
+            f"{uv} pip install --quiet --python {python} {package}"
         )
 
     def _work(self, job: Job) -> str:

@@ -295,8 +295,8 @@ def test_a_store_of_any_name_reaches_the_worker_as_it_is(hazard, google, tmp_pat
 @pytest.mark.parametrize(
     ("package", "installed"),
     [
-        (WHEEL, "slicedice[tpu] @ file://{here}/slicedice-0.1.0-py3-none-any.whl"),
-        ("slicedice[tpu] @ https://host/it's.whl", "slicedice[tpu] @ https://host/it's.whl"),
+        (WHEEL, "slicedice[tpu,gcs] @ file://{here}/slicedice-0.1.0-py3-none-any.whl"),
+        ("slicedice[tpu,gcs] @ https://host/it's.whl", "slicedice[tpu,gcs] @ https://host/it's.whl"),
     ],
 )
 def test_what_is_installed_is_one_word_for_pip(package, installed, google, tmp_path):
@@ -311,7 +311,6 @@ def test_what_is_installed_is_one_word_for_pip(package, installed, google, tmp_p
     subprocess.run(["bash", "-c", install], cwd=tmp_path, env={"PATH": f"{programs}:/usr/bin:/bin"}, check=True)
     words = (tmp_path / "python3.words").read_text().split("\0")
     assert installed.format(here=tmp_path) in words
-    assert words.count("gcsfs") == 1
     assert (tmp_path / "gcloud.words").exists() == package.startswith("gs://")
 
 
