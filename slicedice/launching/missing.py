@@ -47,19 +47,19 @@ class How:
     retry: bool = False
 
 
-def to_train(plan: Plan, store: Store, *, retry: bool) -> list[str]:
+def to_train(plan: Plan, store: Store, *, retry: bool, launcher: str = "") -> list[str]:
     """Ids of the runs to launch: what is missing or was interrupted, or with `retry` what failed instead.
 
     What a cluster's engine has in its queue is neither. A unit that runs has passed what failed: it is launched again,
-    and trained by whoever comes first, once.
+    and trained by whoever comes first, once. `launcher` is as `queue` takes it.
     """
     kinds = {id_: state.kind for id_, (state, _) in store.look(plan.runs).items()}
     if retry:
         failed = [id_ for id_, kind in kinds.items() if kind.needs_retry]
-        waiting = queue(store, failed).to_begin
+        waiting = queue(store, failed, launcher).to_begin
         return [id_ for id_ in failed if id_ not in waiting]
     missing = [id_ for id_, kind in kinds.items() if kind.is_to_train]
-    waiting = queue(store, [id_ for id_ in missing if kinds[id_] is not Kind.CANCELLED]).on_clusters
+    waiting = queue(store, [id_ for id_ in missing if kinds[id_] is not Kind.CANCELLED], launcher).on_clusters
     return [id_ for id_ in missing if id_ not in waiting or kinds[id_] is Kind.CANCELLED]
 
 
@@ -99,7 +99,7 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
             soft_wrap=True,
         )
     _tell_of_evaluations(plan, store, console)
-    missing = to_train(plan, store, retry=how.retry)
+    missing = to_train(plan, store, retry=how.retry, launcher=how.launcher)
     if not missing and not failed:
         left = [id_ for id_, (state, _) in store.look(plan.runs).items() if state.kind.is_to_train]
         if how.retry:

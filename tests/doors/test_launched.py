@@ -116,6 +116,13 @@ def test_what_is_queued_is_not_submitted_again(cluster):
     assert "2 runs in 2 work units" in submit(cluster).out
 
 
+def test_what_is_queued_by_a_launcher_that_is_a_path_is_not_submitted_again(cluster):
+    for _ in range(2):
+        said = cluster.sweep(launcher="./launch/cluster.py").out
+    assert "All 3 runs that are left are in an engine's queue" in said
+    assert len(Store(cluster.folder / "runs").launches()) == 1
+
+
 def test_an_engine_that_cannot_be_asked_is_told_and_stops_nothing(cluster):
     submit(cluster)
     (cluster.folder / "launch" / "queue.json").unlink()
