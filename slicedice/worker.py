@@ -73,6 +73,10 @@ class Worker:
         claim = self._claim
         return self.should_stop() or (claim is not None and (claim.is_lost or claim.is_cancelled))
 
+    def is_settled(self, run: str) -> bool:
+        """Whether no worker has anything more to do for a run."""
+        return self.store.state(run, self.store.read_spec(run), self.store.run(run).execution()).kind.is_settled
+
     def train(self, run: str, *, patient: bool = False) -> Kind | None:
         """Trains one run to a result or a failure, which is written; None if it was not ours to train.
 

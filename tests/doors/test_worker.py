@@ -16,10 +16,11 @@ import pytest
 
 from slicedice import data, evaluation, training, work, worker
 from slicedice.spec import Execution, RunSpec, run_id
-from slicedice.store import Claim, Kind, Launch, RunFolder, RunState, Store
+from slicedice.store import Claim, Kind, Launch, RunFolder, RunState, Store, attempt
 from slicedice.store.launches import write_launch
 from slicedice.worker import AGAIN, DISK_FULL, Worker, lighter
 from tests import endings
+from tests.store.clocks import Clock
 
 SCORES = {"held_out": {"macro": {"nats": 2.0, "bits_per_byte": 3.0, "targets": 4}}}
 
@@ -281,6 +282,64 @@ def test_a_unit_that_was_stopped_with_nothing_left_is_done(bench: Bench):
     run = bench.add()
     bench.during = lambda folder: os.kill(os.getpid(), signal.SIGTERM)
     assert bench.main("--unit", write_unit(bench, run)) == 0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for room in (attempt, work):
+        monkeypatch.setattr(room, "time", clock)
+    return clock
+
+
+class Zombie:
+    """Holds a run elsewhere, and gives signs of life for a while after the unit was started again beside it."""
+
+    def __init__(self, folder: RunFolder, clock: Clock, seconds: float, at_last: Callable[[], object]):
+        self.path, self.began, self.until = folder.path / "attempts" / "1", clock.now, clock.now + seconds
+        self._clock, self._at_last = clock, at_last
+        self.path.mkdir(parents=True)
+        holder = {"host": "elsewhere", "machine": "another-boot", "pid": 1, "started": 5}
+        (self.path / "claim.json").write_text(json.dumps({"holder": holder, "count": 0, "at": clock.now}))
+        clock.meanwhile = self.live
+
+    def live(self) -> None:
+        if self._clock.now < self.until:
+            count = int(self._clock.now - self.began) // 10
+            (self.path / "beat.json").write_text(json.dumps({"count": count, "at": self._clock.now}))
+        elif self.until:
+            self._at_last()
+            self.until = 0
+
+
+@pytest.mark.parametrize("seconds", [1, 25, 100, 4000])
+def test_a_unit_trains_what_a_zombie_holds_when_that_is_silent(bench: Bench, clock: Clock, capsys, seconds: int):
+    """A unit that is started again beside its zombie: for the engine it is done when it says so, whatever happens."""
+    first, held = bench.add(), bench.add(**MOE)
+    Zombie(bench.store.run(held), clock, seconds, lambda: None)
+    assert bench.main("--unit", write_unit(bench, held, first)) == 0
+    assert bench.store.run(held).state() == RunState(Kind.DONE, 6)
+    said = capsys.readouterr().out.splitlines()
+    waiting = [f"waiting for others that hold {held}"] * (seconds > 10)
+    assert said == [f"{held} passed_over", f"{first} done", *waiting, f"{held} done"]
+
+
+def test_a_unit_leaves_what_another_process_finishes_while_it_waits(bench: Bench, clock: Clock):
+    run = bench.add()
+    finish = Claim(bench.store.run(run).path, 1).finish
+    Zombie(bench.store.run(run), clock, 500, lambda: finish(Kind.DONE, {"steps": 6}))
+    assert bench.main("--unit", write_unit(bench, run)) == 0
+    assert bench.calls == []
+    assert clock.now - 1e9 >= 500
+
+
+def test_a_unit_that_waits_is_started_again_when_it_is_told_to_stop(bench: Bench, clock: Clock):
+    run = bench.add()
+    zombie = Zombie(bench.store.run(run), clock, 500, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    until = zombie.until
+    assert bench.main("--unit", write_unit(bench, run)) == AGAIN
+    assert bench.calls == []
+    assert until <= clock.now <= until + 2
 
 
 @pytest.mark.parametrize(
