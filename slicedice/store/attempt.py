@@ -1,8 +1,11 @@
 """An attempt at a run: what one process, or several together, trained of it before they ended.
 
-`attempts/N/` holds all that an attempt writes: metrics, checkpoints, how it ended. Nobody else writes there, and an
-attempt writes nowhere else but for the run's result, once. So a process that lost its run without noticing (its
-machine slept, or the network was gone) cannot disturb the one that took over: nobody reads what it goes on to write.
+`attempts/N/` holds what an attempt writes: metrics, checkpoints, the finished model, how it ended. Nobody else writes
+there. Elsewhere an attempt writes three things: the run's result, which is made once, so that the first one stays;
+after a result of its own, `evaluations/`; and lines for people, in the run's log and to `execution.writers`. So a
+process that lost its run without noticing (its machine slept, or the network was gone) cannot disturb the one that took
+over: nobody reads what it goes on to write. It finds out with its next sign of life. Then it logs no more there, stops
+after the step that runs, and makes neither a model nor a result. If it was finished before, its result is the run's.
 
 `claim.json` appears whole, and once: of several processes that want attempt N, one gets it. It then gives signs of life
 in `beat.json`. Another may begin attempt N + 1 when this one has ended, its process is certainly gone, or it has
@@ -137,8 +140,13 @@ class Attempt:
         if not self._end.exists():
             self._write_end(kind, reason)
 
-    def _write_end(self, kind: Kind, reason: str) -> None:
-        write_json(self._end, {"kind": kind, "reason": reason})
+    @property
+    def was_told(self) -> bool:
+        """Whether it ended because it was told to, or lost the run: neither says anything of the run itself."""
+        return (read_json(self._end) or {}).get("told") is True
+
+    def _write_end(self, kind: Kind, reason: str, *, told: bool = False) -> None:
+        write_json(self._end, {"kind": kind, "reason": reason, "told": told})
 
 
 def attempts(run: Path) -> list[Attempt]:

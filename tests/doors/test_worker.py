@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from slicedice import data, evaluation, training, work, worker
 from slicedice.spec import Execution, RunSpec, run_id
-from slicedice.store import Claim, Kind, Launch, RunFolder, RunState, Store, attempt
+from slicedice.store import Attempt, Claim, Kind, Launch, RunFolder, RunState, Store, attempt
 from slicedice.store.launches import write_launch
 from slicedice.worker import AGAIN, DISK_FULL, Worker, lighter
 from tests import endings
@@ -139,7 +140,7 @@ def test_when_the_result_is_there_all_else_is(bench: Bench, monkeypatch: pytest.
     sync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file)), sync(file)))
 
-    def finish_and_die(claim: Claim, *result: Any) -> None:
+    def finish_and_die(claim: Claim, *result: Any) -> bool:
         metrics = claim.metrics.stat()
         assert (metrics.st_ino, metrics.st_size) in [(status.st_ino, status.st_size) for status in synced]
         finish(claim, *result)
@@ -256,6 +257,84 @@ def test_a_cancelled_run_is_passed_over_and_one_that_is_cancelled_in_training_en
     assert seen == [False, True]
     assert bench.store.run(training_).state().kind is Kind.CANCELLED
     assert not bench.worker.should_leave()
+
+
+def take_over(folder: RunFolder) -> Claim:
+    """What another process does that takes the worker of a run for dead."""
+    other = Claim(folder.path, folder.attempts()[0].number + 1)
+    assert other.take()
+    return other
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_who_lost_its_run_makes_no_model_and_no_result(bench: Bench, capsys, finished: bool):
+    """And says nothing more where another process logs; it finds out with a sign of life, at its end at the latest."""
+    run, others = bench.add(), []
+
+    def during(folder: RunFolder) -> None:
+        others.append(take_over(folder))
+        if finished:
+            assert others[0].finish(Kind.DONE, {"steps": 6})
+
+    bench.during = during
+    assert bench.main(run) == 0
+    assert capsys.readouterr().out == f"{run} preempted\n"
+    folder = bench.store.run(run)
+    mine = Attempt(folder.path, 1)
+    reason = "another process took it up"
+    assert (mine.ending(), mine.was_told) == (RunState(Kind.PREEMPTED, reason=reason), True)
+    assert not (folder.path / "finished.txt").exists()
+    assert folder.state() == (RunState(Kind.DONE, 6) if finished else RunState(Kind.RUNNING, 4))
+    if finished:
+        assert (folder.result() or {})["attempt"] == 2
+
+
+def test_who_lost_its_run_logs_no_more_to_it(bench: Bench):
+    run = bench.add()
+
+    def during(folder: RunFolder) -> None:
+        take_over(folder)
+        logging.getLogger("slicedice.training").warning("it does not know")
+        assert bench.worker._claim
+        bench.worker._claim.beat()
+        logging.getLogger("slicedice.training").warning("it knows")
+
+    bench.during = during
+    assert bench.worker.train(run) is Kind.PREEMPTED
+    assert "it does not know" in bench.log(run)
+    assert "it knows" not in bench.log(run)
+
+
+def test_who_is_second_by_a_moment_is_preempted(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """Another attempt is done between the last look and the result."""
+    run, finish = bench.add(), Claim.finish
+
+    def finish_second(claim: Claim, *result: Any) -> bool:
+        assert finish(take_over(bench.store.run(run)), Kind.DONE, {"steps": 6, "by": "another"})
+        return finish(claim, *result)
+
+    monkeypatch.setattr(Claim, "finish", finish_second)
+    assert bench.worker.train(run) is Kind.PREEMPTED
+    folder = bench.store.run(run)
+    assert (folder.result() or {})["by"] == "another"
+    assert Attempt(folder.path, 1).ending() == RunState(Kind.PREEMPTED, reason="another attempt finished it")
+
+
+def test_who_could_give_no_sign_of_life_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    run = bench.add()
+
+    def away(*_: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    def during(folder: RunFolder) -> None:
+        now = time.monotonic() + 2 * attempt.SILENCE_SECONDS
+        monkeypatch.setattr("slicedice.store.claim.time.monotonic", lambda: now)
+        monkeypatch.setattr("slicedice.store.claim.attempt.attempts", away)
+
+    bench.during, bench.ends = during, [training.Stopped("stopped after step 3")]
+    assert bench.worker.train(run) is Kind.PREEMPTED
+    monkeypatch.undo()
+    assert bench.store.run(run).state().reason == "no sign of life could be given for a minute"
 
 
 def write_unit(bench: Bench, *runs: str) -> str:
@@ -427,6 +506,7 @@ def test_a_run_that_was_stopped_is_preempted_and_no_other_begins(bench: Bench, c
     bench.during = lambda folder: os.kill(os.getpid(), signal.SIGTERM)
     bench.ends = [training.Stopped("stopped after step 3")]
     assert bench.main(first, second) == 0
+    assert bench.store.run(first).attempts()[0].was_told
     assert capsys.readouterr().out == f"{first} preempted\n"
     assert bench.store.run(first).state() == RunState(Kind.PREEMPTED, 4, "stopped after step 3")
     assert bench.store.run(second).state() == RunState(Kind.MISSING)
