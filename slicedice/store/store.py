@@ -152,12 +152,18 @@ class Store:
         return self.look({run: (spec, execution)})[run][0]
 
     def note_ending(self, run: str) -> None:
-        """Notes of a run that has just ended whether its program works; if it failed, the program's others wait."""
-        spec, execution, state = self.read_spec(run), self.run(run).execution(), self.run(run).state()
-        key = program_key(spec, execution)
+        """Notes of a run that has just ended whether its program works; if that failed, the program's others wait.
+
+        Attempts that were interrupted say nothing of the program, though they were so many that the run has crashed.
+        """
+        spec, folder = self.read_spec(run), self.run(run)
+        key, state = program_key(spec, folder.execution()), folder.state()
         if state.kind.has_result:
             self.programs.note_works(key, run)
-        elif state.kind.needs_retry and self.programs.pause(key, run, f"{run_name(spec)} · {run}", state.reason):
+            return
+        made = folder.attempts()
+        failed = state.kind.needs_retry and made and (ending := made[0].ending()) and ending.kind.needs_retry
+        if failed and self.programs.pause(key, run, f"{run_name(spec)} · {run}", state.reason):
             log.warning("the other runs of the program of %s wait until `sweep retry`", run)
 
     def forgive(self, run: str, spec: RunSpec, execution: Execution) -> None:
