@@ -1,14 +1,25 @@
 """The verb `gc` of the sweep door: removes what no run needs any more."""
 
 import argparse
+import itertools
+import os
+import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
 from slicedice.store import RunFolder, Store, StoreError
-from slicedice.store.files import each, remove_all, size_of
+from slicedice.store.attempt import attempts, still_made
+from slicedice.store.files import each, is_object, remove_all, size_of
+
+TEMPORARY = re.compile(r"\..+\.[0-9]+(-[0-9a-f]{8})?")
+"""What a file is called before it is put in place, by whom writes it."""
+
+HOUR = 3600.0
+"""Seconds."""
 
 
 def collect_garbage(store: Store, options: argparse.Namespace, console: Console) -> int:
@@ -19,7 +30,7 @@ def collect_garbage(store: Store, options: argparse.Namespace, console: Console)
     """
     if not store.exists():
         raise StoreError(f"There is no store at {store.root}. Name it with --store.")
-    found = [(path, why, size_of(path)) for path, why in _garbage(store)]
+    found = [(path, why, size_of(path)) for path, why in _garbage(store, console)]
     for path, why, size in found:
         console.print(f"{size / 2**20:10,.1f} MiB  {path}: {why}", highlight=False, soft_wrap=True)
     console.print(f"{sum(size for *_, size in found) / 2**20:10,.1f} MiB in {len(found)} places.", highlight=False)
@@ -36,20 +47,37 @@ def collect_garbage(store: Store, options: argparse.Namespace, console: Console)
     return 0
 
 
-def _garbage(store: Store) -> Iterator[tuple[Path, str]]:
-    for path in sorted(store.root.glob(".*.[0-9]*")):
-        yield path, "half-written, by a process that ended"
+def _garbage(store: Store, console: Console) -> list[tuple[Path, str]]:
+    """What is to be removed, each with why; waits a minute where it cannot be told at once whether a run is trained."""
     folders = [store.run(id_) for id_ in store.ids()]
-    for found in each(lambda folder: list(_garbage_of(folder)), folders, store.root):
-        yield from found
+    found = zip(folders, each(lambda folder: list(_garbage_of(folder)), folders, store.root), strict=True)
+    some = {folder.path: garbage for folder, garbage in found if garbage}
+    made = [one for path in some for one in attempts(path)]
+    if any(one.is_claimed and not one.is_certainly_over for one in made):
+        console.print("Looking for signs of life, a minute at most.", highlight=False)
+    trained = {one.run for one in still_made(made)}
+    return [*_half_written(store), *(part for path, garbage in some.items() if path not in trained for part in garbage)]
+
+
+def _half_written(store: Store) -> Iterator[tuple[Path, str]]:
+    """Files that have waited for an hour to be put in place, which takes seconds; in a bucket there are none."""
+    if is_object(store.root):
+        return
+    with tempfile.TemporaryFile(dir=store.root) as file:  # by the clock that has dated the others
+        file.write(b"now")
+        file.flush()
+        os.fsync(file.fileno())
+        now = os.fstat(file.fileno()).st_mtime
+    everywhere = ((store.root / room).rglob(".*") for room in ("runs", "data", "tasks", "programs", "launches"))
+    for path in sorted(itertools.chain(store.root.glob(".*"), *everywhere)):
+        if TEMPORARY.fullmatch(path.name) and path.is_file() and now - path.stat().st_mtime > HOUR:
+            yield path, "half-written, by a process that ended"
 
 
 def _garbage_of(folder: RunFolder) -> Iterator[tuple[Path, str]]:
-    """Of a run, unless somebody trains it now."""
-    if folder.foreign() or any(one.seems_alive() for one in folder.attempts()):
+    """Of a run, if nobody trains it."""
+    if folder.foreign():
         return
-    for path in sorted(folder.path.rglob(".*.[0-9]*")):
-        yield path, "half-written, by a process that ended"
     if folder.result():
         kept = folder.attempt()
         if kept.has_checkpoint:

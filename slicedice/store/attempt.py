@@ -15,7 +15,7 @@ given no sign for a minute, by the clock of the one who waits: clocks of two mac
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,9 +110,14 @@ class Attempt:
             return RunState(Kind.CRASHED, reason="its end.json is damaged")
         return RunState(Kind(kind), reason=str(content.get("reason") or ""))
 
+    @property
+    def is_certainly_over(self) -> bool:
+        """Whether it said how it ended, or its process is known to be gone."""
+        return self._end.exists() or bool((holder := self.holder) and holder.is_gone())
+
     def seems_alive(self) -> bool:
         """Whether somebody seems to train it now: a guess, made at once, by what the holder's clock says."""
-        if self._end.exists() or (self.holder and self.holder.is_gone()):
+        if self.is_certainly_over:
             return False
         return abs(time.time() - self.signs.at) < SILENCE_SECONDS
 
@@ -127,7 +132,7 @@ class Attempt:
             return False
         first, began = self.signs, time.monotonic()
         while True:
-            if self._end.exists() or (self.holder and self.holder.is_gone()):
+            if self.is_certainly_over:
                 return True
             if self.signs.count != first.count or stop():
                 return False
@@ -153,6 +158,16 @@ def attempts(run: Path) -> list[Attempt]:
     """All attempts at a run, the newest first."""
     numbers = (int(path.name) for path in (run / "attempts").glob("*") if re.fullmatch("[1-9][0-9]*", path.name))
     return [Attempt(run, number) for number in sorted(numbers, reverse=True)]
+
+
+def still_made(some: Iterable[Attempt]) -> list[Attempt]:
+    """Those attempts that may still be made: they seem alive, or one minute, which is waited for all, brings a sign."""
+    doubtful = [one for one in some if one.is_claimed and not one.is_certainly_over]
+    alive = [one for one in doubtful if one.seems_alive()]
+    silent, began = [(one, one.signs.count) for one in doubtful if one not in alive], time.monotonic()
+    while silent and time.monotonic() - began <= SILENCE_SECONDS:
+        time.sleep(min(1.0, SILENCE_SECONDS / 20))
+    return alive + [one for one, count in silent if one.signs.count != count]
 
 
 def _number(value: object) -> float | None:
