@@ -142,8 +142,10 @@ class RunFolder:
                 made = self.attempts()
                 alive = bool(made) and made[0].seems_alive()
                 return RunState(Kind.RUNNING) if alive else RunState(Kind.MISSING, reason=foreign), None
-            there = self._result.exists()
             result = read_json(self._result)
+            there = result is not None or self._result.exists()
+            if there and result is None:
+                result = read_json(self._result)  # it may have come in between
             wrong = fault(result) if there or result else ""
             if result and not wrong:
                 return RunState(Kind(result["kind"]), result["steps"]), result
