@@ -195,18 +195,18 @@ class RunFolder:
         if ending.kind is Kind.CANCELLED:  # and `create` has taken that back
             return RunState(Kind.PREEMPTED, steps, wrong or "it was cancelled before")
         if ending.kind is Kind.PREEMPTED and _fruitless(counting) >= MOST_FRUITLESS:
-            times = f"it was preempted {_fruitless(counting)} times in a row without a checkpoint"
+            times = f"it was preempted {_fruitless(counting)} times in a row without a checkpoint, and not told to stop"
             reason = f"{times}, the last time since {ending.reason}"
             return RunState(Kind.CRASHED, steps, reason)
         return dataclasses.replace(ending, steps=steps)
 
 
 def _fruitless(made: list[Attempt]) -> int:
-    """How many of the newest attempts in a row were preempted and left no checkpoint."""
+    """How many of the newest attempts in a row were preempted, not told to stop, and left no checkpoint."""
     count = 0
     for one in made:
         ending = one.ending()
         if (ending and ending.kind is not Kind.PREEMPTED) or one.has_checkpoint:
             break
-        count += 1
+        count += not one.was_told
     return count

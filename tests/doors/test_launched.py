@@ -1,11 +1,9 @@
 """Verbs for runs that were launched: status, logs, cancel, retry, gc; and what a dry run says."""
 
 import json
-import sys
 import threading
 import time
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
@@ -414,59 +412,6 @@ def test_logs_are_the_runs_own_and_the_engines(cluster):
         call = cluster.sweep("logs", name, grid="", scale="")
         assert call.status == 2
         assert name in call.err
-
-
-def make_garbage(store: Store) -> list[Path]:
-    """Of a finished run and of one that was preempted twice; returns what has to be kept."""
-    done, left = (store.run(id_) for id_ in store.ids()[:2])
-    kept = done.attempt()
-    for folder in ("model", "training/5"):
-        (kept.checkpoints / folder).mkdir(parents=True)
-        (kept.checkpoints / folder / "x").write_text("weights")
-    (left.path / "result.json").unlink()
-    for number in (2, 3, 4):
-        endings.fail(left, Kind.PREEMPTED, "because")
-        (left.attempts()[0].checkpoints / "training" / str(number)).mkdir(parents=True)
-        (left.attempts()[0].checkpoints / "training" / str(number) / "x").write_text("weights")
-    (left.path / ".result.json.123").write_text("half")
-    return [
-        kept.checkpoints / "model" / "x",
-        done.path / "result.json",
-        left.attempts()[0].checkpoints / "training" / "4" / "x",
-        left.attempts()[1].checkpoints / "training" / "3" / "x",
-    ]
-
-
-def test_gc_removes_what_no_run_needs_and_only_when_told(desk, monkeypatch: pytest.MonkeyPatch):
-    desk.sweep()
-    store = Store(desk.folder / "runs")
-    kept = make_garbage(store)
-    everything = sorted(path for path in store.root.rglob("*"))
-    asked = desk.sweep("gc", grid="", scale="")
-    assert asked.status == 1
-    assert "3 places" in asked.out
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda _: "n")
-    assert desk.sweep("gc", grid="", scale="").status == 1
-    assert sorted(path for path in store.root.rglob("*")) == everything
-    monkeypatch.setattr("builtins.input", lambda _: "y")
-    assert desk.sweep("gc", grid="", scale="").status == 0
-    assert all(path.exists() for path in kept)
-    gone = {path.name for path in everything if not path.exists()}
-    assert {"training", ".result.json.123", "checkpoints"} <= gone
-    assert "0 places" in desk.sweep("gc", "--yes", grid="", scale="").out
-
-
-def test_gc_leaves_what_somebody_trains(desk):
-    desk.sweep()
-    store = Store(desk.folder / "runs")
-    make_garbage(store)
-    claim = store.run(store.ids()[1]).claim()
-    assert claim
-    with claim:
-        said = desk.sweep("gc", grid="", scale="").out
-    assert "1 places" in said
-    assert store.ids()[1] not in said
 
 
 def test_a_store_that_is_none_has_no_garbage(desk):
