@@ -15,6 +15,7 @@ same runs as arguments. All see the same files; the first one writes them.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -114,10 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _leave(AGAIN if error.passes else 1, options)
     except Exception as error:
         if is_disk_full(error):
-            print(
-                f"The disk of {options.store} is full ({error}). Finished runs are safe; make room, run again.",
-                file=sys.stderr,
-            )
+            with contextlib.suppress(OSError):  # where this is written may be on the same disk
+                print(
+                    f"The disk of {options.store} is full ({error}). Finished runs are safe; make room, run again.",
+                    file=sys.stderr,
+                )
             return _leave(DISK_FULL, options)
         if options.processes == 1:
             raise

@@ -89,6 +89,7 @@ class Checkpoints:
                 error = caught
             if not processes.greatest(error is not None):  # otherwise one would wait below for the others
                 if not (changed := checksum.changed(leaves)):
+                    log.info("goes on from the checkpoint of step %d in %s", step, folder / "training")
                     return _into(like, leaves)
                 error = CheckpointError(_unreadable(folder, step, f"{_some(changed)} not as it was saved"))
             error = error or CheckpointError(f"another process could not read the checkpoint of step {step}")

@@ -541,6 +541,14 @@ def test_a_full_disk_ends_the_worker_and_blames_no_run(bench: Bench, capsys, err
     assert bench.store.run(first).attempts()[0].ending()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
+def test_a_worker_whose_words_go_to_the_full_disk_as_well_says_so_by_its_status(bench: Bench, monkeypatch):
+    bench.ends = [OSError(errno.ENOSPC, "No space left on device")]
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(full, write_through=True))
+        assert bench.main(bench.add()) == DISK_FULL
+
+
 def test_another_system_error_is_a_crash(bench: Bench):
     run = bench.add()
     bench.ends = [PermissionError(errno.EACCES, "Permission denied", "x")]

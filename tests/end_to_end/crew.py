@@ -9,7 +9,7 @@ from pathlib import Path
 from slicedice import machine
 from slicedice.store import Store
 from slicedice.worker import AGAIN, DISK_FULL
-from tests.end_to_end.machines import Command, Machine, Process, stat, workers
+from tests.end_to_end.machines import Command, Machine, Process, cmdline, said, stacks, stat, workers
 from tests.end_to_end.watching import Broken
 
 GRID = '''"""Three layers that share nothing."""
@@ -68,8 +68,7 @@ class Crew:
         words = ["-m", "slicedice.sweep", verb, *options, "--store", str(store or self.store)]
         sweep = Command(words, machine, self.folder)
         self._say(f"   {verb} of {self.seeds} seeds begins on {machine.name}: {sweep.process.pid}")
-        if store is None:
-            self.sweeps.append(sweep)
+        self.sweeps.append(sweep)
         return sweep
 
     def start_unit(self, machine_: Machine) -> Command | None:
@@ -128,6 +127,26 @@ class Crew:
             sweep.process.wait()
         for unit in self.units:
             unit.send(signal.SIGTERM)
+
+    def report(self) -> str:
+        """What everybody is at, and what they said last; for whoever wants to know why nothing goes on."""
+        ours = [Process(one.process.pid, now[1]) for one in self.units if (now := stat(one.process.pid))]
+        everybody = {one.pid: one for one in (*self.parents(), *ours, *self.workers())}
+        lines = [f"{pid} {stat(pid)} {cmdline(pid)}" for pid in everybody]
+        where = stacks(self.folder)
+        for process in everybody.values():
+            size = where.stat().st_size
+            process.send(signal.SIGUSR2)
+            process.send(signal.SIGCONT)  # else who stands still says nothing
+            deadline = time.monotonic() + 5
+            while where.stat().st_size == size and time.monotonic() < deadline:
+                time.sleep(0.2)
+            lines += [f"-- {process.pid} is at", where.read_text()[size:]]
+        logs = [*sorted(self.folder.glob("*.log")), said(self.folder), Store(self.store).workers_log]
+        newest = sorted((path for path in logs if path.exists()), key=lambda path: path.stat().st_mtime)[-6:]
+        for path in newest:
+            lines += [f"-- {path} ends with", *path.read_text(errors="replace").splitlines()[-20:]]
+        return "\n".join(lines)
 
     def end(self) -> None:
         """Ends all processes at once."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slicedice.store import Attempt, metrics
+from slicedice.store.attempt import attempts
 from tests.end_to_end.machines import SILENCE_SECONDS, Process
 from tests.end_to_end.watching import trains
 from tests.training.damage import DAMAGES, damage
@@ -78,6 +79,14 @@ def second_parent(storm: "Storm", found: Found) -> str:
     return f"a second sweep, on {machine.name}"
 
 
+def two_parents(storm: "Storm", found: Found) -> str:
+    """All are gone at once, and two sweeps begin on a machine that sees so, whose workers want the same runs."""
+    machine, gone = storm.crew.sweeps[0].machine, power_cut(storm, found)
+    for _ in range(2):
+        storm.crew.start(machine)
+    return f"{gone}; two sweeps begin at once"
+
+
 def worker_of_an_engine(storm: "Storm", found: Found) -> str:
     """A cluster's worker begins with some runs as well; or is there, and is gone at once."""
     if storm.crew.units:
@@ -119,20 +128,13 @@ def torn_line(storm: "Storm", found: Found) -> str:
 
 
 def damaged_checkpoint(storm: "Storm", found: Found) -> str:
-    """A worker is gone, and the newest checkpoint of its run is damaged; the one before it is not."""
+    """A worker is gone, and the newest checkpoint of its run cannot be read; the one before it can."""
+    return _damaged(storm, storm.rng.choice([how for how in DAMAGES if how != "flipped"]))
 
-    def hurt(attempt: Attempt) -> str:
-        newest, how = _whole(storm, attempt.run)[0], storm.rng.choice(DAMAGES)
-        damage(newest, how)
-        storm.damaged.add(newest)
-        return f"{newest} {how}"
 
-    def last(attempt: Attempt) -> bool:
-        # Damage the one that would be gone on from; and what is damaged already leaves others.
-        there = _whole(storm, attempt.run)
-        return len(there) >= 2 and there[0].parents[2] == attempt.path
-
-    return _killed_with(storm, hurt, last)
+def flipped_bit(storm: "Storm", found: Found) -> str:
+    """A worker is gone, and of the newest checkpoint of its run one bit is not as it was saved."""
+    return _damaged(storm, "flipped")
 
 
 def clock(storm: "Storm", found: Found) -> str:
@@ -160,10 +162,12 @@ DISTURBANCES: dict[str, Callable[["Storm", Found], str]] = {
         interrupt_parent,
         power_cut,
         second_parent,
+        two_parents,
         worker_of_an_engine,
         full_disk,
         torn_line,
         damaged_checkpoint,
+        flipped_bit,
         clock,
     )
 }
@@ -195,18 +199,41 @@ def _killed_with(storm: "Storm", what: Callable[[Attempt], str], is_ready: Calla
     return ""
 
 
+def _damaged(storm: "Storm", how: str) -> str:
+    def hurt(attempt: Attempt) -> str:
+        newest, before, *_ = _whole(storm, attempt.run)
+        damage(newest, how)
+        storm.damaged.add(newest)
+        storm.watch.expect_fallback(newest, before)
+        return f"{newest} {how}, and {before} is whole"
+
+    def last(attempt: Attempt) -> bool:
+        # Damage the one that would be gone on from; and what is damaged already leaves others. Whoever has lost the
+        # run and not noticed yet may save another one before it.
+        there = _whole(storm, attempt.run)
+        alone = not any(trains(older) for older in attempts(attempt.run) if older.number < attempt.number)
+        return alone and len(there) >= 2 and there[0].parents[2] == attempt.path
+
+    return _killed_with(storm, hurt, last)
+
+
 def _is_done(attempt: Attempt) -> bool:
     return (attempt.run / "result.json").exists()
 
 
 def _whole(storm: "Storm", run: Path) -> list[Path]:
     """Checkpoints that a run can be gone on from, the newest first."""
-    folders = sorted(run.glob("attempts/*/checkpoints/training/*"), key=_age, reverse=True)
-    return [path for path in folders if path.name.isdecimal() and path not in storm.damaged]
+    return [
+        path
+        for attempt in attempts(run)
+        for step in sorted(_steps(attempt), reverse=True)
+        if step <= attempt.steps  # else a torn line has taken the metrics of its last step
+        and (path := attempt.checkpoints / "training" / str(step)) not in storm.damaged
+    ]
 
 
-def _age(path: Path) -> tuple[int, int]:
-    return int(path.parents[2].name), int(path.name) if path.name.isdecimal() else -1
+def _steps(attempt: Attempt) -> list[int]:
+    return [int(path.name) for path in attempt.checkpoints.glob("training/*") if path.name.isdecimal()]
 
 
 def _rewrite(path: Path, fields: dict) -> None:

@@ -13,14 +13,36 @@ from slicedice.machine import Slot
 BEAT_SECONDS, SILENCE_SECONDS = 0.5, 6.0
 """Between signs of life, and after which a silent worker has lost its run: less than there is, so that both come."""
 
-# Every Python process of a machine reads this before anything else.
+# Every Python process of a machine reads this before anything else. What slicedice logs goes to a file for all of them
+# as well, which is on no small disk and lacks nothing. Between looking whether a run is free and claiming it some time
+# may pass, so that of those who begin at once several want it; not where another may give a sign of life meanwhile.
 SITE = """
+import faulthandler
+import logging
+import random
+import signal
 import time
-from slicedice.store import attempt, holder
+from slicedice.store import Claim, attempt, holder
+
+stacks = open({stacks!r}, "a")
+faulthandler.register(signal.SIGUSR2, stacks)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell's script starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+handler = logging.FileHandler({said!r}, delay=True)
+handler.setFormatter(logging.Formatter("%(process)d %(levelname)s %(message)s"))
+logging.getLogger("slicedice").addHandler(handler)
 
 attempt.BEAT_SECONDS, attempt.SILENCE_SECONDS = {beat}, {silence}
-real, now = holder._machine(), time.time
+real, now, take = holder._machine(), time.time, Claim.take
 holder._machine = lambda: real + {suffix!r}
+
+def take_late(claim):
+    before = attempt.Attempt(claim.run, claim.number - 1)
+    if before.holder is None or before.holder.is_gone() or before.ending():
+        time.sleep(random.uniform(0.0, 0.5))
+    return take(claim)
+
+Claim.take = take_late
 
 def told():
     try:
@@ -33,13 +55,34 @@ time.time = told
 """
 
 
+def said(folder: Path) -> Path:
+    """Where all that slicedice logs is, on whichever machine: lines of PROCESS LEVEL MESSAGE."""
+    return folder / "said.txt"
+
+
+def stacks(folder: Path) -> Path:
+    """Where a process of any machine writes what it is at when it is sent SIGUSR2."""
+    return folder / "stacks.txt"
+
+
 class Machine:
-    """This machine under another name: of its processes those of another name see no more than signs of life."""
+    """This machine under another name: of its processes those of another name see no more than signs of life.
+
+    Args:
+      folder: of all machines; see `said` and `stacks`. name: of this one.
+    """
 
     def __init__(self, folder: Path, name: str):
         self.name, self._folder, self._clock = name, folder / name, folder / name / "clock"
         self._folder.mkdir()
-        site = SITE.format(beat=BEAT_SECONDS, silence=SILENCE_SECONDS, suffix=f"-{name}", clock=str(self._clock))
+        site = SITE.format(
+            beat=BEAT_SECONDS,
+            silence=SILENCE_SECONDS,
+            suffix=f"-{name}",
+            clock=str(self._clock),
+            said=str(said(folder)),
+            stacks=str(stacks(folder)),
+        )
         (self._folder / "sitecustomize.py").write_text(site)
 
     def set_clock(self, seconds: float) -> None:
@@ -119,16 +162,20 @@ def stat(pid: int) -> tuple[str, int] | None:
     return fields[0], int(fields[19])
 
 
+def cmdline(pid: int) -> list[str]:
+    """The words of a process's command; none if there is no such process."""
+    try:
+        return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    except OSError:
+        return []
+
+
 def workers(store: Path) -> list[Process]:
     """All workers of a store, whoever started them, and also those whose parent is gone."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"slicedice.work" in words and os.fsencode(store) in words and (now := stat(int(folder.name))):
-            found.append(Process(int(folder.name), now[1]))
+    for pid in [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]:
+        if {"slicedice.work", str(store)} <= {*cmdline(pid)} and (now := stat(pid)):
+            found.append(Process(pid, now[1]))
     return [process for process in found if process.is_alive()]
 
 

@@ -2,14 +2,19 @@
 
 import errno
 import os
+import random
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.end_to_end.crew import Crew
 from tests.end_to_end.disturbances import DISTURBANCES
-from tests.end_to_end.machines import SmallDisk
-from tests.end_to_end.torture import torture
+from tests.end_to_end.machines import Command, SmallDisk
+from tests.end_to_end.torture import no_longer_than, torture
+from tests.end_to_end.watching import Broken
 
 NO_MOUNT = "no file system can be mounted here, so that no disk is full in a storm: run this as root"
 
@@ -34,6 +39,25 @@ def test_a_disk_can_be_full_in_a_storm(tmp_path: Path):
             (disk.folder / "more").write_bytes(bytes(4096))
         disk.make_room()
         (disk.folder / "more").write_bytes(bytes(4096))
+
+
+@on_linux
+def test_a_storm_that_hangs_ends_with_what_everybody_is_at(tmp_path: Path):
+    crew = Crew(tmp_path, tmp_path / "store", random.Random(0), print)
+    sweep = Command(["-c", "import time; print('well', flush=True); time.sleep(600)"], crew.machines[0], tmp_path)
+    crew.sweeps.append(sweep)
+    try:
+        while not sweep.said():
+            time.sleep(0.01)
+        sweep.send(signal.SIGSTOP)
+        with pytest.raises(Broken) as broken, no_longer_than(0.1, crew.report):
+            sweep.process.wait()
+    finally:
+        crew.end()
+    told = str(broken.value)
+    assert f"{sweep.process.pid} ('T', " in told
+    assert 'File "<string>", line 1 in <module>' in told
+    assert "well" in told.splitlines()
 
 
 @on_linux

@@ -11,6 +11,7 @@ import itertools
 import random
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -24,11 +25,14 @@ import orbax.checkpoint as ocp
 from slicedice.store import Attempt, RunFolder
 from tests.end_to_end.crew import RUNS, STEPS, Crew
 from tests.end_to_end.disturbances import DISTURBANCES, Found
-from tests.end_to_end.machines import SILENCE_SECONDS, Command, Process, SmallDisk
+from tests.end_to_end.machines import SILENCE_SECONDS, Command, Process, SmallDisk, said
 from tests.end_to_end.watching import Broken, Watch, phase
 
-PATIENCE_SECONDS = 25.0
+PATIENCE_SECONDS = 12.0
 """To wait for a moment that does not come."""
+
+ROUND_SECONDS, REST_SECONDS = 40, 900
+"""A storm that takes more than this for each of its rounds, and for its end, hangs: some eight times what it takes."""
 
 MOMENTS = (
     "any",
@@ -52,7 +56,7 @@ class Storm:
         self.folder, self.disk, self.rng = folder, disk, random.Random(seed)
         self.store = (disk.folder if disk else folder) / "store"
         self.crew = Crew(folder, self.store, self.rng, self.say)
-        self.watch = Watch(self.store / "runs", STEPS)
+        self.watch = Watch(self.store / "runs", STEPS, said(folder))
         self.damaged: set[Path] = set()
         self.happened: Counter[str] = Counter()
         self.phases: Counter[str] = Counter()
@@ -151,30 +155,30 @@ class Storm:
             raise Broken(f"workers do not leave: {self.crew.workers()}")
         self.pass_time(SILENCE_SECONDS, keep=False)
         self.watch.judge()
-        while any(run.state().kind.needs_retry for run in self.watch.folders()):
+        if any(run.state().kind.needs_retry for run in self.watch.folders()):
             self._to_end(self.crew.start(here, "retry"))
         sweep = self.crew.start(here)
         self._to_end(sweep)
         if sweep.process.returncode:
             raise Broken(f"the last sweep ended with {sweep.process.returncode}:\n{sweep.said()}")
         self.watch.judge()
+        if self.watch.damaged:
+            raise Broken(f"nobody met what was damaged: {self.watch.damaged}")
         self._to_end(self.crew.start(here, "gc"))
         self.watch.judge()  # and nothing of a result went
-        said = "".join((run.path / "log.txt").read_text() for run in self.watch.folders())
-        if self.damaged and "WARNING slicedice.training.checkpoint: the checkpoint of step" not in said:
-            raise Broken(f"nobody noticed that checkpoints were damaged: {self.damaged}")
 
     def _to_end(self, sweep: Command) -> None:
-        self.pass_time(600, lambda: sweep.process.poll() is not None, keep=False)
+        while not self.pass_time(60, lambda: sweep.process.poll() is not None, keep=False):
+            self.say(f"   {sweep.process.pid} goes on")
         self.crew.bury()
 
     def compare(self) -> None:
         """Has a sweep that nothing happens to train the same runs, and compares all to the bit."""
         calm = self.folder / "calm"
         sweep = self.crew.start(self.crew.machines[0], store=calm)
-        status = sweep.process.wait()
-        if status:
-            raise Broken(f"the undisturbed sweep ended with {status}:\n{sweep.said()}")
+        self._to_end(sweep)
+        if sweep.process.returncode:
+            raise Broken(f"the undisturbed sweep ended with {sweep.process.returncode}:\n{sweep.said()}")
         names = sorted(path.name for path in (calm / "runs").iterdir())
         assert names == [run.path.name for run in self.watch.folders()]
         assert len(names) == RUNS * self.crew.seeds
@@ -186,6 +190,7 @@ class Storm:
         assert not differences, "\n".join(differences)
         count, lost = sum(self.watch.attempts.values()), self.watch.taken_over
         self.say(f"{len(names)} runs are as they were, in {count} attempts; {lost} were lost to others while alive")
+        self.say(f"{len(self.damaged)} checkpoints were damaged, and the ones before them gone on from")
 
 
 def differ(one: RunFolder, other: RunFolder) -> Iterator[str]:
@@ -226,6 +231,7 @@ def torture(folder: Path, rounds: int, seed: int, *, disk_can_fill: bool = True)
         disk = stack.enter_context(SmallDisk(folder / "disk", size)) if disk_can_fill else None
         storm = Storm(folder, seed, disk)
         stack.callback(storm.crew.end)
+        stack.enter_context(no_longer_than(ROUND_SECONDS * rounds + REST_SECONDS, storm.crew.report))
         try:
             storm.rage(rounds)
             storm.calm_down()
@@ -238,6 +244,22 @@ def torture(folder: Path, rounds: int, seed: int, *, disk_can_fill: bool = True)
         return storm
 
 
+@contextlib.contextmanager
+def no_longer_than(seconds: float, report: Callable[[], str]) -> Iterator[None]:
+    """Raises `Broken` with a report after so many seconds, whatever is waited for; in the main thread alone."""
+
+    def ring(*_: object) -> None:
+        raise Broken(f"not over after {seconds} seconds\n{report()}")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.end_to_end.torture", description=__doc__)
@@ -247,7 +269,7 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = options.keep.absolute() if options.keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         print(f"--rounds {options.rounds} --seed {options.seed}")
         storm = torture(folder, options.rounds, options.seed, disk_can_fill=SmallDisk.can_be(folder / "disk"))

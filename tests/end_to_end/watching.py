@@ -15,6 +15,9 @@ from tests.end_to_end.machines import SILENCE_SECONDS, Process
 LINES_AFTER_LOSS = 5
 """Of metrics at most, that a worker writes which has lost its run: of the step that ran, and of the one before."""
 
+BEGUN = re.compile(r"^(\d+) INFO .* · ([0-9a-f]+), attempt (\d+)$", re.MULTILINE)
+"""What a worker logs when it has a run."""
+
 EXPLAINED = re.compile(r"it was preempted \d+ times in a row without a checkpoint")
 """Why a run may have crashed here."""
 
@@ -27,14 +30,20 @@ class Watch:
     """Looks at the store again and again, and remembers.
 
     results: digests of what the runs have that are done, by id. attempts: how many there were at each run.
+
+    Args:
+      runs: where they are. steps: that each of them has.
+      said: where all that slicedice logs is, with the number of the process first.
     """
 
-    def __init__(self, runs: Path, steps: int):
-        self._runs, self._steps = runs, steps
+    def __init__(self, runs: Path, steps: int, said: Path):
+        self._runs, self._steps, self._said = runs, steps, said
         self.results: dict[str, dict[str, str]] = {}
         self.attempts: Counter[str] = Counter()
         self._beats: dict[Path, float] = {}
         self._lost: dict[Path, int] = {}
+        self._over: set[Path] = set()
+        self._damaged: dict[Path, tuple[Path, int]] = {}
 
     @property
     def taken_over(self) -> int:
@@ -58,8 +67,12 @@ class Watch:
             made = run.attempts()
             self.attempts[name] = made[0].number if made else 0
             for newer, older in itertools.pairwise(made):
+                if older.path in self._over:
+                    continue
                 if process := trains(older):
                     self._superseded(newer, older, process)
+                elif older.holder:
+                    self._over.add(older.path)  # for good; to look at all again each time takes a core
             if made and (beat := _modified(made[0].path / "beat.json", made[0].path / "claim.json")):
                 self._beats[made[0].path] = beat
 
@@ -71,13 +84,30 @@ class Watch:
                 if process := (_maker(newest) if result and time.time() - result < 1 else trains(newest)):
                     yield newest, process
 
+    def expect_fallback(self, damaged: Path, before: Path) -> None:
+        """Has the next one who goes on from a checkpoint of the run go on from the one before the damaged one."""
+        self._damaged[damaged] = before, self._said.stat().st_size
+
+    @property
+    def damaged(self) -> list[Path]:
+        """Checkpoints that were damaged, and that nobody has met yet."""
+        return list(self._damaged)
+
     def judge(self) -> None:
         """Looks at what changes slowly.
 
         Raises:
-          Broken: a result has changed or is gone, or a run's state is none that it may have.
+          Broken: a result has changed or is gone, a run's state is none that it may have, two had the same attempt,
+            or who met a damaged checkpoint did not go on from the one before.
         """
         self.look()
+        makers: dict[tuple[str, str], str] = {}
+        for process, run, number in BEGUN.findall(self._said.read_text() if self._said.exists() else ""):
+            other = makers.setdefault((run, number), process)
+            _require(other == process, run, f"was claimed by {other} and by {process}, both as attempt {number}")
+        for damaged, (before, since) in list(self._damaged.items()):
+            if self._is_passed_by(damaged, before, since):
+                del self._damaged[damaged]
         for run in self.folders():
             name, state = run.path.name, run.state()
             if before := self.results.get(name):
@@ -101,6 +131,24 @@ class Watch:
         _require((model / "_METADATA").exists(), name, f"is done, and has no model in {model}")
         files = [run.path / "result.json", attempt.metrics, *(path for path in model.rglob("*") if path.is_file())]
         return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def _is_passed_by(self, damaged: Path, before: Path, since: int) -> bool:
+        """Whether a process has gone on from a checkpoint of the run since so many bytes were logged: from `before`."""
+        run = damaged.parents[4]
+        with open(self._said, "rb") as file:
+            file.seek(since)
+            *whole, _ = file.read().decode(errors="replace").split("\n")
+        lines = [line for line in whole if f"{run}/" in line]
+        gone_on = next((i for i, line in enumerate(lines) if " goes on from the checkpoint of step " in line), None)
+        if gone_on is None:
+            return False
+        process = lines[gone_on].split()[0]
+        noticed = f"{process} WARNING the checkpoint of step {damaged.name} in {damaged.parent} cannot be read"
+        told = any(line.startswith(noticed) for line in lines[:gone_on])
+        _require(told, str(damaged), f"is damaged, and nobody noticed: {lines[gone_on]}")
+        right = f"goes on from the checkpoint of step {before.name} in {before.parent}"
+        _require(lines[gone_on].endswith(right), str(damaged), f"has {before} before it: {lines[gone_on]}")
+        return True
 
     def _superseded(self, newer: Attempt, older: Attempt, process: Process) -> None:
         """Looks at an attempt that another took over, and that goes on: only for want of signs of life."""
