@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from slicedice.cost.topology import Topology
-from slicedice.launching import Job, LaunchError, Phase
+from slicedice.launching import Job, LaunchError, LeftoverError, Phase
 from slicedice.launching.kubernetes_api import ask, connect
 from slicedice.spec.errors import require
 from slicedice.store import Launch
@@ -81,6 +81,8 @@ class JobSet:
     volume_claim: of a volume that many pods may write, where the store is a path.
     volume_mount: where pods have it; empty: at the store's path.
     cpus: of a pod without an accelerator, where there is no topology; 0: none starts.
+    env_secret: a secret in the namespace, of which each key is a variable of the workers' environment, such as
+      WANDB_API_KEY.
     """
 
     image: str = ""
@@ -97,6 +99,7 @@ class JobSet:
     volume_claim: str = ""
     volume_mount: str = ""
     cpus: int = 0
+    env_secret: str = ""
 
     def render(self, job: Job) -> Mapping[str, str]:
         """A manifest for each unit, `unit-N.yaml`.
@@ -118,37 +121,48 @@ class JobSet:
 
         Raises:
           LaunchError: the cluster cannot be reached, or refused.
+          LeftoverError: and what it had made before could not be deleted.
         """
         client, cluster = connect(self.context)
+        left = f"kubectl delete jobsets --namespace {self.namespace} -l {LAUNCH}={_label(job.name)}"
+        taken = (
+            "It is of another store, or of one that was here before. The same command again takes another name; "
+            f"this deletes what has this one: {left}"
+        )
         create, made = client.CustomObjectsApi(cluster).create_namespaced_custom_object, []
         try:
             for number in range(len(job.units)):
                 manifest = yaml.safe_load(rendered[f"unit-{number}.yaml"])
                 namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
-                ask(create, GROUP, VERSION, namespace, PLURAL, manifest)
+                ask(create, GROUP, VERSION, namespace, PLURAL, manifest, if_taken=taken)
                 made.append(f"{namespace}/{name}")
         except BaseException as error:
             try:
                 self._delete(made)
             except LaunchError:
-                left = f"kubectl delete jobsets --namespace {self.namespace} -l {LAUNCH}={_label(job.name)}"
-                raise LaunchError(f"{error} What was made before is still there; this deletes it: {left}") from error
+                raise LeftoverError(f"{error} What was made before is still there; this deletes it: {left}") from error
             raise
         return made
 
     def poll(self, launch: Launch) -> Sequence[Phase]:
         """Lists the launch's JobSets, once."""
-        client, cluster = connect(self.context)
-        ours, found = f"{LAUNCH}={_label(launch.name)}", {}
-        for namespace in {handle.partition("/")[0] for handle in launch.handles}:
-            jobsets = client.CustomObjectsApi(cluster).list_namespaced_custom_object
-            for item in ask(jobsets, GROUP, VERSION, namespace, PLURAL, label_selector=ours)["items"]:
-                found[f"{namespace}/{item['metadata']['name']}"] = _phase(item)
-        return [found.get(handle, Phase.ENDED) for handle in launch.handles]
+        found = self._labelled(launch)
+        return [_phase(found[handle]) if handle in found else Phase.ENDED for handle in launch.handles]
 
     def cancel(self, launch: Launch, units: Sequence[int]) -> None:
-        """Deletes JobSets. Their pods have `GRACE_SECONDS` to save a checkpoint."""
-        self._delete([launch.handles[unit] for unit in units])
+        """Deletes JobSets with the launch's label. Their pods have `GRACE_SECONDS` to save a checkpoint."""
+        found = self._labelled(launch)
+        self._delete([launch.handles[unit] for unit in units if launch.handles[unit] in found])
+
+    def _labelled(self, launch: Launch) -> dict[str, Any]:
+        """JobSets that the cluster itself says to be of the launch, by handle."""
+        client, cluster = connect(self.context)
+        jobsets, found = client.CustomObjectsApi(cluster).list_namespaced_custom_object, {}
+        ours = f"{LAUNCH}={_label(launch.name)}"
+        for namespace in {handle.partition("/")[0] for handle in launch.handles}:
+            for item in ask(jobsets, GROUP, VERSION, namespace, PLURAL, label_selector=ours)["items"]:
+                found[f"{namespace}/{item['metadata']['name']}"] = item
+        return found
 
     def _delete(self, handles: Sequence[str]) -> None:
         client, cluster = connect(self.context)
@@ -163,7 +177,7 @@ class JobSet:
         api = client.CoreV1Api(cluster)
         namespace, _, name = launch.handles[unit].partition("/")
         first = f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/job-index=0"
-        selector = f"{first},batch.kubernetes.io/job-completion-index=0"
+        selector = f"{first},batch.kubernetes.io/job-completion-index=0,{LAUNCH}={_label(launch.name)}"
         pods = ask(api.list_namespaced_pod, namespace, label_selector=selector).items
         if not pods:
             return ""
@@ -178,7 +192,7 @@ class JobSet:
     def _check(self, job: Job) -> None:
         valid = "name the container image that has slicedice, as launch/Dockerfile makes one"
         require(bool(self.image), "--launcher.image", self.image, valid)
-        for field in ("namespace", "queue", "priority_class", "service_account", "volume_claim"):
+        for field in ("namespace", "queue", "priority_class", "service_account", "volume_claim", "env_secret"):
             value = getattr(self, field)
             valid = "use a name of lower-case letters, digits, hyphens and dots, as Kubernetes has"
             good = NAME.fullmatch(value) or (not value and field != "namespace")
@@ -310,6 +324,7 @@ class JobSet:
             image=self.image,
             command=[_literal(word) for word in shlex.split(job.command(number, processes=processes))],
             env=[{"name": name, "value": _literal(value)} for name, value in environment.items()],
+            envFrom=[{"secretRef": {"name": self.env_secret}}] if self.env_secret else [],
             resources=resources,
             volumeMounts=mounts,
         )

@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import IO
 
 from slicedice.launching import Job, LaunchError, Phase
+from slicedice.launching.here import GRACE_SECONDS, on_cores, phases
 from slicedice.machine import Slot, slots
 from slicedice.store import Kind, Launch, Store
 from slicedice.store.holder import Holder
 from slicedice.store.kinds import MOST_FRUITLESS
 from slicedice.work import AGAIN, DISK_FULL
-
-GRACE_SECONDS = 60.0
-"""For workers to finish a step and save a checkpoint when they are told to stop."""
 
 
 class Worker:
@@ -36,7 +34,7 @@ class Worker:
     def __init__(self, slot: Slot, job: Job):
         self.run: str | None = None
         self._unfinished = b""
-        with _on_cores(slot), _opened(job.store.workers_log) as log:
+        with on_cores(slot), _opened(job.store.workers_log) as log:
             self.process = subprocess.Popen(
                 _command(job, os.getpid()),
                 stdin=subprocess.PIPE,
@@ -109,10 +107,7 @@ class Local:
 
     def poll(self, launch: Launch) -> Sequence[Phase]:
         """Everything waits that has not ended as long as the sweep lives, and as can be seen from this machine."""
-        with contextlib.suppress(ValueError):
-            if Holder.of_handle(launch.handles[0]).is_here():
-                return [Phase.QUEUED] * len(launch.units)
-        return [Phase.ENDED] * len(launch.units)
+        return phases(launch)
 
     def cancel(self, launch: Launch, units: Sequence[int]) -> None:
         """Workers look themselves whether a run was cancelled."""
@@ -228,17 +223,3 @@ def _stop(workers: set[Worker]) -> None:
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             worker.process.kill()
         worker.end()
-
-
-@contextlib.contextmanager
-def _on_cores(slot: Slot):
-    """Has processes started meanwhile inherit the slot's cores: XLA makes one thread for each core it sees."""
-    if not slot.cores or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, slot.cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class QueuedResources:
     zone: where the TPUs are, as in us-central2-b.
     project: that pays for them.
     package: what is installed on TPU VMs: a wheel in a bucket, gs://BUCKET/slicedice-VERSION-py3-none-any.whl, or
-      whatever else pip takes, with its extra `tpu`.
+      whatever else pip takes, with its extras `tpu` and, for a store in a bucket, `gcs`.
     python: the version of Python that is installed with it.
     runtime_version: software of the TPU VM; empty: what Google names for the kind.
     spot: preemptible, and cheaper.
@@ -135,7 +136,7 @@ class QueuedResources:
         )
         folder = _folder(job.name)
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder) as lock:
+        with _lock(folder, fcntl.LOCK_EX) as lock:
             if lock is None:
                 raise LaunchError(f"The script of {job.name} is running already; its logs are in {folder}.")
             for path in [*folder.glob("unit-*.ended"), *folder.glob("unit-*.cancelled")]:
@@ -165,15 +166,18 @@ class QueuedResources:
                 return Phase.RUNNING
             return Phase.QUEUED if alive or state not in ("", "SUSPENDED", "FAILED", "DELETING") else Phase.ENDED
 
-        return [phase(unit, handle.rpartition("/")[2]) for unit, handle in enumerate(launch.handles)]
+        return [phase(unit, f"{launch.name}-{unit}") for unit in range(len(launch.handles))]
 
     def cancel(self, launch: Launch, units: Sequence[int]) -> None:
-        """Has workers save a checkpoint, waits until they have, and deletes the units' queued resources."""
+        """Has workers save a checkpoint, waits until they have, and deletes the units' queued resources.
+
+        By the launch's name, whatever handles are on record.
+        """
         folder, states = _folder(launch.name), self._states()
         folder.mkdir(parents=True, exist_ok=True)
         for unit in units:
             (folder / f"unit-{unit}.cancelled").touch()  # for the script, which would start it again
-        names = [launch.handles[unit].rpartition("/")[2] for unit in units]
+        names = [f"{launch.name}-{unit}" for unit in units]
 
         def end(name: str) -> None:
             if states[name] == "ACTIVE":
@@ -207,7 +211,7 @@ class QueuedResources:
         bucket = self.package.startswith("gs://")
         valid = (
             "name a wheel in a bucket, gs://BUCKET/slicedice-VERSION-py3-none-any.whl, which `pip wheel --no-deps .` "
-            "makes and `gcloud storage cp` copies there; or what pip takes, as in 'slicedice[tpu] @ "
+            "makes and `gcloud storage cp` copies there; or what pip takes, as in 'slicedice[tpu,gcs] @ "
             "https://HOST/FILE.whl'"
         )
         good = WHEEL.fullmatch(self.package) if bucket else self.package and not self.package.startswith("-")
@@ -268,7 +272,7 @@ class QueuedResources:
         package, fetch = shlex.quote(self.package), ""
         if self.package.startswith("gs://"):
             name = self.package.rpartition("/")[2]
-            fetch, package = f"gcloud storage cp {package} . && ", f'"slicedice[tpu] @ file://$PWD/{name}"'
+            fetch, package = f"gcloud storage cp {package} . && ", f'"slicedice[tpu,gcs] @ file://$PWD/{name}"'
         if self.volume:
             mount = shlex.quote(self.volume_mount)
             made = f"sudo apt-get -qq install -y nfs-common > /dev/null && sudo mkdir -p {mount}"
@@ -280,7 +284,7 @@ class QueuedResources:
             # A system's Python may refuse packages that are not the system's.
             f"{fetch}PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv && "
             f"{{ test -x {python} || {uv} venv --quiet --python {self.python} {ENVIRONMENT}; }} && "
-            f"{uv} pip install --quiet --python {python} {package} gcsfs"
+            f"{uv} pip install --quiet --python {python} {package}"
         )
 
     def _work(self, job: Job) -> str:
@@ -345,19 +349,27 @@ def _folder(launch: str) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[int | None]:
-    """The lock that a script holds while it runs; None if one does."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield lock.fileno()
+def _lock(folder: Path, kind: int) -> Iterator[int | None]:
+    """The lock that a script holds, for itself alone, while it runs; None if one does.
+
+    Whoever asks whether one does has it too, shared with others who ask, for a moment that is waited for.
+    """
+    with (folder / "lock").open("a") as lock:
+        for pause in (0.05, 0.2, 0.75, None):
+            try:
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if kind == fcntl.LOCK_EX and pause:
+                    time.sleep(pause)
+                    continue
+                yield None
+            else:
+                yield lock.fileno()
+            return
 
 
 def _is_running(folder: Path) -> bool:
     if not folder.is_dir():
         return False
-    with _lock(folder) as lock:
+    with _lock(folder, fcntl.LOCK_SH) as lock:
         return lock is None

@@ -7,6 +7,7 @@ It never decides whether a run is done, which its folder says; and asks no more 
 accounts for sacct.
 """
 
+import getpass
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slicedice.launching import Job, LaunchError, Phase
+from slicedice.launching import Job, LaunchError, LeftoverError, Phase
 from slicedice.machine import CPU_ENVIRONMENT
 from slicedice.spec.errors import require
 from slicedice.store import Launch
@@ -122,44 +123,41 @@ class Slurm:
         return {name: self._script(job, array, limit) for name, array, limit in zip(names, arrays, limits, strict=True)}
 
     def submit(self, job: Job, rendered: Mapping[str, str]) -> Sequence[str]:
-        """Calls sbatch for each script. If one is refused, those before it are taken back."""
-        handles, submitted = [""] * len(job.units), []
-        for script, array in zip(rendered, _arrays(job), strict=True):
-            try:
+        """Calls sbatch for each script. If one is refused, or it is interrupted, those before it are taken back."""
+        handles = [""] * len(job.units)
+        try:
+            for script, array in zip(rendered, _arrays(job), strict=True):
                 said = _ask("sbatch", "--parsable", str(_folder(job) / script))
                 number = re.match(r"\d+", said)
                 if not number:
                     raise LaunchError(f"sbatch answered {said!r} instead of a job's number.")
-            except LaunchError:
-                if submitted:
-                    _ask("scancel", *submitted)
-                raise
-            submitted.append(number[0])
-            for unit in array.units:
-                handles[unit] = f"{number[0]}_{unit % BLOCK}"
+                for unit in array.units:
+                    handles[unit] = f"{number[0]}_{unit % BLOCK}"
+        except BaseException as error:
+            # By name, and not by number: of the last one the number may be lost, and not the job.
+            taking_back = ["scancel", "--quiet", f"--name={job.name}", f"--user={getpass.getuser()}"]
+            try:
+                _ask(*taking_back)
+            except LaunchError as failed:
+                left = f"What was submitted before may still be there ({failed}): {shlex.join(taking_back)}"
+                raise LeftoverError(f"{error} {left}") from error
+            raise
         return handles
 
     def poll(self, launch: Launch) -> Sequence[Phase]:
         """Calls squeue once. Whatever it does not list any more has ended."""
-        jobs = sorted({job for job, _ in map(_read, launch.handles)})
-        if not jobs:
-            return [Phase.ENDED] * len(launch.units)
-        try:
-            listed = _ask("squeue", "--noheader", "--array", "--format=%i %T", f"--jobs={','.join(jobs)}")
-        except LaunchError as error:
-            if "Invalid job id" not in str(error):  # a single one, which Slurm has forgotten
-                raise
-            listed = ""
-        states = dict(line.split() for line in listed.splitlines() if len(line.split()) == 2)
+        states = _states(launch)
         phases = {handle: Phase.QUEUED if state in QUEUED else Phase.RUNNING for handle, state in states.items()}
-        return [phases.get(handle, Phase.ENDED) for handle in launch.handles]
+        return [phases.get(handle, Phase.ENDED) for handle in launch.handles or [""] * len(launch.units)]
 
     def cancel(self, launch: Launch, units: Sequence[int]) -> None:
         """Calls scancel once, which sends SIGTERM, and SIGKILL after the cluster's KillWait, 30 seconds by default."""
-        tasks: dict[str, list[int]] = {}
+        # Not by scancel's own --name: with that, of an array it cancels all tasks that have not begun.
+        known, tasks = _states(launch), dict[str, list[int]]()
         for unit in units if launch.handles else ():
-            job, task = _read(launch.handles[unit])
-            tasks.setdefault(job, []).append(task)
+            if launch.handles[unit] in known:
+                job, task = _read(launch.handles[unit])
+                tasks.setdefault(job, []).append(task)
         if tasks:
             _ask("scancel", "--quiet", *(f"{job}_[{_ranges(numbers)}]" for job, numbers in tasks.items()))
 
@@ -191,7 +189,9 @@ class Slurm:
             "--requeue",
             f"--signal=USR1@{self.warning}",
         ]  # fmt: skip
-        environment = {} if self.gres else CPU_ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(per_node // processes)}
+        environment = CPU_ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(per_node // processes)}
+        if self.gres:  # a worker is to end where its GPU does not start, and not to train on the node's cores
+            environment = {"JAX_PLATFORMS": "cuda,cpu"} if self.gres.partition(":")[0] == "gpu" else {}
         srun = ["srun", "--kill-on-bad-exit=1", *(["--label"] if several else [])]
         srun += [f"--cpus-per-task={self.cpus}"] if self.cpus else []  # it does not follow from sbatch's
         python = shlex.quote(self.python or sys.executable)
@@ -273,6 +273,21 @@ def _read(handle: str) -> tuple[str, int]:
     if not found:
         raise LaunchError(f"{handle!r} is no task of a Slurm array: another launcher submitted this.")
     return found[1], int(found[2])
+
+
+def _states(launch: Launch) -> dict[str, str]:
+    """What squeue lists of a launch's tasks. Numbers on record may be anybody's: a job of another name is not ours."""
+    jobs = sorted({job for job, _ in map(_read, launch.handles)})
+    if not jobs:
+        return {}
+    try:
+        listed = _ask("squeue", "--noheader", "--array", "--format=%i %T %j", f"--jobs={','.join(jobs)}")
+    except LaunchError as error:
+        if "Invalid job id" not in str(error):  # a single one, which Slurm has forgotten
+            raise
+        return {}
+    lines = [line.split(maxsplit=2) for line in listed.splitlines()]
+    return {line[0]: line[1] for line in lines if line[2:] == [launch.name]}
 
 
 def _ask(*command: str) -> str:

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import importlib
 import json
-import os
 import re
 import shlex
 import signal
@@ -23,7 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slicedice.launching import Job, LaunchError, Phase
+from slicedice.launching import Job, LaunchError, LeftoverError, Phase
+from slicedice.launching.here import GRACE_SECONDS, on_cores, phases
 from slicedice.machine import Slot, slots
 from slicedice.spec.errors import require
 from slicedice.store import Launch
@@ -52,9 +52,6 @@ PLACED = {
     "kubernetes": dict.fromkeys(("p4", "t4", "p100", "v100", "a100"), (1, 2, 4, 8, 16)),
 }
 """By executor, XManager's names of accelerators that it places, and how many of them a machine has."""
-
-GRACE_SECONDS = 60.0
-"""For local workers to finish a step and save a checkpoint when they are told to stop."""
 
 WATCH_SECONDS = 0.5
 
@@ -110,6 +107,7 @@ class XManager:
 
         Raises:
           LaunchError: XManager or the engine refused; what had been started was taken back.
+          LeftoverError: or could not be.
         """
         if self.executor == "local":
             _xmanager()
@@ -123,12 +121,10 @@ class XManager:
           LaunchError: the engine cannot be asked.
         """
         if self.executor == "local":
-            with contextlib.suppress(ValueError):
-                if Holder.of_handle(launch.handles[0]).is_here():
-                    return [Phase.QUEUED] * len(launch.units)
-            return [Phase.ENDED] * len(launch.units)
+            return phases(launch)
         with _told("ask for work units"):
-            return [self._engine().phase(handle) for handle in launch.handles]
+            engine = self._engine()
+            return [engine.phase(handle, launch.name, unit) for unit, handle in enumerate(launch.handles)]
 
     def cancel(self, launch: Launch, units: Sequence[int]) -> None:
         """Takes back containers. Local workers look themselves whether a run was cancelled.
@@ -139,7 +135,7 @@ class XManager:
         if self.executor != "local":
             with _told("cancel work units"):
                 for unit in units:
-                    self._engine().stop(launch.handles[unit])
+                    self._engine().stop(launch.handles[unit], launch.name, unit)
 
     def logs(self, launch: Launch, unit: int) -> str:
         """What a local process or a pod has printed. Vertex AI's logs XManager has no way to ask for.
@@ -151,7 +147,7 @@ class XManager:
             log = _log(launch.folder, unit)
             return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         with _told("ask for logs"):
-            return self._engine().logs(launch.handles[unit])
+            return self._engine().logs(launch.handles[unit], launch.name, unit)
 
     def _check(self, job: Job) -> None:
         """Raises SpecError for what XManager could not do."""
@@ -207,10 +203,15 @@ class XManager:
                         added = xm.Job(executable, place, name=JOB, args=unit["args"])
                         unit = await experiment.add(added, role=xm.WorkUnitRole(tags=unit["tags"]))
                         handles.append(engine.name(unit))
-        except LaunchError:
-            for handle in handles:
-                with contextlib.suppress(Exception):  # that it refused before is what has to be told
-                    engine.stop(handle)
+        except BaseException as error:
+            left = []
+            for unit, handle in enumerate(handles):
+                try:
+                    engine.stop(handle, content["title"], unit)
+                except Exception:  # that it refused before is what has to be told
+                    left.append(handle)
+            if left:
+                raise LeftoverError(f"{error} What was started before is still there: {', '.join(left)}") from error
             raise
         return handles
 
@@ -281,7 +282,7 @@ class _Local:
         args = [*unit["args"], output]
         job = xm.Job(executable, executor, name=JOB, args=args, env_vars=place.environment)
         async with self.starting:
-            with _on_cores(place):
+            with on_cores(place):
                 added = await experiment.add(job, role=xm.WorkUnitRole(tags=unit["tags"]))
         return added._local_execution_handles[0].process  # XManager's own stop() is not written for processes
 
@@ -317,23 +318,33 @@ class VertexAI:
         [handle] = unit._non_local_execution_handles
         return handle.job_name
 
-    def phase(self, name: str) -> Phase:
-        """Where a job is; what Vertex AI does not know has ended."""
+    def phase(self, name: str, launch: str, unit: int) -> Phase:
+        """Where a unit's job is; what Vertex AI does not know has ended."""
         states = self._vertex.aip_v1.JobState
-        try:
-            state = self._vertex.get_default_client().get_state(name)
-        except importlib.import_module("google.api_core.exceptions").NotFound:
+        job = self._job(name, launch)
+        if job is None:
             return Phase.ENDED
+        state = job.state
         if state in (states.JOB_STATE_QUEUED, states.JOB_STATE_PENDING):
             return Phase.QUEUED
         over = states.JOB_STATE_SUCCEEDED, states.JOB_STATE_FAILED, states.JOB_STATE_CANCELLED, states.JOB_STATE_EXPIRED
         return Phase.ENDED if state in over else Phase.RUNNING
 
-    def stop(self, name: str) -> None:
-        """Cancels a job."""
-        self._vertex.get_default_client().cancel(name)
+    def stop(self, name: str, launch: str, unit: int) -> None:
+        """Cancels a unit's job."""
+        if job := self._job(name, launch):
+            job.cancel()
 
-    def logs(self, name: str) -> str:
+    def _job(self, name: str, launch: str) -> Any:
+        """A job, which XManager names after the experiment; None if there is none, or it is not of the launch."""
+        self._vertex.get_default_client()  # which says where to ask
+        try:
+            job = self._vertex.aiplatform.CustomJob.get(name)
+        except importlib.import_module("google.api_core.exceptions").NotFound:
+            return None
+        return job if job.display_name.startswith(f"{launch}_") else None
+
+    def logs(self, name: str, launch: str, unit: int) -> str:
         """Nothing: XManager has no way to ask for them. It prints the address of a page that has, at launch."""
         return ""
 
@@ -351,26 +362,38 @@ class Kubernetes:
         [job] = handle.jobs
         return f"{job.metadata.namespace or 'default'}/{job.metadata.name}"
 
-    def phase(self, name: str) -> Phase:
-        """Where a job is; what Kubernetes does not know has ended."""
-        namespace, job = name.split("/")
-        try:
-            status = self._batch().read_namespaced_job_status(job, namespace).status
-        except self._client.ApiException as error:
-            if error.status == 404:
-                return Phase.ENDED
-            raise
+    def phase(self, name: str, launch: str, unit: int) -> Phase:
+        """Where a unit's job is; what Kubernetes does not know has ended."""
+        job = self._job(name, launch, unit)
+        if job is None:
+            return Phase.ENDED
+        status = job.status
         if any(condition.type in ("Complete", "Failed") for condition in status.conditions or ()):
             return Phase.ENDED
         return Phase.RUNNING if status.ready else Phase.QUEUED
 
-    def stop(self, name: str) -> None:
-        """Deletes a job; its pod is told to end by SIGTERM."""
+    def stop(self, name: str, launch: str, unit: int) -> None:
+        """Deletes a unit's job; its pod is told to end by SIGTERM."""
         namespace, job = name.split("/")
-        self._batch().delete_namespaced_job(job, namespace, propagation_policy="Background")
+        if self._job(name, launch, unit):
+            self._batch().delete_namespaced_job(job, namespace, propagation_policy="Background")
 
-    def logs(self, name: str) -> str:
-        """What a job's pods have printed."""
+    def _job(self, name: str, launch: str, unit: int) -> Any:
+        """A job; None if there is none, or it trains something else: XManager does not name it after the launch."""
+        namespace, job = name.split("/")
+        try:
+            found = self._batch().read_namespaced_job_status(job, namespace)
+        except self._client.ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+        words = [(container.args or [])[-2:] for container in found.spec.template.spec.containers]
+        return found if words == [["--unit", f"{launch}/{unit}"]] else None
+
+    def logs(self, name: str, launch: str, unit: int) -> str:
+        """What a unit's pods have printed."""
+        if not self._job(name, launch, unit):
+            return ""
         namespace, job = name.split("/")
         core = self._client.CoreV1Api(self._xmanager.client().api_client)
         pods = core.list_namespaced_pod(namespace, label_selector=f"job-name={job}").items
@@ -422,17 +445,3 @@ def _signal(shell: int, number: int) -> None:
         process = psutil.Process(shell)
         for worker in [process] if process.cmdline()[:1] == [sys.executable] else process.children():
             worker.send_signal(number)
-
-
-@contextlib.contextmanager
-def _on_cores(slot: Slot) -> Iterator[None]:
-    """Has processes started meanwhile inherit the slot's cores: XLA makes one thread for each core it sees."""
-    if not slot.cores or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, slot.cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -1,12 +1,16 @@
 """What this machine has, found without importing JAX: the parent of a sweep never touches a device."""
 
 import importlib.util
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 WORKER_BYTES = 4 * 2**30
 """Memory to set aside for one worker on CPU, if its runs do not take more."""
+
+GPU_SHARE = 0.9
+"""Of a GPU's memory, what several workers take together; the rest is what each needs beside its arrays."""
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 """Where Linux tells what this process may use of the machine (control groups, version 2)."""
@@ -94,22 +98,28 @@ def cores() -> list[int]:
 
 
 def slots(max_concurrent: int = 0, worker_bytes: int = 0, devices: int = 1) -> list[Slot]:
-    """Places for workers: a GPU each, one for a TPU, and on CPU as many as cores and memory let pay.
+    """Places for workers: a GPU each or several to one, one for a TPU, and on CPU as many as cores and memory let pay.
 
     A step of a small model does not fill two cores, so on CPU a worker has one core of its own, and more only where
     memory or `max_concurrent` allow fewer workers than cores. Their number never depends on how many runs are left: a
     run that the same command takes up again meets the same threads, without which its results are not bitwise the same.
 
     Args:
-      max_concurrent: how many workers, if there are cores or devices for them; 0 for as many as pay.
+      max_concurrent: how many workers, on CPU if there are cores for them; 0 for as many as pay. A TPU has one. Where
+        they are more than GPUs, each is taken by several in turn, which share its memory evenly.
       worker_bytes: memory that a worker's largest run takes of a device.
       devices: how many a run trains on; a CPU is taken for as many.
     """
     if has_accelerator():
         parts = [gpus()[i : i + devices] for i in range(0, len(gpus()), devices)]
         whole = [part for part in parts if len(part) == devices] or parts[:1]  # too few: the worker says so
-        places = [Slot(frozenset(), {"CUDA_VISIBLE_DEVICES": ",".join(part)}) for part in whole]
-        return (places or [Slot(frozenset(), {})])[: max_concurrent or None]
+        if not whole:
+            return [Slot(frozenset(), {})]
+        count = max_concurrent or len(whole)
+        sharing = math.ceil(count / len(whole))
+        memory_share = {} if sharing == 1 else {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{GPU_SHARE / sharing:.3f}"}
+        visible = (",".join(whole[i % len(whole)]) for i in range(count))
+        return [Slot(frozenset(), {"CUDA_VISIBLE_DEVICES": part, **memory_share}) for part in visible]
     available = cores()
     fitting = memory() / max(worker_bytes * devices, WORKER_BYTES)
     by_memory = max(1, int(fitting + 0.125))  # what is sold as 8 GiB shows a little less

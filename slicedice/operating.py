@@ -1,9 +1,7 @@
-"""Verbs of the sweep door for runs that were launched: `logs`, `cancel` and `gc`."""
+"""Verbs of the sweep door for runs that were launched: `logs` and `cancel`."""
 
-import argparse
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+import contextlib
+from collections.abc import Collection
 
 from rich.console import Console
 
@@ -13,8 +11,8 @@ from slicedice.launching import LaunchError, load_launcher
 from slicedice.launching.queue import queue
 from slicedice.spec import SpecError, run_name
 from slicedice.spec.errors import require
-from slicedice.store import RunFolder, Store, StoreError
-from slicedice.store.files import each, remove_all, size_of
+from slicedice.store import Kind, Store, StoreError
+from slicedice.store.files import each
 
 TAIL_LINES = 200
 """Of a log: its end."""
@@ -40,7 +38,8 @@ def logs(store: Store, run: str, launcher: str, console: Console) -> int:
         console.print(f"{run_name(store.read_spec(found[0]))} · {found[0]} has no log: it has not begun.")
     for launch in reversed(store.launches()):
         for number, unit in enumerate(launch.units):
-            if found[0] in unit and (launch.is_by_name or launch.launcher == launcher):
+            asked = launch.is_by_name or launch.launcher == launcher
+            if found[0] in unit and asked and number < len(launch.handles):  # else its engine did not take it
                 try:
                     text = load_launcher(launch.launcher, launch.settings).logs(launch, number)
                 except (FileError, LaunchError, SpecError) as error:
@@ -55,77 +54,47 @@ def logs(store: Store, run: str, launcher: str, console: Console) -> int:
 def cancel(plan: Plan, store: Store, launcher: str, console: Console) -> int:
     """Cancels what of a plan is not over: marks runs, which workers see, and takes whole units from their engines.
 
+    Engines are asked about runs that are marked already as well, since one may have failed the first time.
+
     Returns:
-      0, or 1 if an engine could not be asked.
+      0, or 1 if an engine could not be asked, or did not do it.
     """
-    kinds = {id_: state.kind for id_, (state, _) in store.look(plan.runs).items()}
-    some = [id_ for id_, kind in kinds.items() if not kind.is_settled and store.run(id_).path.is_dir()]
-    waiting = queue(store, some, launcher)
-    for id_ in some:
-        store.run(id_).cancel()
-    units: dict[str, set[int]] = {}
-    launches = {}
-    for place in waiting.places.values():
-        left = [store.run(id_).state().kind for id_ in place.launch.units[place.unit] if id_ not in some]
-        if all(kind.is_settled for kind in left):  # else the unit goes on with what it has besides
-            units.setdefault(place.launch.name, set()).add(place.unit)
-            launches[place.launch.name] = place.launch
-    for name, numbers in units.items():
-        load_launcher(launches[name].launcher, launches[name].settings).cancel(launches[name], sorted(numbers))
-    told = "Those that train save a checkpoint and end within seconds; the verb run takes them up again."
-    console.print(f"{len(some)} runs are cancelled. {told}" if some else "There is nothing to cancel.", soft_wrap=True)
-    for note in waiting.notes:
+    begun = [id_ for id_ in store.ids() if id_ in plan.runs]
+    kinds = dict(zip(begun, each(lambda id_: store.run(id_).state().kind, begun, store.root), strict=True))
+    marked = [id_ for id_, kind in kinds.items() if kind.is_open]  # what crashed goes on to say so
+    each(lambda id_: store.run(id_).cancel(), marked, store.root)
+    unfinished = {id_ for id_, kind in kinds.items() if not kind.has_result}
+    waiting = queue(store, unfinished, launcher)
+    notes, taken = list(waiting.notes), 0
+    places = {(place.launch.name, place.unit): place for some in waiting.places.values() for place in some}
+    others = {key: set(place.launch.units[place.unit]) - unfinished for key, place in places.items()}
+    left = _kinds(store, set().union(*others.values()))
+    # A unit that has others to train goes on with them.
+    whole = [place for key, place in places.items() if all(left[id_].is_settled for id_ in others[key])]
+    for launch in {place.launch.name: place.launch for place in whole}.values():
+        mine = [place for place in whole if place.launch is launch]
+        try:
+            load_launcher(launch.launcher, launch.settings).cancel(launch, sorted(place.unit for place in mine))
+            taken += sum(not place.attended for place in mine)
+        except (FileError, LaunchError, SpecError) as error:
+            notes.append(f"{launch.launcher} did not cancel {launch.name}: {error} The same command tries it again.")
+    if marked:
+        told = "Those that train save a checkpoint and end within seconds; the verb run takes them up again."
+        console.print(f"{len(marked)} runs are cancelled. {told}", soft_wrap=True)
+    elif taken:
+        console.print(f"{taken} work units whose runs were cancelled before are taken from their queues.")
+    elif not notes:
+        console.print("There is nothing to cancel.")
+    for note in notes:
         console.print(note, soft_wrap=True)
-    return 1 if waiting.notes else 0
+    return 1 if notes else 0
 
 
-def collect_garbage(store: Store, options: argparse.Namespace, console: Console) -> int:
-    """Removes what no run needs any more, after asking; never a result, a finished model, or what a run goes on from.
-
-    Returns:
-      0, or 1 if it was not to be removed.
-    """
-    if not store.exists():
-        raise StoreError(f"There is no store at {store.root}. Name it with --store.")
-    found = [(path, why, size_of(path)) for path, why in _garbage(store)]
-    for path, why, size in found:
-        console.print(f"{size / 2**20:10,.1f} MiB  {path}: {why}", highlight=False, soft_wrap=True)
-    console.print(f"{sum(size for *_, size in found) / 2**20:10,.1f} MiB in {len(found)} places.", highlight=False)
-    if not found:
-        return 0
-    if not options.yes:
-        if not sys.stdin.isatty():
-            console.print("Nothing was removed: --yes does without asking.")
-            return 1
-        if input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
-            return 1
-    for path, _, _ in found:
-        remove_all(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return 0
-
-
-def _garbage(store: Store) -> Iterator[tuple[Path, str]]:
-    for path in sorted(store.root.glob(".*.[0-9]*")):
-        yield path, "half-written, by a process that ended"
-    folders = [store.run(id_) for id_ in store.ids()]
-    for found in each(lambda folder: list(_garbage_of(folder)), folders, store.root):
-        yield from found
-
-
-def _garbage_of(folder: RunFolder) -> Iterator[tuple[Path, str]]:
-    """Of a run, unless somebody trains it now."""
-    if folder.foreign() or any(one.seems_alive() for one in folder.attempts()):
-        return
-    for path in sorted(folder.path.rglob(".*.[0-9]*")):
-        yield path, "half-written, by a process that ended"
-    if folder.result():
-        kept = folder.attempt()
-        if kept.has_checkpoint:
-            yield kept.checkpoints / "training", "checkpoints of training, and the run has a result"
-        for one in folder.attempts():
-            if one.number != kept.number:
-                yield one.path, "an attempt that another one's result made needless"
-        return
-    with_checkpoint = [one for one in folder.attempts() if one.has_checkpoint]
-    for one in with_checkpoint[2:]:  # should the newest be damaged, the one before it is gone on from
-        yield one.checkpoints, "checkpoints that a later attempt has gone on from"
+def _kinds(store: Store, runs: Collection[str]) -> dict[str, Kind]:
+    """States of runs of any plan, by id; as the store tells them, and not only their own folders."""
+    known = {}
+    for id_ in runs:
+        with contextlib.suppress(StoreError):  # there is no such run, or it cannot be read: its folder says what it is
+            known[id_] = store.read_spec(id_), store.run(id_).execution()
+    looks = store.look(known)
+    return {id_: (looks[id_][0] if id_ in looks else store.run(id_).state()).kind for id_ in runs}

@@ -53,7 +53,10 @@ def dry_run(plan: Plan, store: Store, how: How, options: argparse.Namespace, con
     Raises:
       SpecError, LaunchError: the launcher cannot take these runs.
     """
-    launcher, missing = load_launcher(how.launcher, how.settings), to_train(plan, store, retry=how.retry)
+    launcher, missing = (
+        load_launcher(how.launcher, how.settings),
+        to_train(plan, store, retry=how.retry, launcher=how.launcher),
+    )
     told, planned, status = _tell_plan(plan, store, options, console)
     job = make_job(_as_planned(plan, planned), store, missing, how, launcher)
     rendered = launcher.render(job) if missing else {}
@@ -72,7 +75,7 @@ def _tell_plan(
     there, origin = where(store, options)
     for tokenizer in {spec.data.tokenizer for spec, _ in plan.runs.values()}:
         find_tokenizer(tokenizer)
-    missing = set(to_train(plan, store, retry=options.verb == "retry"))
+    missing = set(to_train(plan, store, retry=options.verb == "retry", launcher=options.launcher))
     planned = _planned(plan, there, missing, options, console)
     total = _total(planned, missing, there)
     if options.json:
@@ -94,7 +97,7 @@ def executed_on(plan: Plan, store: Store, options: argparse.Namespace, console: 
       SpecError: the topology is not for these runs, or this machine, where they are to be trained, is not that.
     """
     there, _ = where(store, options)
-    missing = set(to_train(plan, store, retry=options.verb == "retry"))
+    missing = set(to_train(plan, store, retry=options.verb == "retry", launcher=options.launcher))
     # Another launcher trains on what it finds elsewhere.
     trains_here = missing and files.label("launch", options.launcher) == "local"
     if there.topology and trains_here and (line := _standing_in(there.topology)):

@@ -1,6 +1,7 @@
 """Where a result comes from: code, packages, devices, data. Recorded beside it, never part of a run's id."""
 
 import datetime
+import functools
 import os
 import platform
 import subprocess
@@ -63,6 +64,12 @@ def processor() -> str:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.processor() or platform.machine())
+
+
+@functools.cache
+def code() -> str:
+    """This package's version, and its commit if that is known, as `git_revision` gives it."""
+    return "-".join(filter(None, (__version__, git_revision())))
 
 
 def git_revision() -> str | None:

@@ -3,14 +3,16 @@
 import argparse
 import datetime
 import json
+import math
 import time
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 
 from slicedice.grid import Plan
-from slicedice.launching.queue import queue
+from slicedice.launching.queue import Queue, queue
 from slicedice.report.results import TRAIN, Row, read_results
 from slicedice.report.tables import count_table, listed, show, status_table
 from slicedice.spec.errors import require
@@ -21,39 +23,69 @@ PAUSE_SECONDS = 2.0
 """Between two looks at the store."""
 
 
+ENGINES_SECONDS = 30.0
+"""Between two questions to engines, of which some answer all users of a cluster."""
+
+
 def status(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
     """Prints the state of every run; with --watch until none trains or waits any more. Returns 0."""
     require(not (options.watch and options.json), "--watch", True, "it draws tables: leave out --json")
+    reads = _reads(plan, store, options)
     if options.json:
-        rows, notes = _read(plan, store, options)
+        rows, notes = next(reads)
         print(json.dumps({"runs": rows, "notes": notes}))
     elif options.watch and console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            while _goes_on((read := _read(plan, store, options))[0]):
+            for read in reads:
                 live.update(Group(*_drawn(*read)), refresh=True)
-                time.sleep(PAUSE_SECONDS)
-            live.update(Group(*_drawn(*read)), refresh=True)
     else:
-        said = ""
-        while (line := _line((read := _read(plan, store, options))[0])) and options.watch and _goes_on(read[0]):
-            if line != said:  # a file or a pipe is not for tables that change
+        said, read = "", ([], [])
+        for read in reads:
+            line = _line(read[0])
+            if options.watch and _goes_on(read[0]) and line != said:  # a file or a pipe is not for tables that change
                 console.print(line, soft_wrap=True, highlight=False)
                 said = line
-            time.sleep(PAUSE_SECONDS)
         for part in _drawn(*read):
             console.print(part, soft_wrap=True) if isinstance(part, str) else show(part, console)
     return 0
 
 
-def _read(plan: Plan, store: Store, options: argparse.Namespace) -> tuple[list[Row], list[str]]:
+class _Engines:
+    """What engines have in their queues."""
+
+    def __init__(self, store: Store, launcher: str):
+        self._store, self._launcher = store, launcher
+        self._found, self._asked = Queue({}, ()), -math.inf
+
+    def ask(self, runs: Collection[str], oldest: float) -> Queue:
+        """What they said of the runs; asked again if that is older than so many seconds."""
+        if time.monotonic() - self._asked > oldest:
+            self._found, self._asked = queue(self._store, runs, self._launcher), time.monotonic()
+        return self._found
+
+
+def _reads(plan: Plan, store: Store, options: argparse.Namespace) -> Iterator[tuple[list[Row], list[str]]]:
+    """One look, or with --watch one after the other, until nothing trains or waits."""
+    engines = _Engines(store, options.launcher)
+    while True:
+        read = _read(plan, store, options, engines, ENGINES_SECONDS)
+        if not _goes_on(read[0]):  # but a run that trained may be in a queue again
+            read = _read(plan, store, options, engines, PAUSE_SECONDS)
+        yield read
+        if not options.watch or not _goes_on(read[0]):
+            return
+        time.sleep(PAUSE_SECONDS)
+
+
+def _read(
+    plan: Plan, store: Store, options: argparse.Namespace, engines: _Engines, oldest: float
+) -> tuple[list[Row], list[str]]:
     """Rows of all runs, those that train with how far they are; and notes."""
     results = read_results(plan, store)
     rows = [*results.rows, *results.on_other_text]
     # What is cancelled its unit passes over, though that may be in a queue.
-    queued = queue(
-        store, [row["id"] for row in rows if row["state"] in (Kind.MISSING, Kind.PREEMPTED)], options.launcher
-    )
-    open_ = [row["id"] for row in rows if not Kind(row["state"]).has_result]
+    queued = engines.ask([row["id"] for row in rows if row["state"] in (Kind.MISSING, Kind.PREEMPTED)], oldest)
+    open_ = [row["id"] for row in rows if options.json and not Kind(row["state"]).has_result]  # no table has failures
     failures = dict(zip(open_, each(lambda id_: store.run(id_).failures(), open_, store.root), strict=True))
     active = [row["id"] for row in rows if row["state"] == Kind.RUNNING]
     live = each(lambda id_: _live(store.run(id_).attempts(), plan.runs[id_][0].budget.steps), active, store.root)
@@ -61,9 +93,10 @@ def _read(plan: Plan, store: Store, options: argparse.Namespace) -> tuple[list[R
     for row in rows:
         spec, _ = plan.runs[row["id"]]
         row["last_step"] = spec.budget.steps
-        row["failures"] = failures.get(row["id"], {})
+        if options.json:
+            row["failures"] = failures.get(row["id"], {})
         if row["id"] in queued.places and row["state"] in (Kind.MISSING, Kind.PREEMPTED):
-            place = queued.places[row["id"]]
+            place = queued.places[row["id"]][-1]
             row |= {"state": str(Kind.QUEUED), "launch": place.launch.name, "unit": place.unit}
         row |= progress.get(row["id"], {})
     return rows, [*results.notes, *queued.notes]

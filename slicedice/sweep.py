@@ -23,11 +23,12 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from slicedice import explain, files, machine
+from slicedice.collecting import collect_garbage
 from slicedice.commandline import door, overrides, split
 from slicedice.grid import GridError, Plan, enumerate_runs, load_config, load_grid
 from slicedice.launching import Attended, load_launcher
 from slicedice.launching.missing import How, train_missing
-from slicedice.operating import cancel, collect_garbage, logs
+from slicedice.operating import cancel, logs
 from slicedice.plan import add_arguments, dry_run, executed_on, plan_verb, where
 from slicedice.planning import Where
 from slicedice.report.claims import judge

@@ -5,6 +5,8 @@ input, and their folders say what they are. One is passed over that another proc
 failed or was cancelled, or whose program failed. However a run ends, its folder says so, a line "RUN KIND" is printed,
 and the next one begins. SIGTERM or SIGUSR1 has the worker save what it trains and end.
 
+A unit ends when each of its runs has a result, failed or was cancelled: for one that another process trains it waits.
+
 The exit status is 0 when nothing is left to train here, 75 when the same command should be started again, 28 when the
 disk is full.
 
@@ -19,6 +21,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +32,9 @@ from slicedice.store import Store, StoreError
 from slicedice.store.files import BucketError, is_disk_full
 from slicedice.store.launches import read_launch
 from slicedice.worker import AGAIN, DISK_FULL, LostPeerError, Worker, use_compilation_cache
+
+LOOK_SECONDS = 60
+"""Between two looks at the runs that a unit waits for: in a bucket, each is a few requests."""
 
 
 def _join(options: argparse.Namespace) -> None:
@@ -141,19 +147,31 @@ def _unit(store: Store, options: argparse.Namespace) -> tuple[str, ...]:
 def _train_unit(worker: Worker, runs: Sequence[str]) -> int:
     """Trains what is to be trained of a work unit; returns the exit status.
 
-    What other processes seem to train comes last: who was killed together with its machine a moment ago, and holds a
-    run only as long as its signs of life look fresh, is waited for; who gives more of them is left to it.
+    What other processes seem to train comes last, and is waited for: who was killed together with its machine a moment
+    ago gives no more signs of life, and who lives may still be killed, with nobody to train its run if this unit had
+    said by then that nothing is left. An engine that counts how often it starts a unit again need not know of it.
     """
     from slicedice.parallel import processes
 
-    for patient in (False, True):
-        for run in runs:
-            kind = worker.train(run, patient=patient)
-            if kind or not patient:
+    left, rounds = list(runs), 0
+    while True:
+        for run in left:
+            kind = worker.train(run, patient=rounds > 0)
+            if kind or not rounds:
                 print(run, kind or "passed_over", flush=True)
             if processes.greatest(worker.should_stop()):
-                return AGAIN if any(not worker.store.run(run).state().kind.is_settled for run in runs) else 0
-    return 0
+                return AGAIN if not all(map(worker.is_settled, left)) else 0
+        left = [run for run in left if processes.greatest(not worker.is_settled(run))]
+        if not left:
+            return 0
+        if rounds == 1:
+            print(f"waiting for others that hold {', '.join(left)}", flush=True)
+        # At first what only seems to be trained is taken up at once; then it is asked about now and then.
+        for _ in range(LOOK_SECONDS if rounds else 0):
+            if processes.greatest(worker.should_stop()):
+                return AGAIN
+            time.sleep(1)
+        rounds += 1
 
 
 def _leave(status: int, options: argparse.Namespace) -> int:

@@ -73,6 +73,10 @@ class Worker:
         claim = self._claim
         return self.should_stop() or (claim is not None and (claim.is_lost or claim.is_cancelled))
 
+    def is_settled(self, run: str) -> bool:
+        """Whether no worker has anything more to do for a run."""
+        return self.store.state(run, self.store.read_spec(run), self.store.run(run).execution()).kind.is_settled
+
     def train(self, run: str, *, patient: bool = False) -> Kind | None:
         """Trains one run to a result or a failure, which is written; None if it was not ours to train.
 
@@ -96,12 +100,12 @@ class Worker:
             mine = folder.claim(patient=patient, stop=self.should_stop)
         if processes.greatest(self.should_stop()):
             if mine:
-                mine.fail(Kind.PREEMPTED, "told to stop before it began")
+                mine.fail(Kind.PREEMPTED, "told to stop before it began", told=True)
             return None
         number = processes.greatest(mine.number if mine else 0)
         if not number:
             return None
-        with mine or Onlooker(folder.path, number) as claim, _log_to(folder.log_of(jax.process_index())):
+        with mine or Onlooker(folder.path, number) as claim, _log_to(folder.log_of(jax.process_index()), claim):
             self._claim = claim
             try:
                 log.info("%s · %s, attempt %d", run_name(spec), run, number)
@@ -112,7 +116,7 @@ class Worker:
                     execution = less
                     kind, reason = self._attempt(claim, folder, spec, execution)
                 if not kind.has_result:
-                    claim.fail(kind, reason)
+                    claim.fail(kind, reason, told=kind is Kind.PREEMPTED)
             finally:
                 self._claim = None
         if processes.leads():
@@ -132,7 +136,7 @@ class Worker:
                 return self._train(claim, folder, spec, execution, shown), ""
         except training.Stopped as stopped:
             kind = Kind.CANCELLED if claim.is_cancelled else Kind.PREEMPTED
-            return kind, "another process took it up" if claim.is_lost else str(stopped)
+            return kind, claim.loss or str(stopped)
         except Exception as error:
             if is_disk_full(error):
                 raise
@@ -217,13 +221,15 @@ class Worker:
                 losses = evaluator.held_out(model)
                 if not math.isfinite(losses["held_out"]["macro"]["nats"]):  # the last step was one too many
                     kind = Kind.DIVERGED
+                _require_hold(claim)
                 checkpoints.save_model(state)
             # All that a finished run has comes before its result: whoever dies after that is not made up for.
             if kind is Kind.DONE:
                 claim.cut_evaluations(last)
                 evaluated(last, evaluation.HELD_OUT, losses)
             writer.sync()
-            claim.finish(
+            _require_hold(claim)
+            won = claim.finish(
                 kind,
                 {
                     "steps": steps,
@@ -234,6 +240,8 @@ class Worker:
                     "provenance": provenance(tokens.fingerprint),
                 },
             )
+            if processes.greatest(not won):
+                raise training.Stopped("another attempt finished it")
             checkpoints.drop_training_state()
         if kind is Kind.DONE:  # whatever another evaluation does
             for name, content in evaluator.others(model):
@@ -245,6 +253,20 @@ class Worker:
                 elif folder.evaluations().get(name) is None:
                     folder.write_evaluation(name, content)
         return kind
+
+
+def _require_hold(claim: Claim | Onlooker) -> None:
+    """Looks whether the run is still to be finished here, by all processes alike.
+
+    Raises:
+      Stopped: it is another process's, or may be.
+    """
+    from slicedice import training
+    from slicedice.parallel import processes
+
+    claim.beat()
+    if processes.greatest(claim.is_lost):
+        raise training.Stopped("the first process lost it")
 
 
 def _watch(
@@ -321,10 +343,11 @@ def lighter(execution: Execution, spec: RunSpec) -> Execution | None:
 
 
 @contextlib.contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Sends what is logged meanwhile to a file as well."""
-    draft = Draft(path, goes_on=True)
+def _log_to(path: Path, claim: Claim | Onlooker) -> Iterator[None]:
+    """Sends what is logged meanwhile to a file as well, until another process logs there."""
+    draft = Draft(path, goes_on=True, wanted=lambda: not claim.is_taken)
     handler = logging.FileHandler(draft.path)
+    handler.addFilter(lambda _: not claim.is_taken)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:

@@ -36,12 +36,13 @@ def connect(context: str = "") -> Any:
         ) from error
 
 
-def ask(call: Callable[..., Any], *arguments: Any, may_lack: bool = False, **options: Any) -> Any:
+def ask(call: Callable[..., Any], *arguments: Any, may_lack: bool = False, if_taken: str = "", **options: Any) -> Any:
     """Calls a method of the client.
 
     Args:
       call: the method. arguments, options: its own.
       may_lack: return None where what is asked for is not there.
+      if_taken: what to say where something has the name already.
 
     Raises:
       LaunchError: the API server cannot be reached, or refused.
@@ -54,7 +55,8 @@ def ask(call: Callable[..., Any], *arguments: Any, may_lack: bool = False, **opt
     except ApiException as error:
         if error.status == 404 and may_lack:
             return None
-        raise LaunchError(f"Kubernetes refused, with status {error.status}: {_reason(error)}") from error
+        more = f". {if_taken}" if if_taken and error.status == 409 else ""
+        raise LaunchError(f"Kubernetes refused, with status {error.status}: {_reason(error)}{more}") from error
     except HTTPError as error:
         raise LaunchError(f"The API server of Kubernetes cannot be reached: {error}") from error
 

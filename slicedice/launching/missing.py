@@ -1,5 +1,6 @@
 """How a sweep trains what is missing: text is prepared, folders are made, work units cut and handed to a launcher."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,15 +13,15 @@ from slicedice.data import TokenStore
 from slicedice.data.tokenizer import padded_vocab_size
 from slicedice.grid import Plan
 from slicedice.launching.loading import load_launcher
-from slicedice.launching.protocol import Attended, Job, Launcher, WorkUnit
-from slicedice.launching.queue import queue
+from slicedice.launching.protocol import Attended, Job, Launcher, LaunchError, LeftoverError, WorkUnit
+from slicedice.launching.queue import REFUSED, queue
 from slicedice.launching.units import work_units
 from slicedice.planning import Where
 from slicedice.report.progress import Progress
 from slicedice.spec import DataSpec, SpecError, run_name
 from slicedice.spec.mesh import require_experts
 from slicedice.store import Kind, Launch, Store
-from slicedice.store.files import each
+from slicedice.store.files import each, write_whole
 from slicedice.store.launches import write_launch
 from slicedice.writers import require_installed
 
@@ -46,16 +47,19 @@ class How:
     retry: bool = False
 
 
-def to_train(plan: Plan, store: Store, *, retry: bool) -> list[str]:
+def to_train(plan: Plan, store: Store, *, retry: bool, launcher: str = "") -> list[str]:
     """Ids of the runs to launch: what is missing or was interrupted, or with `retry` what failed instead.
 
-    What a cluster's engine has in its queue is neither.
+    What a cluster's engine has in its queue is neither. A unit that runs has passed what failed: it is launched again,
+    and trained by whoever comes first, once. `launcher` is as `queue` takes it.
     """
     kinds = {id_: state.kind for id_, (state, _) in store.look(plan.runs).items()}
     if retry:
-        return [id_ for id_, kind in kinds.items() if kind.needs_retry]
+        failed = [id_ for id_, kind in kinds.items() if kind.needs_retry]
+        waiting = queue(store, failed, launcher).to_begin
+        return [id_ for id_ in failed if id_ not in waiting]
     missing = [id_ for id_, kind in kinds.items() if kind.is_to_train]
-    waiting = queue(store, [id_ for id_ in missing if kinds[id_] is not Kind.CANCELLED]).on_clusters
+    waiting = queue(store, [id_ for id_ in missing if kinds[id_] is not Kind.CANCELLED], launcher).on_clusters
     return [id_ for id_ in missing if id_ not in waiting or kinds[id_] is Kind.CANCELLED]
 
 
@@ -84,7 +88,9 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
             has = texts[spec.data].vocab_size
             valid = f"the tokenizer {spec.data.tokenizer!r} has {has} ids: use {padded_vocab_size(has)} or more"
             raise SpecError("model.vocab_size", spec.model.vocab_size, valid)
-    results = {id_: result for id_, (_, result) in store.look(plan.runs).items()}
+    looks = store.look(plan.runs)
+    results = {id_: result for id_, (_, result) in looks.items()}
+    failed = [id_ for id_, (state, _) in looks.items() if how.retry and state.kind.needs_retry]
     stale = [id_ for id_, (spec, _) in plan.runs.items() if _is_stale(results[id_], texts[spec.data].fingerprint)]
     if stale:
         console.print(
@@ -93,28 +99,33 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
             soft_wrap=True,
         )
     _tell_of_evaluations(plan, store, console)
-    missing = to_train(plan, store, retry=how.retry)
-    if not missing and how.retry:
-        console.print("There is nothing to retry. The verb run trains what is missing.")
-    if not missing:
+    missing = to_train(plan, store, retry=how.retry, launcher=how.launcher)
+    if not missing and not failed:
         left = [id_ for id_, (state, _) in store.look(plan.runs).items() if state.kind.is_to_train]
-        if left:
+        if how.retry:
+            console.print("There is nothing to retry. The verb run trains what is missing.")
+        elif left:
             console.print(
                 f"All {len(left)} runs that are left are in an engine's queue; the verb status tells of them."
             )
         return not left
-    job = make_job(plan, store, missing, how, launcher)
-    rendered = launcher.render(job)
-    each(lambda id_: store.run(id_).create(*plan.runs[id_]), missing, store.root)
+    job = make_job(plan, store, missing, how, launcher) if missing else None
+    rendered = launcher.render(job) if job else {}
+    begun = failed if how.retry else missing
+    each(lambda id_: store.run(id_).create(*plan.runs[id_]), begun, store.root)
     if how.retry:
-        each(lambda id_: store.forgive(id_, *plan.runs[id_]), missing, store.root)
+        each(lambda id_: store.forgive(id_, *plan.runs[id_]), begun, store.root)
+    if waiting := len(set(begun) - set(missing)):
+        console.print(f"{waiting} runs are tried again by work units that wait in an engine's queue.")
+    if job is None:
+        return False
     for text in texts.values():
         console.print(text.summary(), highlight=False, soft_wrap=True)
     launch = Launch(
         job.name, store.launch_folder(job.name), how.launcher, how.settings, tuple(unit.runs for unit in job.units)
     )
     write_launch(launch, rendered)
-    write_launch(replace(launch, handles=tuple(launcher.submit(job, rendered))), {})
+    _submit(launcher, job, launch, rendered)
     if isinstance(launcher, Attended):
         with Progress(store, plan, missing, console) as progress:
             launcher.attend(replace(job, watch=progress.watch))
@@ -126,6 +137,22 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
         soft_wrap=True,
     )
     return False
+
+
+def _submit(launcher: Launcher, job: Job, launch: Launch, rendered: Mapping[str, str]) -> None:
+    """Hands a job over, and puts on record what the engine calls its units; what nobody would know of is taken back."""
+    try:
+        made = replace(launch, handles=tuple(launcher.submit(job, rendered)))
+    except LaunchError as error:
+        if not isinstance(error, LeftoverError):
+            with contextlib.suppress(OSError):  # the disk is full, and that is not what has to be told
+                write_whole(launch.folder / REFUSED, f"{error}\n")
+        raise
+    try:
+        write_launch(made, {})
+    except BaseException:
+        launcher.cancel(made, range(len(made.units)))
+        raise
 
 
 def make_job(plan: Plan, store: Store, missing: Sequence[str], how: How, launcher: Launcher) -> Job:

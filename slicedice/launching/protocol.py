@@ -20,6 +20,10 @@ class LaunchError(RuntimeError):
     """Launching could not go on; the message is for the user."""
 
 
+class LeftoverError(LaunchError):
+    """An engine refused a job, and some of it that it took before could not be taken back."""
+
+
 class Phase(StrEnum):
     """Where a work unit is, by what its engine says."""
 
@@ -103,7 +107,9 @@ class Launcher(Protocol):
           The engine's name for each work unit, in order. They are kept in the store for the methods below.
 
         Raises:
-          LaunchError: the engine refused.
+          LaunchError: the engine refused, and has nothing of the job. Whatever else ends it, what was handed over is
+            taken back first.
+          LeftoverError: the engine refused, and still has some of it.
         """
         ...
 
@@ -116,7 +122,14 @@ class Launcher(Protocol):
         ...
 
     def cancel(self, launch: Launch, units: Sequence[int]) -> None:
-        """Takes work units, by number, out of the queue, and has those that run save a checkpoint and end."""
+        """Takes work units, by number, out of the queue, and has those that run save a checkpoint and end.
+
+        A store may be someone else's, and its record of a launch name other people's jobs: only what the engine itself
+        says to be of the launch is touched. A unit that has ended, or that the engine does not know, is no error.
+
+        Raises:
+          LaunchError: the engine cannot be asked, or refused.
+        """
         ...
 
     def logs(self, launch: Launch, unit: int) -> str:

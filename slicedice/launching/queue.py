@@ -1,5 +1,6 @@
 """What engines have in their queues, of what was launched from a store."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,12 @@ from slicedice.launching.loading import load_launcher
 from slicedice.launching.protocol import Attended, LaunchError, Phase
 from slicedice.spec import SpecError
 from slicedice.store import Launch, Store
+
+REFUSED = "refused.txt"
+"""In a launch's folder: why its engine took none of it. Without it and without handles, an engine may have jobs."""
+
+NAME = re.compile(r".+-[0-9a-f]{4}-[0-9]+")
+"""What `Store.next_launch` calls launches. A record of another name is somebody's own, and may mean others' jobs."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +29,27 @@ class Place:
 
 @dataclass(frozen=True)
 class Queue:
-    """Places of runs by id, of those that are in one; notes on engines that cannot be asked."""
+    """Places of runs by id, of those that are in one; notes on engines that cannot be asked.
 
-    places: Mapping[str, Place]
+    A run that was launched twice, as one that was cancelled and came again, may have two: the last is the newest.
+    """
+
+    places: Mapping[str, tuple[Place, ...]]
     notes: tuple[str, ...]
 
     @property
     def on_clusters(self) -> set[str]:
         """Runs in queues that outlive the sweep that filled them. What a sweep waits for itself, others may take."""
-        return {id_ for id_, place in self.places.items() if not place.attended}
+        return {id_ for id_, places in self.places.items() if any(not place.attended for place in places)}
+
+    @property
+    def to_begin(self) -> set[str]:
+        """Of those, runs in a unit that has not begun, and so comes to them; one that runs may be past them."""
+        return {
+            id_
+            for id_, places in self.places.items()
+            if any(place.phase is Phase.QUEUED and not place.attended for place in places)
+        }
 
 
 def queue(store: Store, runs: Collection[str], launcher: str = "") -> Queue:
@@ -38,13 +57,21 @@ def queue(store: Store, runs: Collection[str], launcher: str = "") -> Queue:
 
     Args:
       store: whose launches.
-      runs: ids of those that are neither done nor failed.
+      runs: ids of those in question.
       launcher: also asked if it is the path of a file. Otherwise only launchers found by name are: a store may be
         someone else's, and what it says must not be executed.
     """
-    wanted, places, notes = set(runs), {}, {}
+    wanted, notes = set(runs), {}
+    places: dict[str, tuple[Place, ...]] = {}
     for launch in store.launches():
-        if not launch.handles or not any(wanted.intersection(unit) for unit in launch.units):
+        if not NAME.fullmatch(launch.name) or not any(wanted.intersection(unit) for unit in launch.units):
+            continue
+        if not launch.handles:
+            if not (launch.folder / REFUSED).exists():
+                notes[
+                    f"{launch.name} was interrupted while {launch.launcher} was handed it. If there are jobs of that "
+                    f"name, take them from its queue; then remove {launch.folder}."
+                ] = None
             continue
         if not launch.is_by_name and launch.launcher != launcher:
             notes[f"--launcher {launch.launcher} has its engine asked about {launch.name}."] = None
@@ -57,5 +84,6 @@ def queue(store: Store, runs: Collection[str], launcher: str = "") -> Queue:
             continue
         for number, (unit, phase) in enumerate(zip(launch.units, phases, strict=False)):
             if phase is not Phase.ENDED:
-                places |= {id_: Place(launch, number, phase, isinstance(engine, Attended)) for id_ in unit}
+                place = Place(launch, number, phase, isinstance(engine, Attended))
+                places |= {id_: (*places.get(id_, ()), place) for id_ in unit}
     return Queue(places, tuple(notes))

@@ -16,7 +16,7 @@ from slicedice.report.measurements import number, text
 from slicedice.spec import LayerSpec, RouterSpec, RunSpec, run_id, run_name
 from slicedice.spec.identity import flat
 from slicedice.store import Kind, Store
-from slicedice.store.files import each, write_whole
+from slicedice.store.files import write_whole
 
 Row = dict[str, Any]
 
@@ -144,7 +144,7 @@ def read_results(plan: Plan, store: Store) -> Results:
     rows, measured, varied = [], {}, settings(plan.runs)
     looks = store.look(plan.runs)
     done = [id_ for id_, (state, result) in looks.items() if result and state.kind is Kind.DONE]
-    evaluated = dict(zip(done, each(lambda id_: store.run(id_).evaluations(), done, store.root), strict=True))
+    evaluated = store.evaluations(done)
     for id_, (spec, _) in plan.runs.items():
         state, result = looks[id_]
         row: Row = {"id": id_, "name": run_name(spec), **coordinates(spec), "settings": varied[id_]}

@@ -1,8 +1,11 @@
 """An attempt at a run: what one process, or several together, trained of it before they ended.
 
-`attempts/N/` holds all that an attempt writes: metrics, checkpoints, how it ended. Nobody else writes there, and an
-attempt writes nowhere else but for the run's result, once. So a process that lost its run without noticing (its
-machine slept, or the network was gone) cannot disturb the one that took over: nobody reads what it goes on to write.
+`attempts/N/` holds what an attempt writes: metrics, checkpoints, the finished model, how it ended. Nobody else writes
+there. Elsewhere an attempt writes three things: the run's result, which is made once, so that the first one stays;
+after a result of its own, `evaluations/`; and lines for people, in the run's log and to `execution.writers`. So a
+process that lost its run without noticing (its machine slept, or the network was gone) cannot disturb the one that took
+over: nobody reads what it goes on to write. It finds out with its next sign of life. Then it logs no more there, stops
+after the step that runs, and makes neither a model nor a result. If it was finished before, its result is the run's.
 
 `claim.json` appears whole, and once: of several processes that want attempt N, one gets it. It then gives signs of life
 in `beat.json`. Another may begin attempt N + 1 when this one has ended, its process is certainly gone, or it has
@@ -12,7 +15,7 @@ given no sign for a minute, by the clock of the one who waits: clocks of two mac
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,9 +110,14 @@ class Attempt:
             return RunState(Kind.CRASHED, reason="its end.json is damaged")
         return RunState(Kind(kind), reason=str(content.get("reason") or ""))
 
+    @property
+    def is_certainly_over(self) -> bool:
+        """Whether it said how it ended, or its process is known to be gone."""
+        return self._end.exists() or bool((holder := self.holder) and holder.is_gone())
+
     def seems_alive(self) -> bool:
         """Whether somebody seems to train it now: a guess, made at once, by what the holder's clock says."""
-        if self._end.exists() or (self.holder and self.holder.is_gone()):
+        if self.is_certainly_over:
             return False
         return abs(time.time() - self.signs.at) < SILENCE_SECONDS
 
@@ -124,7 +132,7 @@ class Attempt:
             return False
         first, began = self.signs, time.monotonic()
         while True:
-            if self._end.exists() or (self.holder and self.holder.is_gone()):
+            if self.is_certainly_over:
                 return True
             if self.signs.count != first.count or stop():
                 return False
@@ -137,14 +145,29 @@ class Attempt:
         if not self._end.exists():
             self._write_end(kind, reason)
 
-    def _write_end(self, kind: Kind, reason: str) -> None:
-        write_json(self._end, {"kind": kind, "reason": reason})
+    @property
+    def was_told(self) -> bool:
+        """Whether it ended because it was told to, or lost the run: neither says anything of the run itself."""
+        return (read_json(self._end) or {}).get("told") is True
+
+    def _write_end(self, kind: Kind, reason: str, *, told: bool = False) -> None:
+        write_json(self._end, {"kind": kind, "reason": reason, "told": told})
 
 
 def attempts(run: Path) -> list[Attempt]:
     """All attempts at a run, the newest first."""
     numbers = (int(path.name) for path in (run / "attempts").glob("*") if re.fullmatch("[1-9][0-9]*", path.name))
     return [Attempt(run, number) for number in sorted(numbers, reverse=True)]
+
+
+def still_made(some: Iterable[Attempt]) -> list[Attempt]:
+    """Those attempts that may still be made: they seem alive, or one minute, which is waited for all, brings a sign."""
+    doubtful = [one for one in some if one.is_claimed and not one.is_certainly_over]
+    alive = [one for one in doubtful if one.seems_alive()]
+    silent, began = [(one, one.signs.count) for one in doubtful if one not in alive], time.monotonic()
+    while silent and time.monotonic() - began <= SILENCE_SECONDS:
+        time.sleep(min(1.0, SILENCE_SECONDS / 20))
+    return alive + [one for one, count in silent if one.signs.count != count]
 
 
 def _number(value: object) -> float | None:

@@ -32,7 +32,7 @@ class Claim(Attempt):
         self._count, self._step, self._seconds = 0, None, None
         self._me, self._heard = Holder.here(), time.monotonic()
         self._over, self._ended = threading.Event(), False
-        self._gone = self._cancelled = False
+        self._gone, self._cancelled = "", False
         self._thread = threading.Thread(target=self._live, name=f"signs of {run.name}", daemon=True)
         self._drafts: list[Draft] = []
 
@@ -59,9 +59,20 @@ class Claim(Attempt):
         self._drafts = []
 
     @property
+    def is_taken(self) -> bool:
+        """Whether the run is another process's by now."""
+        return bool(self._gone)
+
+    @property
     def is_lost(self) -> bool:
-        """Whether it is another process's run by now, or may be: training it has to end."""
-        return self._gone or time.monotonic() - self._heard > attempt.SILENCE_SECONDS
+        """Whether the run is another process's, or may be: training it has to end."""
+        return bool(self.loss)
+
+    @property
+    def loss(self) -> str:
+        """Why it is lost; "" if it is not."""
+        silent = time.monotonic() - self._heard > attempt.SILENCE_SECONDS
+        return self._gone or ("no sign of life could be given for a minute" if silent else "")
 
     @property
     def is_cancelled(self) -> bool:
@@ -82,9 +93,7 @@ class Claim(Attempt):
         signs = {"count": self._count, "at": time.time(), "step": self._step, "seconds_per_step": self._seconds}
         try:
             self._cancelled = (self.run / "cancel.json").exists()
-            newest = max((one.number for one in attempt.attempts(self.run)), default=0)
-            # The folder may also have been cleared, and begun anew by others.
-            self._gone = self._gone or newest != self.number or self.holder != self._me
+            self._gone = self._gone or self._who_has_it()
             if self._gone:
                 return
             write_json(self._beat, signs, durable=False)
@@ -92,6 +101,16 @@ class Claim(Attempt):
             log.warning("no sign of life could be given: %s", error)
         else:
             self._heard = time.monotonic()
+
+    def _who_has_it(self) -> str:
+        """Why the run is not this process's any more; "" if it is."""
+        if max((one.number for one in attempt.attempts(self.run)), default=0) > self.number:
+            return "another process took it up"
+        if self.holder != self._me:  # others may have begun anew there
+            return "its folder was cleared"
+        result = read_json(self.run / "result.json") or {}
+        finished = not fault(result) and result.get("attempt") != self.number
+        return "another attempt finished it" if finished else ""
 
     # What is written below goes into this attempt's folder alone, but for the result.
 
@@ -134,23 +153,34 @@ class Claim(Attempt):
         """Drops the lines of evaluations after `step` steps or more."""
         metrics.cut(self.evaluation_lines, step)
 
-    def finish(self, kind: Kind, content: dict[str, Any]) -> None:
-        """Writes the run's result, which makes it count as done, unless another attempt was first."""
+    def finish(self, kind: Kind, content: dict[str, Any]) -> bool:
+        """Writes the run's result, which makes it count as done.
+
+        Returns:
+          Whether the run has this result; False if another attempt was first, whose result stays: this one has failed.
+        """
         self.publish()
         path, result = self.run / "result.json", {"schema": SCHEMA, "kind": kind, "attempt": self.number, **content}
         if not create(path, result):
-            if fault(read_json(path)):
-                write_json(path, result)
-            else:
+            if not fault(read_json(path)):
                 log.warning("another attempt finished first: its result stays")
+                self._gone = "another attempt finished it"
+                return False
+            write_json(path, result)
         self._write_end(kind, "")
         self._ended = True
+        return True
 
-    def fail(self, kind: Kind, reason: str) -> None:
-        """Writes how the attempt ended without a result."""
+    def fail(self, kind: Kind, reason: str, *, told: bool = False) -> None:
+        """Writes how the attempt ended without a result.
+
+        Args:
+          kind, reason: why.
+          told: whether it was told to end, or lost the run, which says nothing of the run itself.
+        """
         try:
             self.publish()
-            self._write_end(kind, reason)
+            self._write_end(kind, reason, told=told)
         except OSError as error:
             if not (is_disk_full(error) or isinstance(error, BucketError)):
                 raise
@@ -162,7 +192,8 @@ class Onlooker(Attempt):
     """The same attempt for a process that makes it with others, and leaves writing to the first of them."""
 
     writes = False
-    is_lost = is_cancelled = False
+    is_taken = is_lost = is_cancelled = False
+    loss = ""
 
     def __enter__(self) -> "Onlooker":
         return self
@@ -172,6 +203,9 @@ class Onlooker(Attempt):
 
     def progress(self, step: int, seconds_per_step: float | None) -> None:
         """Left to the first process, as are all below."""
+
+    def beat(self) -> None:
+        """See `progress`."""
 
     def begin_on(self, fingerprint: str) -> list[Attempt]:
         """See `Claim.begin_on`; the first process has written it."""
@@ -194,10 +228,11 @@ class Onlooker(Attempt):
     def cut_evaluations(self, step: int) -> None:
         """See `progress`."""
 
-    def finish(self, kind: Kind, content: dict[str, Any]) -> None:
-        """See `progress`."""
+    def finish(self, kind: Kind, content: dict[str, Any]) -> bool:
+        """See `progress`; whether the run has the result, the first process knows."""
+        return True
 
-    def fail(self, kind: Kind, reason: str) -> None:
+    def fail(self, kind: Kind, reason: str, *, told: bool = False) -> None:
         """See `progress`."""
 
 

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from slicedice.store.files import is_object, write_whole
@@ -28,10 +29,11 @@ class Draft:
     Args:
       target: a file, or an object.
       goes_on: whether what is there is gone on from.
+      wanted: asked before each upload; False leaves others what they find there.
     """
 
-    def __init__(self, target: Path, *, goes_on: bool = False):
-        self.target, self.path = target, target
+    def __init__(self, target: Path, *, goes_on: bool = False, wanted: Callable[[], bool] = lambda: True):
+        self.target, self.path, self._wanted = target, target, wanted
         self._folder: Path | None = None
         if not is_object(target):
             return
@@ -50,7 +52,7 @@ class Draft:
         Raises:
           OSError: the bucket does not take it.
         """
-        if self._folder is None:
+        if self._folder is None or not self._wanted():
             return
         with self._lock:
             version = self._version()

@@ -10,6 +10,7 @@ import errno
 import fnmatch
 import functools
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -174,25 +175,38 @@ class ObjectPath(PosixGPath):
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda path: path.unlink(missing_ok=True), paths))
 
+    def versions(self, pattern: str) -> dict[str, str]:
+        """Objects below by their names from here on that fit a pattern, each with what changes whenever it is written.
+
+        Args:
+          pattern: of names; `*` stands for anything but a slash.
+        """
+        prefix = self.key + "/" if self.key else ""
+        fits = re.compile("[^/]*".join(map(re.escape, pattern.split("*"))))
+        # The service picks names by the pattern, if nothing in the folder's own name would be read as one.
+        glob = None if re.search(r"[][{}*?!\\]", prefix) else prefix + pattern
+        pages = self._pages(prefix, matchGlob=glob, fields="items(name,generation),nextPageToken")
+        found = {item["name"][len(prefix) :]: item["generation"] for page in pages for item in page.get("items", [])}
+        return {name: version for name, version in found.items() if fits.fullmatch(name)}
+
     def _names(self, delimiter: str, most: int | None = None) -> Iterator[tuple[str, int]]:
         """Names of what lies below with their sizes; up to the next `delimiter`, if there is one, names of folders."""
-        prefix, token = self.key + "/" if self.key else "", None
-        while True:
-            page: Any = self._call(
-                "GET",
-                "b/{}/o",
-                self.bucket,
-                json_out=True,
-                prefix=prefix or None,
-                delimiter=delimiter or None,
-                maxResults=most,
-                pageToken=token,
-                fields="items(name,size),prefixes,nextPageToken",
-            )
+        prefix, fields = self.key + "/" if self.key else "", "items(name,size),prefixes,nextPageToken"
+        for page in self._pages(prefix, delimiter=delimiter or None, maxResults=most, fields=fields):
             yield from ((name, 0) for name in page.get("prefixes", []))
             yield from ((item["name"], int(item["size"])) for item in page.get("items", []) if item["name"] != prefix)
+            if most:
+                return
+
+    def _pages(self, prefix: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """The pages of a listing of names that begin so."""
+        token = None
+        while True:
+            query |= {"prefix": prefix or None, "pageToken": token}
+            page: Any = self._call("GET", "b/{}/o", self.bucket, json_out=True, **query)
+            yield page
             token = page.get("nextPageToken")
-            if token is None or most:
+            if token is None:
                 return
 
     def _resource(self) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Which programs work, and which failed at their first run, so that their others wait until somebody has looked.
 
-`programs/KEY.json` is written once: by the first run of the program that has a result, or that fails for good.
+`programs/KEY.json` says that it is paused, and why: by the first run of the program that failed for good, until that is
+lifted. `programs/KEY.CODE.works` has the first run that had a result, by what code it was: with other code, the program
+may fail at its first run once more.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from slicedice.store.files import create, each, read_json
+from slicedice.provenance import code
+from slicedice.store.files import create, each, read_json, safe_name
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,23 @@ class Programs:
         self._folder = folder
 
     def note_works(self, key: str, run: str) -> None:
-        """Notes that a run has a result: no later failure pauses the others."""
-        self._note(key, {"works": run})
+        """Notes that a run has a result: no later failure with the same code pauses the others."""
+        path = self._works(key)
+        if not path.exists():
+            create(path, {"works": run})
 
     def pause(self, key: str, run: str, name: str, reason: str) -> bool:
-        """Pauses the program of a run that failed, unless it worked or is paused already; returns whether it is new.
+        """Pauses the program of a run that failed, unless it worked with this code or is paused; returns if it is new.
 
         Args:
           key: of the program. run: the id of the run. name: that of the run, for people.
           reason: for which it failed.
         """
         told = f"{name} failed, the first run of the same program ({reason}): mend it, then `sweep retry`"
-        return self._note(key, {"paused": run, "reason": told})
+        path = self._folder / f"{key}.json"
+        if self._works(key).exists() or path.exists():
+            return False
+        return create(path, {"paused": run, "reason": told})
 
     def paused(self) -> dict[str, Pause]:
         """The programs that are paused."""
@@ -52,6 +60,5 @@ class Programs:
         if "paused" in (read_json(self._folder / f"{key}.json") or {}):
             (self._folder / f"{key}.json").unlink(missing_ok=True)
 
-    def _note(self, key: str, content: dict[str, str]) -> bool:
-        path = self._folder / f"{key}.json"
-        return not path.exists() and create(path, content)
+    def _works(self, key: str) -> Path:
+        return self._folder / f"{key}.{safe_name(code())}.works"

@@ -142,13 +142,14 @@ class RunFolder:
                 made = self.attempts()
                 alive = bool(made) and made[0].seems_alive()
                 return RunState(Kind.RUNNING) if alive else RunState(Kind.MISSING, reason=foreign), None
-            there = self._result.exists()
             result = read_json(self._result)
-            wrong = fault(result) if there or result else ""
+            if result is None and self._result.exists():  # it cannot be read, or has just come
+                result = read_json(self._result) or {}
+            wrong = "" if result is None else fault(result)
             if result and not wrong:
                 return RunState(Kind(result["kind"]), result["steps"]), result
             state = self._unfinished(f"its result.json cannot be read: {wrong}" if wrong else "")
-            return self.look() if not there and self._result.exists() else (state, None)  # it may just have come
+            return self.look() if result is None and self._result.exists() else (state, None)
         except BucketError:  # which is no run's fault
             raise
         except OSError as error:
@@ -194,18 +195,18 @@ class RunFolder:
         if ending.kind is Kind.CANCELLED:  # and `create` has taken that back
             return RunState(Kind.PREEMPTED, steps, wrong or "it was cancelled before")
         if ending.kind is Kind.PREEMPTED and _fruitless(counting) >= MOST_FRUITLESS:
-            times = f"it was preempted {_fruitless(counting)} times in a row without a checkpoint"
+            times = f"it was preempted {_fruitless(counting)} times in a row without a checkpoint, and not told to stop"
             reason = f"{times}, the last time since {ending.reason}"
             return RunState(Kind.CRASHED, steps, reason)
         return dataclasses.replace(ending, steps=steps)
 
 
 def _fruitless(made: list[Attempt]) -> int:
-    """How many of the newest attempts in a row were preempted and left no checkpoint."""
+    """How many of the newest attempts in a row were preempted, not told to stop, and left no checkpoint."""
     count = 0
     for one in made:
         ending = one.ending()
         if (ending and ending.kind is not Kind.PREEMPTED) or one.has_checkpoint:
             break
-        count += 1
+        count += not one.was_told
     return count

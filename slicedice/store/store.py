@@ -10,9 +10,9 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from slicedice import cache
 from slicedice.spec import Execution, RunSpec, from_json, program_key, run_id, run_name
@@ -22,6 +22,7 @@ from slicedice.store.kinds import Kind, RunState
 from slicedice.store.launches import Launch, read_launch
 from slicedice.store.programs import Programs
 from slicedice.store.run import ID, RunFolder
+from slicedice.store.seen import Seen
 
 log = logging.getLogger(__name__)
 
@@ -136,10 +137,11 @@ class Store:
     def look(self, runs: Mapping[str, tuple[RunSpec, Execution]]) -> dict[str, tuple[RunState, dict[str, Any] | None]]:
         """States of runs, by id, each with its result if it has one; what engines have in their queues is not asked."""
         found, paused = {}, self.programs.paused()
-        there = list(runs)
-        if len(there) > 1 and is_object(self.root):  # one request tells of all that are missing
+        there, look = list(runs), RunFolder.look
+        if len(there) > 1 and is_object(self.root):  # a few requests tell of all that are missing, or were read before
             there = [id_ for id_ in self.ids() if id_ in runs]
-        looks = dict(zip(there, each(lambda id_: self.run(id_).look(), there, self.root), strict=True))
+            look = Seen(self.root / "runs", self.here / "finished").look
+        looks = dict(zip(there, each(lambda id_: look(self.run(id_)), there, self.root), strict=True))
         for id_, (spec, execution) in runs.items():
             state, result = looks.get(id_, (RunState(Kind.MISSING), None))
             if state.kind.is_to_train and paused and (pause := paused.get(program_key(spec, execution))):
@@ -147,17 +149,32 @@ class Store:
             found[id_] = state, result
         return found
 
+    def evaluations(self, runs: Sequence[str]) -> dict[str, dict[str, dict[str, Any] | None]]:
+        """What evaluations of finished runs found, by id; see `RunFolder.evaluations`."""
+        found, some = {id_: {} for id_ in runs}, list(runs)
+        if len(some) > 1 and is_object(self.root):  # one request tells of all that have none
+            names = cast(Any, self.root / "runs").versions("*/evaluations/*.json")
+            have = {name.partition("/")[0] for name in names}
+            some = [id_ for id_ in some if id_ in have]
+        return found | dict(zip(some, each(lambda id_: self.run(id_).evaluations(), some, self.root), strict=True))
+
     def state(self, run: str, spec: RunSpec, execution: Execution) -> RunState:
         """The state of one run; see `look`."""
         return self.look({run: (spec, execution)})[run][0]
 
     def note_ending(self, run: str) -> None:
-        """Notes of a run that has just ended whether its program works; if it failed, the program's others wait."""
-        spec, execution, state = self.read_spec(run), self.run(run).execution(), self.run(run).state()
-        key = program_key(spec, execution)
+        """Notes of a run that has just ended whether its program works; if that failed, the program's others wait.
+
+        Attempts that were interrupted say nothing of the program, though they were so many that the run has crashed.
+        """
+        spec, folder = self.read_spec(run), self.run(run)
+        key, state = program_key(spec, folder.execution()), folder.state()
         if state.kind.has_result:
             self.programs.note_works(key, run)
-        elif state.kind.needs_retry and self.programs.pause(key, run, f"{run_name(spec)} · {run}", state.reason):
+            return
+        made = folder.attempts()
+        failed = state.kind.needs_retry and made and (ending := made[0].ending()) and ending.kind.needs_retry
+        if failed and self.programs.pause(key, run, f"{run_name(spec)} · {run}", state.reason):
             log.warning("the other runs of the program of %s wait until `sweep retry`", run)
 
     def forgive(self, run: str, spec: RunSpec, execution: Execution) -> None:

@@ -41,6 +41,7 @@ KEPT = 2
 class Checkpoints:
     """Checkpoints of one attempt at a run, below `folder`, and those of earlier attempts.
 
+    folder: `RUN/attempts/N/checkpoints`.
     earlier: folders of earlier attempts, the newest first, each with the most steps that are gone on from. They are
       removed once this attempt has as many checkpoints as are kept.
     before: called before a state is saved, so that what belongs to its steps is in the store first.
@@ -52,6 +53,7 @@ class Checkpoints:
         self.folder = _for_orbax(folder)
         self._earlier = [(_for_orbax(other), most) for other, most in earlier]
         self._before = before
+        self._passed_over: list[int] = []
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -61,6 +63,8 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Saves the state after its last step."""
         self._before()
+        while self._passed_over:  # Orbax would refuse to save one of these steps again, and keep them as the newest
+            self._manager.delete(self._passed_over.pop())
         content = ocp.args.StandardSave(_with_checksums(_by_path(state)))  # pyright: ignore
         self._manager.save(int(state.step), args=content, force=True)
         if self._earlier and len(self._manager.all_steps()) >= KEPT:
@@ -76,6 +80,7 @@ class Checkpoints:
           CheckpointError: none can be read: they are damaged, of another model, or there is no room for them.
         """
         first: CheckpointError | None = None
+        self._passed_over = []
         for folder, step in self._saved():
             leaves, error = {}, None
             try:
@@ -90,6 +95,7 @@ class Checkpoints:
             error = error or CheckpointError(f"another process could not read the checkpoint of step {step}")
             log.warning("%s", error, exc_info=error.__cause__)
             first = first or error
+            self._passed_over += [step] * (folder is self.folder)
         if first:
             raise first
         return None
@@ -138,8 +144,8 @@ class Checkpoints:
         path = self.folder / "model"
         if not path.is_dir():
             raise CheckpointError(
-                f"the run {self.folder.parent} has no finished model: {path} is missing. It is written when the run is "
-                "done; remove the run's folder to train it anew."
+                f"the run {self._run} has no finished model: {path} is missing. It is written when the run is done; "
+                "remove the run's folder to train it anew."
             )
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # where it was saved may be another device
         wanted = {
@@ -159,9 +165,14 @@ class Checkpoints:
 
     def _model_error(self, why: str, what: str) -> CheckpointError:
         return CheckpointError(
-            f"the finished model of the run {self.folder.parent} cannot be read ({why}): {self.folder / 'model'} is "
-            f"{what}. Remove the run's folder to train it anew."
+            f"the finished model of the run {self._run} cannot be read ({why}): {self.folder / 'model'} is {what}. "
+            "Remove the run's folder to train it anew."
         )
+
+    @property
+    def _run(self) -> epath.Path:
+        """The folder of the run, of whose attempt `N` this is `attempts/N/checkpoints`."""
+        return self.folder.parents[2]
 
     def drop_training_state(self) -> None:
         """Removes what only going on with training needs; for when the result is written."""

@@ -1,16 +1,15 @@
 """Verbs for runs that were launched: status, logs, cancel, retry, gc; and what a dry run says."""
 
 import json
-import sys
 import threading
 import time
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
 from slicedice import operating, status
-from slicedice.launching import Phase
+from slicedice.launching import Phase, missing
+from slicedice.report.results import read_results
 from slicedice.store import Kind, Launch, Store
 from slicedice.store.launches import write_launch
 from tests import endings
@@ -115,6 +114,13 @@ def test_what_is_queued_is_not_submitted_again(cluster):
     assert "2 runs in 2 work units" in submit(cluster).out
 
 
+def test_what_is_queued_by_a_launcher_that_is_a_path_is_not_submitted_again(cluster):
+    for _ in range(2):
+        said = cluster.sweep(launcher="./launch/cluster.py").out
+    assert "All 3 runs that are left are in an engine's queue" in said
+    assert len(Store(cluster.folder / "runs").launches()) == 1
+
+
 def test_an_engine_that_cannot_be_asked_is_told_and_stops_nothing(cluster):
     submit(cluster)
     (cluster.folder / "launch" / "queue.json").unlink()
@@ -129,7 +135,7 @@ def test_a_launcher_that_a_store_names_by_path_is_not_executed(cluster):
     cluster.sweep()
     store = Store(cluster.folder / "runs")
     (store.run(store.ids()[0]).path / "result.json").unlink()
-    trap = Launch("trap-1", store.launch_folder("trap-1"), "./trap.py", {}, (tuple(store.ids()),), ("u",))
+    trap = Launch("trap-0000-1", store.launch_folder("trap-0000-1"), "./trap.py", {}, (tuple(store.ids()),), ("u",))
     write_launch(trap, {})
     assert "--launcher ./trap.py" in cluster.sweep("status").out.replace("\n", " ")
     for verb in (["cancel"], ["logs", store.ids()[0]], ["report"]):
@@ -160,6 +166,140 @@ def test_a_unit_that_has_other_runs_besides_stays_in_its_queue(cluster):
     }
     assert "3 runs in 3 work units" in submit(cluster, "--seeds", "2").out
     assert set(kinds(cluster, "--seeds", "2").values()) == {"queued"}
+
+
+class Engine:
+    """A launcher of its own, with the file of its queue."""
+
+    def __init__(self, desk, name: str, **replaced: str):
+        text = CLUSTER.replace("queue.json", f"{name}.json")
+        for old, new in replaced.items():
+            assert f"def {old}(" in text
+            head, body = text.split(f"    def {old}(")
+            text = f"{head}    def {old}({body.partition(chr(10))[0]}\n        {new}\n{body.partition(chr(10))[2]}"
+        desk.write(f"launch/{name}.py", text)
+        self.queue = desk.folder / "launch" / f"{name}.json"
+
+    @property
+    def phases(self) -> list[str]:
+        return json.loads(self.queue.read_text())
+
+
+def test_what_an_engine_that_was_away_did_not_cancel_it_does_when_asked_again(cluster):
+    engine = Engine(cluster, "engine")
+    cluster.sweep(launcher="engine")
+    away = engine.queue.rename(cluster.folder / "away")
+    first = submit(cluster, "cancel")
+    assert first.status == 1
+    assert "3 runs are cancelled" in first.out
+    assert "the engine is on holiday" in first.out
+    away.rename(engine.queue)
+    again = submit(cluster, "cancel")
+    assert again.status == 0
+    assert "3 work units whose runs were cancelled before are taken" in again.out
+    assert engine.phases == ["ended"] * 3
+    assert "There is nothing to cancel" in submit(cluster, "cancel").out
+
+
+def test_an_engine_that_does_not_cancel_is_told_and_the_others_do(cluster):
+    stuck = Engine(cluster, "stuck", cancel="raise LaunchError('it is stuck')")
+    cluster.sweep("--only", "*-n4-*", launcher="stuck")
+    submit(cluster)
+    call = submit(cluster, "cancel")
+    assert call.status == 1
+    assert "it is stuck" in call.out
+    assert (stuck.phases, json.loads((cluster.folder / "launch" / "queue.json").read_text())) == (
+        ["queued"],
+        ["ended"] * 2,
+    )
+
+
+def test_a_run_in_two_queues_leaves_both(cluster):
+    engine = Engine(cluster, "engine")
+    cluster.sweep("--only", "*-n4-*", launcher="engine")
+    away = engine.queue.rename(cluster.folder / "away")
+    submit(cluster, "cancel")
+    submit(cluster)
+    away.rename(engine.queue)
+    assert submit(cluster, "cancel").status == 0
+    assert (engine.phases, json.loads((cluster.folder / "launch" / "queue.json").read_text())) == (
+        ["ended"],
+        ["ended"] * 3,
+    )
+
+
+def test_a_unit_of_a_program_that_is_paused_leaves_its_queue(cluster):
+    submit(cluster, "--seeds", "3", "--only", "*-n4-*")
+    store = Store(cluster.folder / "runs")
+    first, second, third = (store.matching(f"*-n4-*-seed{seed}")[0] for seed in range(3))
+    endings.fail(store.run(second), Kind.CRASHED, "because")
+    store.note_ending(second)
+    states = kinds(cluster, "--seeds", "3", "--only", "*-n4-*")
+    assert sorted(states.values()) == ["crashed", "paused", "paused"]
+    # The crashed one is passed over by its unit, and so is the third: nothing is left there when the first goes.
+    call = submit(cluster, "cancel", "--seeds", "3", "--only", "*-n4-*-seed0")
+    assert call.status == 0
+    assert "1 runs are cancelled" in call.out
+    assert json.loads((cluster.folder / "launch" / "queue.json").read_text()) == ["ended"]
+    store.forgive(second, store.read_spec(second), store.run(second).execution())
+    assert [store.run(id_).state().kind for id_ in (first, second, third)] == [
+        Kind.CANCELLED,
+        Kind.MISSING,
+        Kind.MISSING,
+    ]
+
+
+def test_what_failed_is_not_submitted_again_where_a_unit_waits_that_takes_it(cluster):
+    submit(cluster)
+    store = Store(cluster.folder / "runs")
+    (launch,) = store.launches()
+    for id_ in store.ids():
+        endings.fail(store.run(id_), Kind.CRASHED, "because")
+    (cluster.folder / "launch" / "queue.json").write_text(json.dumps(["queued", "running", "ended"]))
+    call = submit(cluster, "retry")
+    assert call.status == 0
+    assert "1 runs are tried again by work units that wait in an engine's queue" in call.out
+    # A unit that runs may be past what failed in it.
+    assert store.launches()[1].units == launch.units[1:]
+    assert {store.run(id_).state().kind for id_ in store.ids()} == {Kind.MISSING}
+    (waiting,) = launch.units[0]
+    endings.fail(store.run(waiting), Kind.CRASHED, "because")
+    assert "1 runs are tried again" in submit(cluster, "retry").out
+    assert store.run(waiting).state().kind is Kind.MISSING
+    assert len(store.launches()) == 2
+
+
+def test_what_there_is_to_retry_is_not_what_is_missing(cluster):
+    submit(cluster, "--only", "*-n4-*")
+    call = submit(cluster, "retry")
+    assert "There is nothing to retry" in call.out
+    assert "in an engine's queue" not in call.out  # of those that were never submitted
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "is_told"),
+    [("KeyboardInterrupt", 130, True), ("LaunchError('no')", 2, False), ("LeftoverError('no')", 2, True)],
+)
+def test_a_launch_that_may_have_left_jobs_is_told_of(cluster, raised: str, status: int, is_told: bool):
+    Engine(cluster, "engine", submit=f"from slicedice.launching import LeftoverError; raise {raised}")
+    assert cluster.sweep(launcher="engine").status == status
+    (launch,) = Store(cluster.folder / "runs").launches()
+    assert launch.handles == ()
+    assert (f"{launch.name} was interrupted" in cluster.sweep("status").out.replace("\n", " ")) is is_told
+    assert "it has not begun" in cluster.sweep("logs", launch.units[0][0], grid="", scale="").out
+    assert submit(cluster, "cancel").status == is_told
+
+
+def test_jobs_that_cannot_be_put_on_record_are_taken_back(cluster, monkeypatch: pytest.MonkeyPatch):
+    def write(launch: Launch, rendered: dict[str, str]) -> None:
+        if launch.handles:
+            raise OSError("the disk is full")
+        write_launch(launch, rendered)
+
+    monkeypatch.setattr(missing, "write_launch", write)
+    with pytest.raises(OSError, match="the disk is full"):
+        submit(cluster)
+    assert json.loads((cluster.folder / "launch" / "queue.json").read_text()) == ["ended"] * 3
 
 
 def test_results_are_not_cancelled(cluster):
@@ -210,6 +350,55 @@ def test_watching_ends_when_nothing_trains_or_waits(cluster, monkeypatch: pytest
     assert "because" in said.out
 
 
+ASKS = "with Path(__file__).with_name('asked').open('a') as file: file.write('x')"
+
+
+def test_engines_are_asked_less_often_than_the_store_is_read(cluster, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(status, "PAUSE_SECONDS", 0.01)
+    Engine(cluster, "engine", poll=ASKS)
+    cluster.sweep(launcher="engine")
+    store, looks = Store(cluster.folder / "runs"), []
+
+    def read(*arguments):
+        looks.append(arguments)
+        if len(looks) == 5:
+            for id_ in store.ids():
+                endings.fail(store.run(id_), Kind.CRASHED, "because")
+        return read_results(*arguments)
+
+    monkeypatch.setattr(status, "read_results", read)
+    assert cluster.sweep("status", "--watch").status == 0
+    assert len(looks) >= 5
+    assert (cluster.folder / "launch" / "asked").read_text() == "x"
+
+
+def test_watching_goes_on_with_a_run_that_is_in_its_queue_again(cluster, monkeypatch: pytest.MonkeyPatch):
+    """While it trained, its engine was not asked about it."""
+    monkeypatch.setattr(status, "PAUSE_SECONDS", 0.01)
+    Engine(cluster, "engine", poll=ASKS)
+    cluster.sweep("--only", "*-n4-*", launcher="engine")
+    store, looks = Store(cluster.folder / "runs"), []
+    (run,) = map(store.run, store.ids())
+    claim = run.claim()
+    assert claim
+
+    def read(*arguments):
+        looks.append(arguments)
+        if len(looks) == 3:
+            claim.fail(Kind.PREEMPTED, "because")
+        if len(looks) == 8:
+            endings.fail(run, Kind.CRASHED, "because")
+        return read_results(*arguments)
+
+    monkeypatch.setattr(status, "read_results", read)
+    with claim:
+        said = cluster.sweep("status", "--watch", "--only", "*-n4-*").out
+    first, then = said.index("1 runs: 1 running"), said.index("1 runs: 1 queued")
+    assert first < then
+    assert len(looks) >= 8
+    assert (cluster.folder / "launch" / "asked").read_text() == "x"
+
+
 def test_logs_are_the_runs_own_and_the_engines(cluster):
     submit(cluster)
     store = Store(cluster.folder / "runs")
@@ -223,59 +412,6 @@ def test_logs_are_the_runs_own_and_the_engines(cluster):
         call = cluster.sweep("logs", name, grid="", scale="")
         assert call.status == 2
         assert name in call.err
-
-
-def make_garbage(store: Store) -> list[Path]:
-    """Of a finished run and of one that was preempted twice; returns what has to be kept."""
-    done, left = (store.run(id_) for id_ in store.ids()[:2])
-    kept = done.attempt()
-    for folder in ("model", "training/5"):
-        (kept.checkpoints / folder).mkdir(parents=True)
-        (kept.checkpoints / folder / "x").write_text("weights")
-    (left.path / "result.json").unlink()
-    for number in (2, 3, 4):
-        endings.fail(left, Kind.PREEMPTED, "because")
-        (left.attempts()[0].checkpoints / "training" / str(number)).mkdir(parents=True)
-        (left.attempts()[0].checkpoints / "training" / str(number) / "x").write_text("weights")
-    (left.path / ".result.json.123").write_text("half")
-    return [
-        kept.checkpoints / "model" / "x",
-        done.path / "result.json",
-        left.attempts()[0].checkpoints / "training" / "4" / "x",
-        left.attempts()[1].checkpoints / "training" / "3" / "x",
-    ]
-
-
-def test_gc_removes_what_no_run_needs_and_only_when_told(desk, monkeypatch: pytest.MonkeyPatch):
-    desk.sweep()
-    store = Store(desk.folder / "runs")
-    kept = make_garbage(store)
-    everything = sorted(path for path in store.root.rglob("*"))
-    asked = desk.sweep("gc", grid="", scale="")
-    assert asked.status == 1
-    assert "3 places" in asked.out
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda _: "n")
-    assert desk.sweep("gc", grid="", scale="").status == 1
-    assert sorted(path for path in store.root.rglob("*")) == everything
-    monkeypatch.setattr("builtins.input", lambda _: "y")
-    assert desk.sweep("gc", grid="", scale="").status == 0
-    assert all(path.exists() for path in kept)
-    gone = {path.name for path in everything if not path.exists()}
-    assert {"training", ".result.json.123", "checkpoints"} <= gone
-    assert "0 places" in desk.sweep("gc", "--yes", grid="", scale="").out
-
-
-def test_gc_leaves_what_somebody_trains(desk):
-    desk.sweep()
-    store = Store(desk.folder / "runs")
-    make_garbage(store)
-    claim = store.run(store.ids()[1]).claim()
-    assert claim
-    with claim:
-        said = desk.sweep("gc", grid="", scale="").out
-    assert "1 places" in said
-    assert store.ids()[1] not in said
 
 
 def test_a_store_that_is_none_has_no_garbage(desk):

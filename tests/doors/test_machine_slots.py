@@ -63,8 +63,25 @@ def test_each_gpu_has_a_worker(monkeypatch: pytest.MonkeyPatch):
     expected = [Slot(frozenset(), {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in ("2", "5", "GPU-abc")]
     assert slots() == expected
     assert slots(2) == expected[:2]
-    assert slots(9) == expected
+    assert slots(3) == expected
     assert machine.has_accelerator()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "devices", "parts", "share"),
+    [
+        (4, 1, ["0", "1", "2", "0"], 0.45),
+        (6, 1, ["0", "1", "2"] * 2, 0.45),
+        (9, 1, ["0", "1", "2"] * 3, 0.3),
+        (3, 2, ["0,1"] * 3, 0.3),
+    ],
+)
+def test_more_workers_than_gpus_share_them_in_turn_with_their_memory(monkeypatch, wanted, devices, parts, share):
+    plugins(monkeypatch, "jax_cuda13_plugin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    found = slots(wanted, devices=devices)
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in found] == parts
+    assert {float(slot.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"]) for slot in found} == {share}
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import pytest
 
 from slicedice import data, evaluation, training, work, worker
 from slicedice.spec import Execution, RunSpec, run_id
-from slicedice.store import Claim, Kind, Launch, RunFolder, RunState, Store
+from slicedice.store import Attempt, Claim, Kind, Launch, RunFolder, RunState, Store, attempt
 from slicedice.store.launches import write_launch
 from slicedice.worker import AGAIN, DISK_FULL, Worker, lighter
 from tests import endings
+from tests.store.clocks import Clock
 
 SCORES = {"held_out": {"macro": {"nats": 2.0, "bits_per_byte": 3.0, "targets": 4}}}
 
@@ -138,7 +140,7 @@ def test_when_the_result_is_there_all_else_is(bench: Bench, monkeypatch: pytest.
     sync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file)), sync(file)))
 
-    def finish_and_die(claim: Claim, *result: Any) -> None:
+    def finish_and_die(claim: Claim, *result: Any) -> bool:
         metrics = claim.metrics.stat()
         assert (metrics.st_ino, metrics.st_size) in [(status.st_ino, status.st_size) for status in synced]
         finish(claim, *result)
@@ -257,6 +259,84 @@ def test_a_cancelled_run_is_passed_over_and_one_that_is_cancelled_in_training_en
     assert not bench.worker.should_leave()
 
 
+def take_over(folder: RunFolder) -> Claim:
+    """What another process does that takes the worker of a run for dead."""
+    other = Claim(folder.path, folder.attempts()[0].number + 1)
+    assert other.take()
+    return other
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_who_lost_its_run_makes_no_model_and_no_result(bench: Bench, capsys, finished: bool):
+    """And says nothing more where another process logs; it finds out with a sign of life, at its end at the latest."""
+    run, others = bench.add(), []
+
+    def during(folder: RunFolder) -> None:
+        others.append(take_over(folder))
+        if finished:
+            assert others[0].finish(Kind.DONE, {"steps": 6})
+
+    bench.during = during
+    assert bench.main(run) == 0
+    assert capsys.readouterr().out == f"{run} preempted\n"
+    folder = bench.store.run(run)
+    mine = Attempt(folder.path, 1)
+    reason = "another process took it up"
+    assert (mine.ending(), mine.was_told) == (RunState(Kind.PREEMPTED, reason=reason), True)
+    assert not (folder.path / "finished.txt").exists()
+    assert folder.state() == (RunState(Kind.DONE, 6) if finished else RunState(Kind.RUNNING, 4))
+    if finished:
+        assert (folder.result() or {})["attempt"] == 2
+
+
+def test_who_lost_its_run_logs_no_more_to_it(bench: Bench):
+    run = bench.add()
+
+    def during(folder: RunFolder) -> None:
+        take_over(folder)
+        logging.getLogger("slicedice.training").warning("it does not know")
+        assert bench.worker._claim
+        bench.worker._claim.beat()
+        logging.getLogger("slicedice.training").warning("it knows")
+
+    bench.during = during
+    assert bench.worker.train(run) is Kind.PREEMPTED
+    assert "it does not know" in bench.log(run)
+    assert "it knows" not in bench.log(run)
+
+
+def test_who_is_second_by_a_moment_is_preempted(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """Another attempt is done between the last look and the result."""
+    run, finish = bench.add(), Claim.finish
+
+    def finish_second(claim: Claim, *result: Any) -> bool:
+        assert finish(take_over(bench.store.run(run)), Kind.DONE, {"steps": 6, "by": "another"})
+        return finish(claim, *result)
+
+    monkeypatch.setattr(Claim, "finish", finish_second)
+    assert bench.worker.train(run) is Kind.PREEMPTED
+    folder = bench.store.run(run)
+    assert (folder.result() or {})["by"] == "another"
+    assert Attempt(folder.path, 1).ending() == RunState(Kind.PREEMPTED, reason="another attempt finished it")
+
+
+def test_who_could_give_no_sign_of_life_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    run = bench.add()
+
+    def away(*_: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    def during(folder: RunFolder) -> None:
+        now = time.monotonic() + 2 * attempt.SILENCE_SECONDS
+        monkeypatch.setattr("slicedice.store.claim.time.monotonic", lambda: now)
+        monkeypatch.setattr("slicedice.store.claim.attempt.attempts", away)
+
+    bench.during, bench.ends = during, [training.Stopped("stopped after step 3")]
+    assert bench.worker.train(run) is Kind.PREEMPTED
+    monkeypatch.undo()
+    assert bench.store.run(run).state().reason == "no sign of life could be given for a minute"
+
+
 def write_unit(bench: Bench, *runs: str) -> str:
     """A launch of one unit; returns what names it."""
     write_launch(Launch("mine-1", bench.store.launch_folder("mine-1"), "local", {}, (runs,)), {})
@@ -281,6 +361,64 @@ def test_a_unit_that_was_stopped_with_nothing_left_is_done(bench: Bench):
     run = bench.add()
     bench.during = lambda folder: os.kill(os.getpid(), signal.SIGTERM)
     assert bench.main("--unit", write_unit(bench, run)) == 0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for room in (attempt, work):
+        monkeypatch.setattr(room, "time", clock)
+    return clock
+
+
+class Zombie:
+    """Holds a run elsewhere, and gives signs of life for a while after the unit was started again beside it."""
+
+    def __init__(self, folder: RunFolder, clock: Clock, seconds: float, at_last: Callable[[], object]):
+        self.path, self.began, self.until = folder.path / "attempts" / "1", clock.now, clock.now + seconds
+        self._clock, self._at_last = clock, at_last
+        self.path.mkdir(parents=True)
+        holder = {"host": "elsewhere", "machine": "another-boot", "pid": 1, "started": 5}
+        (self.path / "claim.json").write_text(json.dumps({"holder": holder, "count": 0, "at": clock.now}))
+        clock.meanwhile = self.live
+
+    def live(self) -> None:
+        if self._clock.now < self.until:
+            count = int(self._clock.now - self.began) // 10
+            (self.path / "beat.json").write_text(json.dumps({"count": count, "at": self._clock.now}))
+        elif self.until:
+            self._at_last()
+            self.until = 0
+
+
+@pytest.mark.parametrize("seconds", [1, 25, 100, 4000])
+def test_a_unit_trains_what_a_zombie_holds_when_that_is_silent(bench: Bench, clock: Clock, capsys, seconds: int):
+    """A unit that is started again beside its zombie: for the engine it is done when it says so, whatever happens."""
+    first, held = bench.add(), bench.add(**MOE)
+    Zombie(bench.store.run(held), clock, seconds, lambda: None)
+    assert bench.main("--unit", write_unit(bench, held, first)) == 0
+    assert bench.store.run(held).state() == RunState(Kind.DONE, 6)
+    said = capsys.readouterr().out.splitlines()
+    waiting = [f"waiting for others that hold {held}"] * (seconds > 10)
+    assert said == [f"{held} passed_over", f"{first} done", *waiting, f"{held} done"]
+
+
+def test_a_unit_leaves_what_another_process_finishes_while_it_waits(bench: Bench, clock: Clock):
+    run = bench.add()
+    finish = Claim(bench.store.run(run).path, 1).finish
+    Zombie(bench.store.run(run), clock, 500, lambda: finish(Kind.DONE, {"steps": 6}))
+    assert bench.main("--unit", write_unit(bench, run)) == 0
+    assert bench.calls == []
+    assert clock.now - 1e9 >= 500
+
+
+def test_a_unit_that_waits_is_started_again_when_it_is_told_to_stop(bench: Bench, clock: Clock):
+    run = bench.add()
+    zombie = Zombie(bench.store.run(run), clock, 500, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    until = zombie.until
+    assert bench.main("--unit", write_unit(bench, run)) == AGAIN
+    assert bench.calls == []
+    assert until <= clock.now <= until + 2
 
 
 @pytest.mark.parametrize(
@@ -368,6 +506,7 @@ def test_a_run_that_was_stopped_is_preempted_and_no_other_begins(bench: Bench, c
     bench.during = lambda folder: os.kill(os.getpid(), signal.SIGTERM)
     bench.ends = [training.Stopped("stopped after step 3")]
     assert bench.main(first, second) == 0
+    assert bench.store.run(first).attempts()[0].was_told
     assert capsys.readouterr().out == f"{first} preempted\n"
     assert bench.store.run(first).state() == RunState(Kind.PREEMPTED, 4, "stopped after step 3")
     assert bench.store.run(second).state() == RunState(Kind.MISSING)

@@ -69,14 +69,14 @@ def test_what_is_copied_is_the_whole_package(tmp_path):
 
 def test_extras_are_those_of_the_project():
     (install,) = [words for words in given("RUN") if "pip install" in words]
-    assert '".[${EXTRA}]"' in install
+    assert '".[${EXTRA},gcs]"' in install
     assert "--constraint constraints.txt" in install
     assert "constraints.txt" in copied()
     extras = project()["project"]["optional-dependencies"]
     assert "EXTRA=tpu" in given("ARG")
     named = set(re.findall(r"EXTRA=(\w+)", (TOP / "launch" / "Dockerfile").read_text()))
     assert named == {"tpu", "cuda"}
-    assert named <= set(extras)
+    assert {*named, "gcs", "wandb"} <= set(extras)
 
 
 def test_python_is_one_that_the_project_takes():

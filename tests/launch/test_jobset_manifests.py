@@ -29,6 +29,7 @@ EVERYTHING = {
     "spot": True,
     "node_selector": "cloud.google.com/gke-nodepool=big,team=moe",
     "compilation_cache": "gs://bucket/compiled",
+    "env_secret": "wandb-key",
 }
 
 
@@ -224,12 +225,14 @@ def test_settings_reach_their_fields():
     spot = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
     assert spot in pod["tolerations"]
     assert {"name": "JAX_COMPILATION_CACHE_DIR", "value": "gs://bucket/compiled"} in pod["containers"][0]["env"]
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "wandb-key"}}]
 
 
 def test_settings_left_empty_are_left_out():
     text = launcher().render(job())["unit-0.yaml"]
     for word in (
         "kueue",
+        "envFrom",
         "JAX_COMPILATION_CACHE_DIR",
         "priorityClassName",
         "serviceAccountName",
@@ -314,6 +317,7 @@ def test_a_volume_is_mounted_where_the_store_is():
         ({}, {"namespace": ""}, "--launcher.namespace", "lower-case"),
         ({}, {"queue": "Big Queue"}, "--launcher.queue", "lower-case"),
         ({}, {"service_account": "a: b"}, "--launcher.service_account", "lower-case"),
+        ({}, {"env_secret": "WANDB_API_KEY=1"}, "--launcher.env_secret", "lower-case"),
         ({}, {"node_selector": "pool"}, "--launcher.node_selector", "LABEL=VALUE"),
         ({}, {"max_restarts": -1}, "--launcher.max_restarts", "from 0"),
         ({}, {"compilation_cache": "/tmp/x"}, "--launcher.compilation_cache", "gs://"),

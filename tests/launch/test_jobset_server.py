@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from slicedice import sweep
-from slicedice.launching import LaunchError, Phase, load_launcher
+from slicedice.launching import LaunchError, LeftoverError, Phase, load_launcher
 from tests.launch.test_jobset_manifests import SCHEMA, misfits
 from tests.launch.tpu_jobs import job, launched
 
@@ -219,9 +220,31 @@ def test_a_launch_does_not_touch_another_of_its_name(cluster):
     work = job(units=2)
     launcher().submit(work, launcher().render(work))
     before = dict(cluster.jobsets)
-    with pytest.raises(LaunchError, match=r"409.*already exists"):
+    told = rf"409.*already exists.*takes another name.*--namespace moe -l slicedice/launch={work.name}"
+    with pytest.raises(LaunchError, match=told):
         launcher().submit(work, launcher().render(work))
     assert cluster.jobsets == before
+
+
+def test_others_jobsets_are_neither_asked_about_nor_deleted(cluster, tmp_path):
+    """As of a record that somebody else has written."""
+    found, theirs = submitted(job(name="theirs"), tmp_path)
+    _, mine = submitted(job(name="mine"), tmp_path)
+    forged = replace(mine, handles=(theirs.handles[0], mine.handles[1]))
+    pod(cluster, theirs, 0, "pod")
+    assert list(found.poll(forged)) == [Phase.ENDED, Phase.QUEUED]
+    assert found.logs(forged, 0) == ""
+    assert found.logs(theirs, 0) == "log of pod\n"
+    found.cancel(forged, [0, 1])
+    assert sorted(cluster.jobsets) == sorted([*theirs.handles, mine.handles[0]])
+
+
+def test_what_was_made_and_cannot_be_deleted_is_told(cluster, monkeypatch):
+    cluster.refused = 1
+    monkeypatch.setattr(Handler, "do_DELETE", lambda handler: handler.refuse(403, "deleting is forbidden"))
+    work = job()
+    with pytest.raises(LeftoverError, match=rf"exceeded quota.*still there.*slicedice/launch={work.name}"):
+        launcher().submit(work, launcher().render(work))
 
 
 def pod(
@@ -237,6 +260,7 @@ def pod(
 ):
     namespace, _, jobset = launch.handles[unit].partition("/")
     labels = {
+        "slicedice/launch": launch.name,
         "jobset.sigs.k8s.io/jobset-name": jobset,
         "jobset.sigs.k8s.io/job-index": slice_,
         "batch.kubernetes.io/job-completion-index": index,

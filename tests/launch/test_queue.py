@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slicedice.launching import Phase
-from slicedice.launching.queue import queue
+from slicedice.launching.queue import REFUSED, queue
 from slicedice.store import Launch, Store
 from slicedice.store.holder import Holder
 from slicedice.store.launches import write_launch
@@ -68,7 +68,7 @@ def lines(name: str) -> list[str]:
 def test_runs_have_the_places_of_their_units(store: Store):
     made = launch(store, "running ended queued", "01 23 4")
     found = queue(store, IDS)
-    places = {id_: (place.launch, place.unit, place.phase) for id_, place in found.places.items()}
+    places = {id_: (place.launch, place.unit, place.phase) for id_, (place,) in found.places.items()}
     assert places == {
         IDS[0]: (made, 0, Phase.RUNNING),
         IDS[1]: (made, 0, Phase.RUNNING),
@@ -82,7 +82,30 @@ def test_a_run_that_was_launched_again_has_its_place_there(store: Store):
     launch(store, "ended", "01")
     later = launch(store, "queued", "10")
     launch(store, "ended", "0")
-    assert {place.launch.name for place in queue(store, IDS).places.values()} == {later.name}
+    assert {place.launch.name for (place,) in queue(store, IDS).places.values()} == {later.name}
+
+
+def test_a_run_that_waits_twice_has_both_places_the_newest_last(store: Store):
+    first, second = launch(store, "running", "01"), launch(store, "queued queued", "2 1")
+    found = queue(store, IDS)
+    assert [(place.launch, place.unit) for place in found.places[IDS[1]]] == [(first, 0), (second, 1)]
+    assert found.to_begin == {IDS[1], IDS[2]}
+
+
+def test_a_launch_that_its_engine_may_have_is_a_note(store: Store):
+    interrupted, refused = launch(store, "", "0"), launch(store, "", "0")
+    (refused.folder / REFUSED).write_text("no")
+    (note,) = queue(store, IDS).notes
+    assert interrupted.name in note
+    assert str(interrupted.folder) in note
+    assert queue(store, IDS[1:]).notes == ()
+
+
+def test_a_record_that_was_named_by_hand_is_not_asked_about(store: Store):
+    made = launch(store, "queued", "0")
+    made.folder.rename(made.folder.with_name("their-job"))
+    assert queue(store, IDS).places == {}
+    assert lines("asked") == []
 
 
 def test_engines_are_asked_about_the_runs_in_question_alone(store: Store):
@@ -110,8 +133,8 @@ def test_this_machine_has_its_runs_queued_as_long_as_the_sweep_lives(store: Stor
         made = launch(store, "", str(number), "local")
         write_launch(Launch(made.name, made.folder, "local", {}, made.units, (handle,)), {})
     found = queue(store, IDS)
-    assert {id_: place.phase for id_, place in found.places.items()} == {IDS[0]: Phase.QUEUED}
-    assert found.on_clusters == set()
+    assert {id_: place.phase for id_, (place,) in found.places.items()} == {IDS[0]: Phase.QUEUED}
+    assert found.on_clusters == found.to_begin == set()
 
 
 def test_an_engine_that_cannot_be_asked_is_a_note(store: Store):
@@ -120,7 +143,7 @@ def test_an_engine_that_cannot_be_asked_is_a_note(store: Store):
     launch(store, "queued", "2", "gone")
     last = launch(store, "queued", "3")
     found = queue(store, IDS)
-    assert [place.launch for place in found.places.values()] == [last]
+    assert [place.launch for (place,) in found.places.values()] == [last]
     away, setting, gone = found.notes
     assert "cluster cannot be asked about" in away
     assert "the engine is away" in away

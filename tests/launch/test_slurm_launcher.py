@@ -1,5 +1,6 @@
 """The Slurm launcher with stand-ins for Slurm's commands; `test_slurm_real.py` has the commands themselves."""
 
+import getpass
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 
 from slicedice.cost.topology import parse_topology
 from slicedice.files import FileError
-from slicedice.launching import Job, Launcher, LaunchError, Phase, WorkUnit, load_launcher
+from slicedice.launching import Job, Launcher, LaunchError, LeftoverError, Phase, WorkUnit, load_launcher
 from slicedice.spec import SpecError
 from slicedice.store import Launch, Store
 
@@ -145,6 +146,18 @@ def test_setup_runs_before_the_worker_and_its_environment_reaches_it(tmp_path, c
     assert environment["JAX_PLATFORMS"] == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("gres", "platforms"), [("gpu", "cuda,cpu"), ("gpu:h100", "cuda,cpu"), ("", "cpu"), ("npu", None)]
+)
+def test_a_worker_whose_gpu_fails_does_not_train_on_cores(gres, platforms, tmp_path, commands, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    commands("srun")
+    (script,) = slurm(gres=gres).render(job(tmp_path / "store")).values()
+    assert run_script(script, tmp_path).returncode == 0
+    (environment,) = commands.notes(1)
+    assert environment.get("JAX_PLATFORMS") == platforms
+
+
 def test_each_unit_is_one_task_of_one_array(rng, tmp_path, commands):
     commands("sbatch", f'test -f "$2" && wc -l < {commands.folder}/notes')  # the first one is 1
     devices = tuple(int(n) for n in rng.choice([1, 2, 4], 2300))
@@ -258,7 +271,34 @@ def test_when_sbatch_refuses_what_it_took_before_is_taken_back(tmp_path, command
     wanted = job(tmp_path / "store", (1, 2))
     with pytest.raises(LaunchError, match="sbatch refused: sbatch: error: invalid account"):
         slurm().submit(wanted, slurm().render(wanted))
-    assert commands.notes()[-1] == ["scancel", "41"]
+    assert commands.notes()[-1][:3] == ["scancel", "--quiet", "--name=grid-7f"]
+
+
+def test_what_is_interrupted_is_taken_back_by_its_name_since_a_number_may_be_lost(tmp_path, commands, monkeypatch):
+    commands("sbatch", "echo 41")
+    commands("scancel")
+    wanted, ask = job(tmp_path / "store", (1, 2)), subprocess.run
+
+    def interrupted(words, **options):
+        done = ask(words, **options)
+        if words[0] == "sbatch":
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        slurm().submit(wanted, slurm().render(wanted))
+    user = getpass.getuser()
+    assert [words[0] for words in commands.notes()] == ["sbatch", "scancel"]
+    assert commands.notes()[-1] == ["scancel", "--quiet", "--name=grid-7f", f"--user={user}"]
+
+
+def test_what_cannot_be_taken_back_is_told(tmp_path, commands):
+    commands("sbatch", "case $2 in *-0.sh) echo 41;; *) exit 1;; esac")
+    commands("scancel", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    wanted = job(tmp_path / "store", (1, 2))
+    with pytest.raises(LeftoverError, match=r"sbatch refused.*Unable to contact.*scancel --quiet --name=grid-7f"):
+        slurm().submit(wanted, slurm().render(wanted))
 
 
 def test_an_answer_of_sbatch_that_is_no_number_is_not_taken_for_one(tmp_path, commands):
@@ -287,12 +327,20 @@ def test_a_job_submitted_from_within_a_job_inherits_nothing_of_it(tmp_path, comm
 
 def test_phases_are_what_squeue_lists(tmp_path, commands):
     states = {0: "PENDING", 1: "RUNNING", 2: "COMPLETING", 3: "REQUEUE_HOLD", 4: "CONFIGURING", 5: "SUSPENDED"}
-    commands("squeue", "\n".join(f"echo 9_{task} {state}" for task, state in states.items()) + "\necho 12_6 RUNNING")
+    listed = [f"9_{task} {state} grid-7f" for task, state in states.items()] + ["12_6 RUNNING grid-7f"]
+    commands("squeue", "\n".join(f"echo '{line}'" for line in listed))
     handles = (*(f"9_{task}" for task in range(7)), "12_0")
     q, r, e = Phase.QUEUED, Phase.RUNNING, Phase.ENDED
     assert list(slurm().poll(launch(tmp_path, handles))) == [q, r, r, q, r, r, e, e]
     (words,) = commands.notes()
     assert "--jobs=12,9" in words  # asked once for all
+
+
+def test_jobs_of_other_names_are_not_ours(tmp_path, commands):
+    """As of a record that somebody else has written."""
+    commands("squeue", "echo '9_0 RUNNING grid-7'; echo '9_1 RUNNING grid-7f x'; echo '9_2 RUNNING grid-7f'")
+    launched = launch(tmp_path, ("9_0", "9_1", "9_2"))
+    assert list(slurm().poll(launched)) == [Phase.ENDED, Phase.ENDED, Phase.RUNNING]
 
 
 def test_what_slurm_has_forgotten_has_ended(tmp_path, commands):
@@ -315,8 +363,14 @@ def test_units_of_another_engine_are_not_asked_for(tmp_path, commands):
 
 def test_cancelling_names_the_units_tasks_and_no_other(tmp_path, commands):
     commands("scancel")
-    slurm().cancel(launch(tmp_path, (*(f"9_{i}" for i in range(6)), "12_0")), [0, 2, 3, 4, 6])
-    assert commands.notes() == [["scancel", "--quiet", "9_[0,2-4]", "12_[0]"]]
+    ours = (*(f"9_{i}" for i in range(6)), "12_0")
+    listed = [f"{task} PENDING grid-7f" for task in ours if task != "9_4"] + ["13_0 RUNNING theirs"]
+    commands("squeue", "\n".join(f"echo '{line}'" for line in listed))
+    # Of those that are named one has ended, and one is another's, as of a record that somebody else has written.
+    slurm().cancel(launch(tmp_path, (*ours, "13_0")), [0, 2, 3, 4, 6, 7])
+    assert commands.notes()[1:] == [["scancel", "--quiet", "9_[0,2-3]", "12_[0]"]]
+    slurm().cancel(launch(tmp_path, ("13_0",)), [0])
+    assert [words[0] for words in commands.notes()[2:]] == ["squeue"]
 
 
 def test_nothing_is_cancelled_of_a_launch_that_never_was(tmp_path, commands):

@@ -5,6 +5,7 @@ XManager's own code runs, up to what goes to Google's clients: Vertex AI's is a 
 this test.
 """
 
+import asyncio
 import importlib.util
 import json
 import threading
@@ -17,7 +18,7 @@ from unittest import mock
 import pytest
 
 from slicedice import files
-from slicedice.launching import Job, LaunchError, Phase, WorkUnit, load_launcher
+from slicedice.launching import Job, LaunchError, LeftoverError, Phase, WorkUnit, load_launcher
 from slicedice.store import Launch, Store
 
 pytestmark = [
@@ -159,6 +160,30 @@ def test_when_vertex_refuses_what_it_took_is_taken_back(vertex_client: mock.Mock
     assert vertex_client.cancel_custom_job.call_count == 1
 
 
+def test_what_is_interrupted_is_taken_back_and_told_where_it_cannot_be(vertex_client: mock.Mock):
+    takes = vertex_client.create_custom_job.side_effect
+    made = iter([takes])
+
+    def create(**given: Any) -> Any:
+        for answer in made:
+            return answer(**given)
+        raise asyncio.CancelledError  # as where Ctrl-C finds it
+
+    vertex_client.create_custom_job.side_effect = create
+    vertex_client.get_custom_job.side_effect = lambda name, **_: mock.Mock(
+        display_name="grid-12ab-1_x_1", **{"name": name}
+    )
+    launcher = load_launcher("xmanager", {"executor": "vertex", "image": IMAGE})
+    mine = job("/gcs/bucket/runs")
+    with pytest.raises(asyncio.CancelledError):
+        launcher.submit(mine, launcher.render(mine))
+    assert vertex_client.cancel_custom_job.call_count == 1
+    made = iter([takes])
+    vertex_client.cancel_custom_job.side_effect = ValueError("no")
+    with pytest.raises(LeftoverError, match="still there: projects/project/locations/us-central1/customJobs/2"):
+        launcher.submit(mine, launcher.render(mine))
+
+
 def test_vertex_says_where_units_are(vertex_client: mock.Mock):
     import google.cloud.aiplatform_v1 as aiplatform_v1
     from google.api_core.exceptions import NotFound, PermissionDenied
@@ -176,16 +201,18 @@ def test_vertex_says_where_units_are(vertex_client: mock.Mock):
             raise NotFound("no such job")
         if number == 100:
             raise PermissionDenied("not yours")
-        return aiplatform_v1.CustomJob(name=name, state=states[f"JOB_STATE_{list(names)[number]}"])
+        title = "theirs_1" if number == 98 else "grid-12ab-1_x_1"
+        state = states[f"JOB_STATE_{list(names)[number % 98]}"]
+        return aiplatform_v1.CustomJob(name=name, state=state, display_name=title)
 
     vertex_client.get_custom_job.side_effect = get
     launcher = load_launcher("xmanager", {"executor": "vertex", "image": IMAGE})
     mine = job("/gcs/bucket/runs")
-    handles = tuple(f"{prefix}{number}" for number in (*range(len(names)), 99))
-    assert launcher.poll(launched(mine, handles)) == [*names.values(), Phase.ENDED]
+    handles = tuple(f"{prefix}{number}" for number in (*range(len(names)), 98, 99))
+    assert launcher.poll(launched(mine, handles)) == [*names.values(), Phase.ENDED, Phase.ENDED]
     with pytest.raises(LaunchError, match="not yours"):
         launcher.poll(launched(mine, (f"{prefix}100",)))
-    launcher.cancel(launched(mine, handles), [2])
+    launcher.cancel(launched(mine, handles), [2, len(names), len(names) + 1])  # of which one is another's, one gone
     assert [call.kwargs["name"] for call in vertex_client.cancel_custom_job.call_args_list] == [handles[2]]
 
 
@@ -313,9 +340,19 @@ def test_kubernetes_says_where_units_are(cluster: type[Cluster]):
     failed = {"type": "Failed", "status": "True"}
     statuses = [{}, {"active": 1, "ready": 0}, {"active": 1, "ready": 1}, {"failed": 1, "conditions": [failed]}]
     for number, status in enumerate(statuses):
-        cluster.jobs[f"j-{number}"] = {"metadata": {"name": f"j-{number}"}, "status": status}
-    launch = launched(job("/store"), tuple(f"default/j-{number}" for number in range(5)))
-    assert launcher.poll(launch) == [Phase.QUEUED, Phase.QUEUED, Phase.RUNNING, Phase.ENDED, Phase.ENDED]
+        cluster.jobs[f"j-{number}"] = trains(f"j-{number}", f"grid-12ab-1/{number}", status)
+    cluster.jobs["theirs"] = trains("theirs", "theirs/5", {"active": 1, "ready": 1})
+    launch = launched(job("/store"), tuple(f"default/{name}" for name in ("j-0", "j-1", "j-2", "j-3", "j-4", "theirs")))
+    q, r, e = Phase.QUEUED, Phase.RUNNING, Phase.ENDED
+    assert launcher.poll(launch) == [q, q, r, e, e, e]
     assert launcher.logs(launch, 2) == "said by j-2-x1\n"
-    launcher.cancel(launch, [1])
+    assert launcher.logs(launch, 5) == ""
+    launcher.cancel(launch, [1, 4, 5])  # of which one is gone, and one another's
     assert cluster.deleted == ["j-1?propagationPolicy=Background"]
+
+
+def trains(name: str, unit: str, status: dict[str, Any]) -> dict[str, Any]:
+    """A job of Kubernetes that trains a unit."""
+    container = {"name": name, "args": ["python", "-m", "slicedice.work", "--store", "/store", "--unit", unit]}
+    pod = {"spec": {"containers": [container]}}
+    return {"metadata": {"name": name}, "spec": {"template": pod}, "status": status}

@@ -105,6 +105,9 @@ class Bucket:
             head, found, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
             entry = prefix + head + delimiter if found else name
             entries.setdefault(entry, None if found else blobs[name])
+        if "matchGlob" in query:  # as much of it as is asked for
+            fits = re.compile("[^/]*".join(map(re.escape, query["matchGlob"].split("*"))))
+            entries = {entry: blob for entry, blob in entries.items() if fits.fullmatch(entry)}
         left = [entry for entry in entries if entry > query.get("pageToken", "")]
         page: dict[str, Any] = {"kind": "storage#objects"}
         page["items"] = [self.describe(blob) for entry in left[:most] if (blob := entries[entry])]

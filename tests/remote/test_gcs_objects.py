@@ -298,7 +298,7 @@ def test_what_grows_is_uploaded_meanwhile_and_not_too_often(
     assert not draft.path.parent.exists()
 
 
-def test_many_runs_are_looked_at_at_once_with_two_requests_each(root: Path, emulator: Emulator, tiny):
+def test_many_runs_are_looked_at_at_once_with_two_requests_each(root: Path, emulator: Emulator, tiny, here: Path):
     store, runs = Store(root).create(), {}
     for seed in range(30):
         spec, execution = tiny({"seed": seed})
@@ -324,7 +324,8 @@ def test_many_runs_are_looked_at_at_once_with_two_requests_each(root: Path, emul
     emulator.fault = count
     looked = store.look(runs)
     assert [looked[id_][0].kind for id_ in runs] == [Kind.DONE] * 20 + [Kind.MISSING] * 10
-    assert emulator.requests.total() - before == 2 + 2 * 20  # programs and runs are listed, specs and results read
+    # Programs, runs, and versions of specs and results are listed; specs and results read.
+    assert emulator.requests.total() - before == 4 + 2 * 20
     assert most > 5
 
 

@@ -1,4 +1,4 @@
-"""A run's folder, processes that claim it, and a clock that moves only when somebody waits."""
+"""A run's folder, and processes that claim it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 from slicedice.store import RunFolder, Store, attempt
 from tests.store.agents import Agent
+from tests.store.clocks import Clock
 
 
 @pytest.fixture
@@ -30,29 +31,6 @@ def agents(folder: RunFolder) -> Iterator[Callable[..., Agent]]:
     yield start
     for agent in started:
         agent.close()
-
-
-class Clock:
-    """Stands for `time` where others wait for signs of life.
-
-    Attributes:
-      now: what its clocks say.
-      meanwhile: called whenever somebody has waited.
-    """
-
-    def __init__(self):
-        self.now = 1e9
-        self.meanwhile: Callable[[], None] = lambda: None
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        self.meanwhile()
 
 
 @pytest.fixture

@@ -235,10 +235,32 @@ def test_who_wakes_up_and_finishes_first_has_the_result(folder: RunFolder, stopp
     assert result is not None
     assert (result["attempt"], result["by"], folder.attempt().number) == (1, "who woke up", 1)
     with stopped.claim as claim:
-        claim.finish(Kind.DIVERGED, {"steps": 4, "by": "who took over"})
+        assert not claim.finish(Kind.DIVERGED, {"steps": 4, "by": "who took over"})
+        claim.fail(Kind.PREEMPTED, claim.loss, told=True)
     assert folder.result() == result
-    assert folder.attempts()[0].ending() == RunState(Kind.DIVERGED)
+    assert folder.attempts()[0].ending() == RunState(Kind.PREEMPTED, reason="another attempt finished it")
     assert folder.claim() is None
+
+
+def test_who_took_over_hears_that_who_woke_up_has_finished(folder: RunFolder, stopped: Stopped):
+    stopped.claim.beat()
+    assert not stopped.claim.is_lost
+    stopped.agent.do("claim.finish(Kind.DONE, {'steps': 6})")
+    stopped.claim.beat()
+    assert stopped.claim.is_taken
+    assert stopped.claim.loss == "another attempt finished it"
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema": 0, "kind": "done", "steps": 6, "attempt": 7}'])
+def test_a_damaged_result_takes_no_run_away(folder: RunFolder, text: str):
+    claim = begin(folder)
+    (folder.path / "result.json").write_text(text)
+    claim.beat()
+    assert not claim.is_lost
+    assert claim.finish(Kind.DONE, {"steps": 6})
+    claim.beat()
+    assert not claim.is_lost, "its own result"
+    assert folder.state() == RunState(Kind.DONE, 6)
 
 
 def test_who_wakes_up_and_finishes_second_leaves_the_result(folder: RunFolder, stopped: Stopped):
@@ -444,8 +466,12 @@ def test_a_sign_of_life_that_cannot_be_given_is_not_the_end(folder: RunFolder, m
     assert not claim.is_lost
     now += 2
     assert claim.is_lost
+    assert (claim.is_taken, claim.loss) == (False, "no sign of life could be given for a minute")
     claim.beat()
     assert not claim.is_lost
+    elsewhere(folder, 2)
+    claim.beat()
+    assert (claim.is_taken, claim.loss) == (True, "another process took it up")
 
 
 @pytest.mark.parametrize("begun_anew", [False, True])
@@ -460,6 +486,7 @@ def test_who_trains_in_a_folder_that_was_cleared_is_lost(folder: RunFolder, begu
     before = contents(folder.path)
     claim.beat()
     assert claim.is_lost
+    assert claim.loss == "its folder was cleared"
     assert contents(folder.path) == before
 
 
@@ -552,11 +579,11 @@ def test_failures_are_counted_by_kind(folder: RunFolder):
     assert sum(folder.failures().values()) == 6
 
 
-def preempt(folder: RunFolder, said: bool, checkpoint: str = "") -> None:
+def preempt(folder: RunFolder, said: bool, checkpoint: str = "", told: bool = False) -> None:
     """An attempt that is interrupted; with what Orbax has made of a checkpoint."""
     if said:
         with begin(folder) as claim:
-            claim.fail(Kind.PREEMPTED, "a signal")
+            claim.fail(Kind.PREEMPTED, "a signal", told=told)
     else:
         claim = elsewhere(folder, folder.attempts()[0].number + 1 if folder.attempts() else 1)
     if checkpoint:
@@ -580,6 +607,16 @@ def test_a_run_that_gets_nowhere_five_times_has_crashed(folder: RunFolder, said:
         preempt(folder, said)
         assert folder.state().kind is Kind.PREEMPTED
     preempt(folder, said)
+    assert folder.state().kind is Kind.CRASHED
+
+
+def test_who_is_told_to_stop_gets_nowhere_through_no_fault_of_the_run(folder: RunFolder):
+    """As where an engine preempts it before its first step, again and again; deaths in between still count."""
+    for said, told in [(True, True)] * 9 + [(True, False), (True, True), (False, False)] * 2 + [(True, True)] * 5:
+        preempt(folder, said, told=told)
+        assert folder.state().kind is Kind.PREEMPTED
+    assert folder.failures() == {Kind.PREEMPTED: 20}
+    preempt(folder, False)
     assert folder.state().kind is Kind.CRASHED
 
 

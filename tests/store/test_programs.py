@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from slicedice import __version__, provenance
 from slicedice.spec import Execution, RunSpec, program_key, run_id, run_name
 from slicedice.store import Kind, RunState, Store
+from slicedice.store import programs as programs_room
+from slicedice.store.kinds import MOST_FRUITLESS
 from slicedice.store.programs import Pause, Programs
 
 Runs = dict[str, tuple[RunSpec, Execution]]
@@ -66,6 +69,13 @@ def test_a_program_that_worked_is_not_paused(store: Store, runs: Runs, works: Ki
     assert caplog.text == ""
 
 
+def test_a_run_that_was_interrupted_until_it_crashed_pauses_no_other(store: Store, runs: Runs):
+    first, *_ = runs
+    for _ in range(MOST_FRUITLESS):
+        end(store, first, Kind.PREEMPTED, "killed")
+    assert kinds(store, runs) == [Kind.CRASHED, Kind.MISSING, Kind.MISSING, Kind.MISSING]
+
+
 @pytest.mark.parametrize("kind", [Kind.PREEMPTED, Kind.CANCELLED])
 def test_an_interruption_pauses_nothing_and_is_no_proof_that_it_works(store: Store, runs: Runs, kind: Kind):
     first, second, *_ = runs
@@ -119,6 +129,31 @@ def test_the_first_word_on_a_program_stays_until_it_is_lifted(tmp_path: Path):
     programs.lift("key")
     assert not programs.pause("key", "a", "run a", "x"), "what works is not forgotten"
     assert programs.pause("another", "a", "run a", "x")
+
+
+def test_what_works_is_forgotten_with_the_code_it_worked_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A bug of later code is its first failure, and costs one run of a program as any other does."""
+    programs = Programs(tmp_path / "programs")
+    monkeypatch.setattr(programs_room, "code", lambda: "0.1.0-abc")
+    programs.note_works("key", "a")
+    assert not programs.pause("key", "b", "run b", "x")
+    monkeypatch.setattr(programs_room, "code", lambda: "0.1.0-def+changes")
+    assert programs.pause("key", "b", "run b", "y")
+    assert programs.paused().keys() == {"key"}
+    programs.lift("key")
+    programs.note_works("key", "b")
+    assert not programs.pause("key", "c", "run c", "z")
+    monkeypatch.setattr(programs_room, "code", lambda: "0.1.0-abc")
+    assert not programs.pause("key", "c", "run c", "z"), "workers of both may be about"
+    assert programs.paused() == {}
+
+
+def test_what_was_noted_of_the_code_is_its_version_and_commit(monkeypatch: pytest.MonkeyPatch):
+    for revision, told in ((None, __version__), ("12ab+changes", f"{__version__}-12ab+changes")):
+        provenance.code.cache_clear()
+        monkeypatch.setattr(provenance, "git_revision", lambda revision=revision: revision)
+        assert provenance.code() == told
+    provenance.code.cache_clear()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", '{"works": 1}', "{}"])

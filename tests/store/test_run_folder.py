@@ -172,8 +172,8 @@ def test_a_result_that_is_gone_is_trained_anew(folder: RunFolder):
 
 def test_a_result_that_is_there_stays(folder: RunFolder, caplog: pytest.LogCaptureFixture):
     first, second = begin(folder), Claim(folder.path, 2)
-    first.finish(Kind.DONE, {"steps": 5})
-    second.finish(Kind.DIVERGED, {"steps": 3})
+    assert first.finish(Kind.DONE, {"steps": 5})
+    assert not second.finish(Kind.DIVERGED, {"steps": 3})
     assert folder.state() == RunState(Kind.DONE, 5)
     assert "another attempt finished first" in caplog.text
 

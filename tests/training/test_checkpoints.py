@@ -102,6 +102,20 @@ def test_a_damaged_checkpoint_is_told_where_there_is_no_other(how: str, save: Sa
 
 
 @pytest.mark.usefixtures("abandoned_reads")
+@pytest.mark.parametrize("step", [4, 5, 6])
+def test_who_goes_on_from_the_one_before_saves_as_ever(save: Save, state: TrainState, tmp_path: Path, step: int):
+    """As in an attempt that was out of memory while it read the newest, and goes on with a smaller micro-batch."""
+    save(tmp_path, 3, 5)
+    damage(tmp_path / "training" / "5", "flipped")
+    checkpoints = Checkpoints(tmp_path)
+    assert int(_restored(checkpoints, state).step) == 3
+    again = _after(state, step)._replace(bias=jax.tree.map(lambda x: x + 7, state.bias))
+    checkpoints.save(again)
+    checkpoints.close()
+    assert _steps(tmp_path) == ["3", str(step)], "what could not be read is in nobody's way"
+    _assert_same(Checkpoints(tmp_path).restore(state), again)
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 def test_where_the_newest_is_damaged_the_one_before_is_gone_on_from(how: str, save: Save, tmp_path: Path, caplog):
     before, newest = save(tmp_path, 3), save(tmp_path, 5)
