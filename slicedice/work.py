@@ -7,8 +7,8 @@ and the next one begins. SIGTERM or SIGUSR1 has the worker save what it trains a
 
 A unit ends when each of its runs has a result, failed or was cancelled: for one that another process trains it waits.
 
-The exit status is 0 when nothing is left to train here, 75 when the same command should be started again, 28 when the
-disk is full.
+The exit status is 0 when nothing is left to train here, 1 when the folder of a run is gone or damaged, after the others
+were trained, 75 when the same command should be started again, 28 when the disk is full.
 
 Several processes train one run when each is started with --processes, as on a pod's hosts: with the same store and the
 same runs as arguments. All see the same files; the first one writes them.
@@ -24,7 +24,6 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Any
 
 from slicedice.spec import SpecError
 from slicedice.spec.errors import require
@@ -99,11 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, worker.stop)
         if options.unit:
             return _leave(_train_unit(worker, _unit(store, options)), options)
+        status = 0
         for line in options.runs or iter(sys.stdin.readline, ""):
             if options.processes == 1 and worker.should_stop():  # several decide together, in `train`
                 break
-            kind: Any = worker.train(line.strip())
-            print(line.strip(), kind or "passed_over", flush=True)
+            run, kind = line.strip(), None
+            if _is_gone(worker, run):
+                status = 1
+            else:
+                kind = worker.train(run)
+            print(run, kind or "passed_over", flush=True)
+        return _leave(status, options)
     except (StoreError, SpecError) as error:
         print(error, file=sys.stderr)
         return _leave(1, options)
@@ -125,7 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         traceback.print_exc()
         return _leave(1, options)
-    return 0
 
 
 def _unit(store: Store, options: argparse.Namespace) -> tuple[str, ...]:
@@ -153,17 +157,21 @@ def _train_unit(worker: Worker, runs: Sequence[str]) -> int:
     """
     from slicedice.parallel import processes
 
-    left, rounds = list(runs), 0
+    left, rounds, gone = list(runs), 0, set[str]()
     while True:
         for run in left:
+            if _is_gone(worker, run):
+                gone.add(run)
+                continue
             kind = worker.train(run, patient=rounds > 0)
             if kind or not rounds:
                 print(run, kind or "passed_over", flush=True)
             if processes.greatest(worker.should_stop()):
-                return AGAIN if not all(map(worker.is_settled, left)) else 0
-        left = [run for run in left if processes.greatest(not worker.is_settled(run))]
+                return AGAIN if not all(worker.is_settled(run) for run in left if run not in gone) else 0
+        gone |= {run for run in left if run not in gone and _is_gone(worker, run)}
+        left = [run for run in left if run not in gone and processes.greatest(not worker.is_settled(run))]
         if not left:
-            return 0
+            return 1 if gone else 0
         if rounds == 1:
             print(f"waiting for others that hold {', '.join(left)}", flush=True)
         # At first what only seems to be trained is taken up at once; then it is asked about now and then.
@@ -172,6 +180,19 @@ def _train_unit(worker: Worker, runs: Sequence[str]) -> int:
                 return AGAIN
             time.sleep(1)
         rounds += 1
+
+
+def _is_gone(worker: Worker, run: str) -> bool:
+    """Whether the folder of a run was removed or damaged, which is told: others are trained all the same."""
+    from slicedice.parallel import processes
+
+    try:
+        worker.store.read_spec(run)
+        gone = False
+    except StoreError as error:
+        print(error, file=sys.stderr)
+        gone = True
+    return bool(processes.greatest(gone))  # of all processes of a run, since they see it one after another
 
 
 def _leave(status: int, options: argparse.Namespace) -> int:

@@ -7,7 +7,9 @@ state. `cancel.json` asks for an end; `forgiven.json` says which failures count 
 The folder is called as its run's id: what lies beside another run's `spec.json`, or beside none, is not used.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from slicedice.spec import SCHEMA, Execution, RunSpec, canonical_json
 from slicedice.spec.identity import id_of_json
 from slicedice.store.attempt import Attempt, attempts
 from slicedice.store.claim import Claim, fault
-from slicedice.store.files import BucketError, StoreError, read_json, remove_all, safe_name, write_json, write_whole
+from slicedice.store.files import BucketError, StoreError, is_object, read_json, safe_name, write_json, write_whole
 from slicedice.store.kinds import MOST_FRUITLESS, Kind, RunState
 
 ID = re.compile("[0-9a-f]{12}")
@@ -37,16 +39,17 @@ class RunFolder:
         self._forgiven = path / "forgiven.json"
 
     def create(self, spec: RunSpec, execution: Execution) -> None:
-        """Makes the folder and writes what is to be trained, and how; mends what was damaged there.
+        """Makes the folder and writes what is to be trained, and how.
 
-        What another run's spec lay beside is removed, so that nothing of it is gone on with.
+        What may be another run's is put aside, so that nothing of it is gone on with, and nothing is lost.
 
         Raises:
-          StoreError: there is a file instead of the folder, or the folder cannot be read.
+          StoreError: there is a file instead of the folder, the folder cannot be read, or it lies in a bucket, where
+            nothing is put aside.
         """
         try:
-            if self.foreign():
-                self.clear()
+            if foreign := self.foreign():
+                self._put_aside(foreign)
             self._cancel.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{self.path} cannot be read: {error}. Remove it to train the run.") from error
@@ -107,13 +110,6 @@ class RunFolder:
         made = self.attempts()
         write_json(self._forgiven, {"attempts": made[0].number if made else 0})
 
-    def clear(self) -> None:
-        """Removes all that training wrote, so that the run starts over."""
-        for path in (self._result, self._cancel, self._forgiven):
-            path.unlink(missing_ok=True)
-        for folder in (self.path / "attempts", self._evaluations):
-            remove_all(folder)
-
     def write_evaluation(self, name: str, content: dict[str, Any]) -> None:
         """Writes what an evaluation of the finished run found, in place of an earlier one of the name."""
         write_json(self._evaluations / f"{safe_name(name)}.json", {"schema": SCHEMA, "name": name, **content})
@@ -157,7 +153,7 @@ class RunFolder:
 
     def foreign(self) -> str:
         """Why what lies in the folder is not this run's; "" if it is, or nothing does."""
-        replaced = "training the run replaces what is there"
+        replaced = "training the run begins a folder of its own, and puts this one aside"
         try:
             text = self._spec.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -176,6 +172,15 @@ class RunFolder:
         endings = (one.ending() for one in self.attempts() if not one.seems_alive())
         kinds = (Kind.PREEMPTED if ending is None else ending.kind for ending in endings)
         return dict(Counter(kind for kind in kinds if not kind.has_result))
+
+    def _put_aside(self, why: str) -> None:
+        """Has the folder be `ID.aside-NUMBER`, which is no run."""
+        if is_object(self.path):
+            raise StoreError(f"{self.path} is not the run's: {why}. Move it away, or remove it, to train the run.")
+        names = (self.path.with_name(f"{self.path.name}.aside-{number}") for number in itertools.count(1))
+        free = next(name for name in names if not name.exists())
+        with contextlib.suppress(FileNotFoundError):  # another sweep has just done it
+            self.path.rename(free)
 
     def _unfinished(self, wrong: str) -> RunState:
         """The state of a run without a result; `wrong` says why there is none, if there is a file."""

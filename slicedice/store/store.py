@@ -229,7 +229,7 @@ def _launch(folder: Path) -> Launch | None:
 def _not_a_run(path: Path) -> str:
     """Why what lies there is no run; "" if it may be one."""
     if not ID.fullmatch(path.name):
-        return "its name is no run's id, as of a copy made by hand"
+        return "its name is no run's id, as of a copy made by hand, or of what was put aside"
     try:
         return RunFolder(path).foreign()
     except BucketError:

@@ -9,7 +9,7 @@ import pytest
 
 from slicedice.spec import canonical_json, run_id
 from slicedice.store import Kind, RunState, Store
-from slicedice.store.files import as_path
+from slicedice.store.files import as_path, remove_all
 from tests import endings
 from tests.remote.gcs_emulator import Bucket, Emulator
 
@@ -74,7 +74,7 @@ def test_what_has_changed_since_is_read(store: Store, runs, here: Path, change: 
         (known,) = here.rglob(f"{id_}.json")
         known.write_text(known.read_text().replace('"done"', '"tired"'))
     else:
-        folder.clear()
+        remove_all(folder.path)
     now = folder.look()
     assert store.look(runs)[id_] == now
     assert (now[0] == RunState(Kind.DONE, RUNS - 1)) is (change == "damaged here")

@@ -62,8 +62,6 @@ def test_a_result_ends_a_run_whatever_else_is_there(folder: RunFolder, kind: Kin
     folder.cancel()
     assert folder.state() == RunState(kind, 5)
     assert folder.claim() is None
-    folder.clear()
-    assert folder.state() == RunState(Kind.MISSING)
 
 
 @pytest.mark.parametrize("kind", [Kind.PREEMPTED, Kind.CRASHED, Kind.OUT_OF_MEMORY])
@@ -293,28 +291,19 @@ def test_files_that_a_killed_process_had_half_written_are_ignored(folder: RunFol
     assert (attempt.holder, attempt.ending(), attempt.fingerprint) == (None, None, None)
 
 
-def test_clear_takes_evaluations_along(folder: RunFolder):
-    folder.write_evaluation("paloma", {})
-    claim = begin(folder)
-    claim.append_evaluation(2, "paloma", {})
-    folder.clear()
-    assert folder.evaluations() == {}
-    assert not claim.evaluation_lines.exists()
-
-
-def test_clear_leaves_what_is_to_be_trained(folder: RunFolder, tiny):
+@pytest.mark.parametrize("how", FOREIGN)
+def test_what_is_put_aside_is_kept_whole(folder: RunFolder, tiny, how: str):
     spec, execution = tiny()
-    claim = begin(folder, steps=3)
-    (claim.checkpoints / "training" / "3").mkdir(parents=True)
-    claim.finish(Kind.DONE, {"steps": 5})
-    folder.clear()
-    assert not claim.path.exists()
-    assert folder.result() is None
-    assert folder.execution() == execution
-    assert (folder.path / "spec.json").read_text() == canonical_json(spec) + "\n"
-    shutil.rmtree(folder.path)
-    folder.create(spec, execution)
+    for number in (1, 2):
+        finish(folder)
+        folder.write_evaluation("paloma", {"number": number})
+        make_foreign(folder, tiny, how)
+        before = contents(folder.path)
+        folder.create(spec, execution)
+        assert contents(folder.path.with_name(f"{folder.path.name}.aside-{number}")) == before
+        assert sorted(path.name for path in folder.path.iterdir()) == ["execution.json", "spec.json"]
     assert folder.state() == RunState(Kind.MISSING)
+    assert folder.evaluations() == {}
 
 
 def test_evaluations_are_kept_by_name_and_say_nothing_of_the_state(folder: RunFolder):
