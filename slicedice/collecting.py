@@ -30,7 +30,7 @@ def collect_garbage(store: Store, options: argparse.Namespace, console: Console)
     """
     if not store.exists():
         raise StoreError(f"There is no store at {store.root}. Name it with --store.")
-    found = [(path, why, size_of(path)) for path, why in _garbage(store, console)]
+    found = [(path, why, size_of(path)) for path, why in _garbage(store, console) if _is_inside(store, path, console)]
     for path, why, size in found:
         console.print(f"{size / 2**20:10,.1f} MiB  {path}: {why}", highlight=False, soft_wrap=True)
     console.print(f"{sum(size for *_, size in found) / 2**20:10,.1f} MiB in {len(found)} places.", highlight=False)
@@ -57,6 +57,14 @@ def _garbage(store: Store, console: Console) -> list[tuple[Path, str]]:
         console.print("Looking for signs of life, a minute at most.", highlight=False)
     trained = {one.run for one in still_made(made)}
     return [*_half_written(store), *(part for path, garbage in some.items() if path not in trained for part in garbage)]
+
+
+def _is_inside(store: Store, path: Path, console: Console) -> bool:
+    """Whether a path leads to what is in the store; links that someone made may lead out of it, which is told."""
+    if is_object(store.root) or path.resolve().is_relative_to(store.root.resolve()):
+        return True
+    console.print(f"{path} leads out of the store, and is left.", highlight=False, soft_wrap=True)
+    return False
 
 
 def _half_written(store: Store) -> Iterator[tuple[Path, str]]:

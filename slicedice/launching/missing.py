@@ -112,6 +112,8 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
     job = make_job(plan, store, missing, how, launcher) if missing else None
     rendered = launcher.render(job) if job else {}
     begun = failed if how.retry else missing
+    settled = [id_ for id_ in begun if looks[id_][0].kind.is_settled]
+    marks = each(lambda id_: store.marks(id_, *plan.runs[id_]), settled, store.root)
     each(lambda id_: store.run(id_).create(*plan.runs[id_]), begun, store.root)
     if how.retry:
         each(lambda id_: store.forgive(id_, *plan.runs[id_]), begun, store.root)
@@ -124,8 +126,12 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
     launch = Launch(
         job.name, store.launch_folder(job.name), how.launcher, how.settings, tuple(unit.runs for unit in job.units)
     )
-    write_launch(launch, rendered)
-    _submit(launcher, job, launch, rendered)
+    try:
+        write_launch(launch, rendered)
+        _submit(launcher, job, launch, rendered)
+    except BaseException:  # so that what failed or was cancelled is told of as before
+        each(store.put_back, marks, store.root)
+        raise
     if isinstance(launcher, Attended):
         with Progress(store, plan, missing, console) as progress:
             launcher.attend(replace(job, watch=progress.watch))

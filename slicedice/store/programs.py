@@ -40,7 +40,7 @@ class Programs:
           reason: for which it failed.
         """
         told = f"{name} failed, the first run of the same program ({reason}): mend it, then `sweep retry`"
-        path = self._folder / f"{key}.json"
+        path = self.note(key)
         if self._works(key).exists() or path.exists():
             return False
         return create(path, {"paused": run, "reason": told})
@@ -57,8 +57,12 @@ class Programs:
 
     def lift(self, key: str) -> None:
         """Lets the runs of a program be tried again."""
-        if "paused" in (read_json(self._folder / f"{key}.json") or {}):
-            (self._folder / f"{key}.json").unlink(missing_ok=True)
+        if "paused" in (read_json(self.note(key)) or {}):
+            self.note(key).unlink(missing_ok=True)
+
+    def note(self, key: str) -> Path:
+        """The file that says that a program is paused."""
+        return self._folder / f"{key}.json"
 
     def _works(self, key: str) -> Path:
         return self._folder / f"{key}.{safe_name(code())}.works"

@@ -56,6 +56,11 @@ class RunFolder:
         write_whole(self._spec, canonical_json(spec) + "\n")
         write_json(self.path / "execution.json", dataclasses.asdict(execution))
 
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """The files with which `cancel` and `forgive` say whether the run is to be trained."""
+        return self._cancel, self._forgiven
+
     def execution(self) -> Execution:
         """How the run is to be executed, as `create` wrote it."""
         return Execution(**(read_json(self.path / "execution.json") or {}))

@@ -17,7 +17,7 @@ from typing import Any, cast
 from slicedice import cache
 from slicedice.spec import Execution, RunSpec, from_json, program_key, run_id, run_name
 from slicedice.spec.identity import id_of_json
-from slicedice.store.files import BucketError, StoreError, as_path, each, is_object, read_json, write_json
+from slicedice.store.files import BucketError, StoreError, as_path, each, is_object, read_json, write_json, write_whole
 from slicedice.store.kinds import Kind, RunState
 from slicedice.store.launches import Launch, read_launch
 from slicedice.store.programs import Programs
@@ -181,6 +181,16 @@ class Store:
         """Lets a run that failed, or whose program did, be tried again."""
         self.run(run).forgive()
         self.programs.lift(program_key(spec, execution))
+
+    def marks(self, run: str, spec: RunSpec, execution: Execution) -> dict[Path, str]:
+        """Files that say why a run is not to be trained, which `create` and `forgive` change, with what is in them."""
+        paths = (*self.run(run).marks, self.programs.note(program_key(spec, execution)))
+        return {path: path.read_text(encoding="utf-8") if path.exists() else "" for path in paths}
+
+    def put_back(self, marks: Mapping[Path, str]) -> None:
+        """Has files be as `marks` found them."""
+        for path, content in marks.items():
+            write_whole(path, content) if content else path.unlink(missing_ok=True)
 
     def launch_folder(self, name: str) -> Path:
         """Where what was handed to an engine is."""

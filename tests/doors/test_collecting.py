@@ -120,6 +120,21 @@ def test_gc_touches_nothing_of_a_finished_result(desk, store: Store, kind: Kind,
     assert (folder.look(), folder.evaluations()) == looked
 
 
+@pytest.mark.parametrize("link", ["attempts", "checkpoints", "training"])
+def test_gc_follows_no_link_out_of_the_store(desk, store: Store, tmp_path: Path, link: str):
+    folder = store.run(store.ids()[0])
+    endings.finish(folder, Kind.DONE, {"steps": 5})
+    checkpoint = fill(folder.attempt().checkpoints / "training" / "4")
+    there = next(path for path in (checkpoint, *checkpoint.parents) if path.name == link)
+    victim = tmp_path / "victim"
+    there.rename(victim)
+    there.symlink_to(victim)
+    before = contents(victim)
+    assert before
+    assert "leads out of the store" in collect(desk, "--yes").out
+    assert contents(victim) == before
+
+
 def test_gc_leaves_what_somebody_trains(desk, store: Store):
     folder = store.run(store.ids()[1])
     _, needless = leave_unfinished(folder)

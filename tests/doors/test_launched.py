@@ -276,6 +276,30 @@ def test_what_there_is_to_retry_is_not_what_is_missing(cluster):
     assert "in an engine's queue" not in call.out  # of those that were never submitted
 
 
+def test_a_submission_that_is_refused_leaves_runs_as_they_were(cluster):
+    submit(cluster)
+    store = Store(cluster.folder / "runs")
+    (cluster.folder / "launch" / "queue.json").write_text(json.dumps(["ended"] * 3))
+    first, second, _ = store.ids()
+    endings.fail(store.run(first), Kind.CRASHED, "because")
+    store.note_ending(first)
+    store.run(second).cancel()
+    before = kinds(cluster)
+    assert {"crashed", "cancelled"} <= set(before.values())
+    refusing = CLUSTER.replace("for name, text in rendered.items()", "raise LaunchError('full')\n        for _ in ()")
+    cluster.write("launch/cluster.py", refusing)
+    for verb in ("retry", "run"):
+        call = submit(cluster, verb)
+        assert call.status == 2
+        assert "full" in call.err
+        assert kinds(cluster) == before
+    assert "because" in store.programs.paused().popitem()[1].reason
+    cluster.write("launch/cluster.py", CLUSTER)
+    assert submit(cluster, "retry").status == 0
+    assert store.run(first).state().kind is Kind.MISSING
+    assert not store.programs.paused()
+
+
 @pytest.mark.parametrize(
     ("raised", "status", "is_told"),
     [("KeyboardInterrupt", 130, True), ("LaunchError('no')", 2, False), ("LeftoverError('no')", 2, True)],

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -361,6 +362,20 @@ def test_a_unit_that_was_stopped_with_nothing_left_is_done(bench: Bench):
     run = bench.add()
     bench.during = lambda folder: os.kill(os.getpid(), signal.SIGTERM)
     assert bench.main("--unit", write_unit(bench, run)) == 0
+
+
+@pytest.mark.parametrize("how", ["unit", "arguments"])
+@pytest.mark.parametrize("damage", ["removed", "torn"])
+def test_a_run_that_is_gone_does_not_keep_the_others_from_being_trained(bench: Bench, capsys, how: str, damage: str):
+    runs = gone, *others = [bench.add(seed=seed) for seed in range(3)]
+    if damage == "removed":
+        shutil.rmtree(bench.store.run(gone).path)
+    else:
+        (bench.store.run(gone).path / "spec.json").write_text("{")
+    unit = write_unit(bench, *runs)
+    assert bench.main(*(["--unit", unit] if how == "unit" else runs)) == 1
+    assert gone in capsys.readouterr().err
+    assert {bench.store.run(run).state().kind for run in others} == {Kind.DONE}
 
 
 @pytest.fixture
