@@ -101,7 +101,7 @@ if [ "${1:-}" = --unit ]; then
   train "$2" >> "$logs/unit-$2.log" 2>&1 || status=$?
   echo "$status" > "$logs/unit-$2.ended"
   echo "unit $2 ended with status $status; see $logs/unit-$2.log"
-  exit "$status"
+  exit "$((status == 255 ? 1 : status))"  # at 255, which ssh itself ends with, xargs would start no more units
 fi
 if [ "$#" -gt 0 ]; then units=("$@"); fi
 for unit in "${units[@]}"; do

@@ -205,9 +205,11 @@ def test_a_full_disk_is_not_tried_again(google, tmp_path):
     assert google.left() == []
 
 
-def test_one_unit_that_fails_leaves_the_others_alone(google, tmp_path):
-    google.plan(work={f"{NAME}-1": [1]})
-    assert run(tmp_path, job(units=3), max_restarts=0) == {"0": "0", "1": "1", "2": "0"}
+@pytest.mark.parametrize("status", [1, 255])  # of which the second is also ssh's own
+def test_one_unit_that_fails_leaves_those_behind_it_alone(status, google, tmp_path):
+    google.plan(work={f"{NAME}-0": [status]})
+    ended = run(tmp_path, job(units=3, max_concurrent=1), max_restarts=0)
+    assert ended == {"0": str(status), "1": "0", "2": "0"}
 
 
 def test_requests_that_google_turns_down_are_counted(google, tmp_path):
