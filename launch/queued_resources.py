@@ -147,7 +147,7 @@ class QueuedResources:
             subprocess.run(
                 ["bash", "-c", 'nohup bash "$0" > "$1" 2>&1 < /dev/null &', str(script), str(folder / "script.log")],
                 check=True,
-                env=os.environ | {"SLICEDICE_LOGS": str(folder)},
+                env=os.environ | {"SLICEDICE_LOGS": str(folder), "SLICEDICE_LOCK": str(lock)},
                 pass_fds=[lock],
                 start_new_session=True,
             )

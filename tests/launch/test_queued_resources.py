@@ -239,6 +239,20 @@ def test_what_somebody_deleted_is_not_asked_for_again(google, tmp_path):
     assert len(google.calls("create")) == 1
 
 
+def test_what_an_earlier_script_asked_for_and_somebody_deleted_is_not_asked_for_again(google, tmp_path):
+    resource = google.folder / "resources" / f"{NAME}-0"
+    resource.parent.mkdir()
+    resource.write_text('["WAITING_FOR_RESOURCES"]')
+    script = tmp_path / "script.sh"
+    script.write_text(launcher().render(job(units=1))["queued_resources.sh"])
+    again = subprocess.Popen(["bash", str(script)], stdin=subprocess.DEVNULL)
+    wait_until(lambda: len(google.calls("list")) > 1)
+    resource.unlink()
+    assert again.wait(timeout=60)
+    assert (tmp_path / "logs" / "unit-0.ended").read_text() == "130\n"
+    assert google.calls("create") == []
+
+
 def test_machines_that_are_there_already_are_gone_on_with(google, tmp_path):
     (google.folder / "resources").mkdir()
     (google.folder / "resources" / f"{NAME}-0").write_text('["ACTIVE"]')
@@ -387,6 +401,33 @@ def test_cancelling_saves_deletes_and_is_not_undone_by_the_script(started, googl
     assert [call[1] for call in stops] == [f"{NAME}-0"]
     assert google.calls("create", name=f"{NAME}-2") == []
     assert google.left() == [f"{NAME}-1"]
+
+
+def test_a_script_by_hand_is_known_and_alone(google, tmp_path, monkeypatch):
+    monkeypatch.delenv("SLICEDICE_LOGS")
+    google.plan(states={f"{NAME}-0": [["ACTIVE"]]})
+    held = google.folder / f"hold-{NAME}-0"
+    held.touch()
+    work, found = job(units=2, max_concurrent=1), launcher()
+    launch = launched(work, [f"us-central2-b/{NAME}-{unit}" for unit in range(2)], tmp_path)
+    script = tmp_path / "by hand.sh"
+    script.write_text(found.render(work)["queued_resources.sh"])
+    by_hand = subprocess.Popen(["bash", str(script)], stdin=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: list(found.poll(launch)) == [Phase.RUNNING, Phase.QUEUED])
+        beside = subprocess.run(["bash", str(script), "1"], capture_output=True, text=True, timeout=60)
+        assert beside.returncode == 1
+        assert f"{NAME} is running already" in beside.stderr
+        with pytest.raises(LaunchError, match="running already"):
+            found.submit(work, found.render(work))
+        assert google.calls("create", name=f"{NAME}-1") == []
+    finally:
+        held.unlink()
+        assert by_hand.wait(timeout=60) == 0
+    assert list(found.poll(launch)) == [Phase.ENDED] * 2
+    again = subprocess.run(["bash", str(script)], stdin=subprocess.DEVNULL, timeout=60)
+    assert again.returncode == 0
+    assert len(google.calls("create")) == 2  # and none for units that are done
 
 
 def test_who_asks_whether_a_script_runs_is_not_taken_for_one(google, tmp_path):
