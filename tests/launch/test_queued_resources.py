@@ -308,6 +308,22 @@ def test_a_store_of_any_name_reaches_the_worker_as_it_is(hazard, google, tmp_pat
     assert not list(tmp_path.rglob("pwned"))
 
 
+@pytest.mark.parametrize("address", ["git+https://{}@host/it.git", "https://me:{}@host/it.whl", "ssh://me:{}@host/it"])
+def test_secrets_in_an_address_are_refused_and_not_repeated(address, tmp_path):
+    with pytest.raises(SpecError, match="token") as refused:
+        launcher(package=f"slicedice[tpu] @ {address.format('s3cr3t')}").render(job())
+    assert refused.value.field == "--launcher.package"
+    assert "s3cr3t" not in str(refused.value)
+    assert "host/it" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "package", ["slicedice @ git+https://host/it@v1", "it @ git+ssh://git@host/it.git@v1", "it @ https://host/a@b.whl"]
+)
+def test_an_address_without_secrets_may_have_an_at(package):
+    assert package in launcher(package=package).render(job())["queued_resources.sh"]
+
+
 @pytest.mark.parametrize(
     ("package", "installed"),
     [
