@@ -220,7 +220,7 @@ class QueuedResources:
         good = WHEEL.fullmatch(self.package) if bucket else self.package and not self.package.startswith("-")
         require(bool(good), "--launcher.package", self.package, valid)
         valid = (
-            "leave out what is before the @: a password or token would lie in the script and the store for all to read"
+            "leave out what is before the @: passwords and tokens would lie in the script and the store for all to see"
         )
         require(not USER.search(self.package), "--launcher.package", USER.sub("...", self.package), valid)
         require(self.max_restarts >= 0, "--launcher.max_restarts", self.max_restarts, "use a number from 0")
