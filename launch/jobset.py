@@ -17,7 +17,7 @@ import yaml
 
 from slicedice.cost.topology import Topology
 from slicedice.launching import Job, LaunchError, LeftoverError, Phase
-from slicedice.launching.kubernetes_api import ask, connect
+from slicedice.launching.kubernetes_api import NotDoneError, ask, connect
 from slicedice.spec.errors import require
 from slicedice.store import Launch
 from slicedice.worker import AGAIN
@@ -121,7 +121,7 @@ class JobSet:
 
         Raises:
           LaunchError: the cluster cannot be reached, or refused.
-          LeftoverError: and what it had made before could not be deleted.
+          LeftoverError: and what it had made, or may have, could not be deleted.
         """
         client, cluster = connect(self.context)
         left = f"kubectl delete jobsets --namespace {self.namespace} -l {LAUNCH}={_label(job.name)}"
@@ -134,13 +134,17 @@ class JobSet:
             for number in range(len(job.units)):
                 manifest = yaml.safe_load(rendered[f"unit-{number}.yaml"])
                 namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
-                ask(create, GROUP, VERSION, namespace, PLURAL, manifest, if_taken=taken)
-                made.append(f"{namespace}/{name}")
+                made.append(f"{namespace}/{name}")  # before it is, since the answer that it is may be lost
+                try:
+                    ask(create, GROUP, VERSION, namespace, PLURAL, manifest, if_taken=taken)
+                except NotDoneError:
+                    made.pop()  # what may have this name is another's
+                    raise
         except BaseException as error:
             try:
                 self._delete(made)
             except LaunchError:
-                raise LeftoverError(f"{error} What was made before is still there; this deletes it: {left}") from error
+                raise LeftoverError(f"{error} What was made may still be there; this deletes it: {left}") from error
             raise
         return made
 

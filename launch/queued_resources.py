@@ -45,6 +45,9 @@ NAME = re.compile(r"[A-Za-z0-9]([-\w.@:]*[A-Za-z0-9])?")
 
 WHEEL = re.compile(r"gs://[-\w./]+/[-\w.+]+\.whl")
 
+USER = re.compile(r"(?<=://)(?!git@)[^/\s]+(?=@)")
+"""In an address: who asks, which may be a token, and their password. Of Git by SSH it is no secret."""
+
 VOLUME = re.compile(r"[A-Za-z0-9][-\w.]*:/[-\w./]*")
 
 ENVIRONMENT = "slicedice-env"
@@ -147,7 +150,7 @@ class QueuedResources:
             subprocess.run(
                 ["bash", "-c", 'nohup bash "$0" > "$1" 2>&1 < /dev/null &', str(script), str(folder / "script.log")],
                 check=True,
-                env=os.environ | {"SLICEDICE_LOGS": str(folder)},
+                env=os.environ | {"SLICEDICE_LOGS": str(folder), "SLICEDICE_LOCK": str(lock)},
                 pass_fds=[lock],
                 start_new_session=True,
             )
@@ -216,6 +219,10 @@ class QueuedResources:
         )
         good = WHEEL.fullmatch(self.package) if bucket else self.package and not self.package.startswith("-")
         require(bool(good), "--launcher.package", self.package, valid)
+        valid = (
+            "leave out what is before the @: passwords and tokens would lie in the script and the store for all to see"
+        )
+        require(not USER.search(self.package), "--launcher.package", USER.sub("...", self.package), valid)
         require(self.max_restarts >= 0, "--launcher.max_restarts", self.max_restarts, "use a number from 0")
         require(not (self.spot and self.reserved), "--launcher.spot", True, "what is reserved is no spot machine")
         compiled = self.compilation_cache

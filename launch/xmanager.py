@@ -191,27 +191,35 @@ class XManager:
     async def _start_all(self, content: dict[str, Any]) -> list[str]:
         """Adds the work units of an experiment; returns the engine's names of them."""
         xm, xm_local = _xmanager()
-        engine, handles = self._engine(), []
+        engine, handles, title, asked = self._engine(), [], content["title"], ""
         executor = {"vertex": xm_local.Vertex, "kubernetes": xm_local.Kubernetes}[self.executor]
         try:
             with _told("launch"), contextlib.redirect_stdout(sys.stderr):
-                async with xm_local.create_experiment(content["title"]) as experiment:
+                engine.connect()
+                async with xm_local.create_experiment(title) as experiment:
                     image = xm.container(executor.Spec(), content["executable"])
                     [executable] = experiment.package([image])
-                    for unit in content["work_units"]:
+                    for number, unit in enumerate(content["work_units"], 1):
                         place = executor(requirements=xm.JobRequirements(**unit["requirements"]))
                         added = xm.Job(executable, place, name=JOB, args=unit["args"])
+                        asked = f"{experiment.experiment_id}_{number}"  # as XManager calls the unit
                         unit = await experiment.add(added, role=xm.WorkUnitRole(tags=unit["tags"]))
                         handles.append(engine.name(unit))
+                        asked = ""
         except BaseException as error:
             left = []
+            if asked:  # the engine may have it, and the answer be lost
+                try:
+                    handles += engine.find(title, asked)
+                except Exception:
+                    left.append(f"{title}_{asked}")
             for unit, handle in enumerate(handles):
                 try:
-                    engine.stop(handle, content["title"], unit)
+                    engine.stop(handle, title, unit)
                 except Exception:  # that it refused before is what has to be told
                     left.append(handle)
             if left:
-                raise LeftoverError(f"{error} What was started before is still there: {', '.join(left)}") from error
+                raise LeftoverError(f"{error} What was started may still be there: {', '.join(left)}") from error
             raise
         return handles
 
@@ -313,10 +321,19 @@ class VertexAI:
     def __init__(self) -> None:
         self._vertex = importlib.import_module("xmanager.cloud.vertex")
 
+    def connect(self) -> None:
+        """Makes the client, or raises what it does where Google's credentials are not set up."""
+        self._vertex.get_default_client()
+
     def name(self, unit: Any) -> str:
         """Of a work unit that has just been added."""
         [handle] = unit._non_local_execution_handles
         return handle.job_name
+
+    def find(self, launch: str, unit: str) -> list[str]:
+        """Of what there is of a work unit, by XManager's name of that."""
+        jobs = self._vertex.aiplatform.CustomJob.list(filter=f'display_name="{launch}_{unit}"')
+        return [job.resource_name for job in jobs]
 
     def phase(self, name: str, launch: str, unit: int) -> Phase:
         """Where a unit's job is; what Vertex AI does not know has ended."""
@@ -356,11 +373,19 @@ class Kubernetes:
         self._xmanager = importlib.import_module("xmanager.cloud.kubernetes")
         self._client = importlib.import_module("kubernetes.client")
 
+    def connect(self) -> None:
+        """Makes the client, or raises what it does where there is no kubeconfig."""
+        self._xmanager.client()
+
     def name(self, unit: Any) -> str:
         """Of a work unit that has just been added."""
         [handle] = unit._non_local_execution_handles
         [job] = handle.jobs
         return f"{job.metadata.namespace or 'default'}/{job.metadata.name}"
+
+    def find(self, launch: str, unit: str) -> list[str]:
+        """What a work unit's job is called if there is one, by XManager's name of the unit."""
+        return [f"default/{self._xmanager.convert_to_valid_label(f'{unit}_{JOB}')}"]
 
     def phase(self, name: str, launch: str, unit: int) -> Phase:
         """Where a unit's job is; what Kubernetes does not know has ended."""

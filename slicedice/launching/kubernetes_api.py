@@ -10,6 +10,10 @@ from slicedice.launching.protocol import LaunchError
 REQUEST_SECONDS = 60
 
 
+class NotDoneError(LaunchError):
+    """What was asked of the API server was not done: it said so, or there was no connection to ask by."""
+
+
 def connect(context: str = "") -> Any:
     """The client's module, and an `ApiClient` of the cluster that the kubeconfig names.
 
@@ -45,10 +49,11 @@ def ask(call: Callable[..., Any], *arguments: Any, may_lack: bool = False, if_ta
       if_taken: what to say where something has the name already.
 
     Raises:
-      LaunchError: the API server cannot be reached, or refused.
+      NotDoneError: the API server refused, or cannot be reached.
+      LaunchError: it failed, or its answer was lost; what was asked of it may have been done.
     """
     from kubernetes.client import ApiException  # pyright: ignore[reportMissingImports]
-    from urllib3.exceptions import HTTPError
+    from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
     try:
         return call(*arguments, _request_timeout=REQUEST_SECONDS, **options)
@@ -56,9 +61,14 @@ def ask(call: Callable[..., Any], *arguments: Any, may_lack: bool = False, if_ta
         if error.status == 404 and may_lack:
             return None
         more = f". {if_taken}" if if_taken and error.status == 409 else ""
-        raise LaunchError(f"Kubernetes refused, with status {error.status}: {_reason(error)}{more}") from error
+        if 400 <= (error.status or 0) < 500:
+            raise NotDoneError(f"Kubernetes refused, with status {error.status}: {_reason(error)}{more}") from error
+        raise LaunchError(f"Kubernetes failed, with status {error.status}: {_reason(error)}") from error
     except HTTPError as error:
-        raise LaunchError(f"The API server of Kubernetes cannot be reached: {error}") from error
+        unsent = isinstance(getattr(error, "reason", None), ConnectTimeoutError | NewConnectionError | SSLError)
+        raise (NotDoneError if unsent else LaunchError)(
+            f"The API server of Kubernetes cannot be reached: {error}"
+        ) from error
 
 
 def _reason(error: Any) -> str:

@@ -6,7 +6,7 @@ creating).
 """
 
 BODY = r"""
-logs=${SLICEDICE_LOGS:-$HOME/.cache/slicedice/launches/$launch}
+logs=${SLICEDICE_LOGS:-${XDG_CACHE_HOME:-$HOME/.cache}/slicedice/launches/$launch}
 wait_seconds=${SLICEDICE_WAIT_SECONDS:-30}
 mkdir -p "$logs"
 
@@ -82,6 +82,7 @@ train() {
         status=1
         ;;
       *)
+        asked=yes
         sleep "$wait_seconds"
         continue
         ;;
@@ -101,7 +102,17 @@ if [ "${1:-}" = --unit ]; then
   train "$2" >> "$logs/unit-$2.log" 2>&1 || status=$?
   echo "$status" > "$logs/unit-$2.ended"
   echo "unit $2 ended with status $status; see $logs/unit-$2.log"
-  exit "$status"
+  exit "$((status == 255 ? 1 : status))"  # at 255, which ssh itself ends with, xargs would start no more units
+fi
+# Held as long as anything of the script runs: by it the launcher knows that waiting units are waited for. Who starts
+# the script with the lock names its descriptor; who asks whether there is one has it for a moment.
+if [ -z "${SLICEDICE_LOCK:-}" ]; then
+  exec 9>> "$logs/lock"
+  SLICEDICE_LOCK=9
+fi
+if ! flock --wait 1 "$SLICEDICE_LOCK"; then
+  echo "The script of $launch is running already, or there is no flock; its logs are in $logs." >&2
+  exit 1
 fi
 if [ "$#" -gt 0 ]; then units=("$@"); fi
 for unit in "${units[@]}"; do

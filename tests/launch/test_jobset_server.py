@@ -36,6 +36,8 @@ class Cluster(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.refused = -1
         """The number of the creation that is refused, from 0."""
+        self.unanswered = -1
+        """The number of the creation after which the connection breaks, from 0."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -84,7 +86,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.refuse(403, "jobsets.jobset.x-k8s.io is forbidden: exceeded quota")
             else:
                 have[key] = made
-                self.answer(201, made)
+                if len(have) - 1 == self.server.unanswered:
+                    self.close_connection = True
+                else:
+                    self.answer(201, made)
         elif self.command == "DELETE":
             gone = have.pop(f"{namespace}/{name}", None)
             self.answer(200, {"kind": "Status"}) if gone else self.refuse(404, f'jobsets "{name}" not found')
@@ -216,6 +221,44 @@ def test_a_launch_that_is_refused_half_way_leaves_nothing(cluster):
     assert cluster.jobsets == {}
 
 
+def test_what_was_made_without_an_answer_is_taken_back(cluster):
+    cluster.unanswered = 2
+    work = job(units=4)
+    with pytest.raises(LaunchError, match="cannot be reached"):
+        launcher().submit(work, launcher().render(work))
+    assert len([request for request in cluster.requests if request.startswith("POST")]) == 3
+    assert cluster.jobsets == {}
+
+
+def test_what_was_made_as_ctrl_c_came_is_taken_back(cluster, monkeypatch):
+    from kubernetes.client import CustomObjectsApi
+
+    create = CustomObjectsApi.create_namespaced_custom_object
+
+    def interrupted(*given: Any, **options: Any) -> Any:
+        create(*given, **options)
+        if len(cluster.jobsets) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(CustomObjectsApi, "create_namespaced_custom_object", interrupted)
+    work = job(units=4)
+    with pytest.raises(KeyboardInterrupt):
+        launcher().submit(work, launcher().render(work))
+    assert len([request for request in cluster.requests if request.startswith("POST")]) == 3
+    assert cluster.jobsets == {}
+
+
+def test_a_launch_that_is_refused_does_not_touch_another_of_its_name(cluster, monkeypatch):
+    work = job(units=2)
+    launcher().submit(work, launcher().render(work))
+    before = dict(cluster.jobsets)
+    # The API server asks about quotas before it finds that a name is taken.
+    monkeypatch.setattr(Handler, "do_POST", lambda handler: handler.refuse(403, "exceeded quota"))
+    with pytest.raises(LaunchError, match="exceeded quota"):
+        launcher().submit(work, launcher().render(work))
+    assert cluster.jobsets == before
+
+
 def test_a_launch_does_not_touch_another_of_its_name(cluster):
     work = job(units=2)
     launcher().submit(work, launcher().render(work))
@@ -243,7 +286,7 @@ def test_what_was_made_and_cannot_be_deleted_is_told(cluster, monkeypatch):
     cluster.refused = 1
     monkeypatch.setattr(Handler, "do_DELETE", lambda handler: handler.refuse(403, "deleting is forbidden"))
     work = job()
-    with pytest.raises(LeftoverError, match=rf"exceeded quota.*still there.*slicedice/launch={work.name}"):
+    with pytest.raises(LeftoverError, match=rf"exceeded quota.*still be there.*slicedice/launch={work.name}"):
         launcher().submit(work, launcher().render(work))
 
 
@@ -309,6 +352,9 @@ def test_a_cluster_that_is_away_is_told(cluster, tmp_path):
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
     with pytest.raises(LaunchError, match="cannot be reached"):
         launcher().poll(launched(job(), ["moe/a-0", "moe/a-1"], tmp_path))
+    with pytest.raises(LaunchError, match="cannot be reached") as away:
+        launcher().submit(job(), launcher().render(job()))
+    assert not isinstance(away.value, LeftoverError)  # to a cluster that was never reached nothing was sent
 
 
 def test_without_a_kubeconfig_it_says_how_to_get_one(monkeypatch, tmp_path):

