@@ -1,6 +1,7 @@
 """Verbs for runs that were launched: status, logs, cancel, retry, gc; and what a dry run says."""
 
 import json
+import sys
 import threading
 import time
 from datetime import datetime
@@ -10,7 +11,7 @@ import pytest
 from slicedice import operating, status
 from slicedice.launching import Phase, missing
 from slicedice.report.results import read_results
-from slicedice.store import Kind, Launch, Store
+from slicedice.store import Kind, Launch, Store, objects
 from slicedice.store.launches import write_launch
 from tests import endings
 
@@ -430,6 +431,12 @@ def test_a_store_that_is_none_has_no_garbage(desk):
         (["plan", "--watch"], ["--watch", "status"]),
         (["status", "--yes"], ["--yes", "gc"]),
         (["--unit_hours", "0"], ["--unit_hours", "over 0"]),
+        (["status", "--launcher.color=blue"], ["--launcher.color", "blue", "run and retry"]),
+        (["plan", "--launcher.most"], ["--launcher.most", "run and retry"]),
+        (["cancel", "--launcher.most=3"], ["--launcher.most", "run and retry"]),
+        (["gc", "--launcher.most=3"], ["--launcher.most", "run and retry"]),
+        (["gc", "--force"], ["--force", "--help"]),
+        (["logs", "0", "--tail=3"], ["--tail=3", "--help"]),
     ],
 )
 def test_bad_settings_are_told(desk, arguments: list[str], names: list[str]):
@@ -437,6 +444,16 @@ def test_bad_settings_are_told(desk, arguments: list[str], names: list[str]):
     assert call.status == 2
     assert all(name in call.err for name in names), call.err
     assert desk.launched == []
+
+
+def test_a_package_that_a_bucket_takes_is_named_and_no_number_of_an_error(desk, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.setitem(sys.modules, "gcsfs.core", None)
+    monkeypatch.setattr(objects, "service", objects.service.__wrapped__)
+    call = desk.sweep("status", "--store", "gs://bucket/runs")
+    assert call.status == 2
+    assert call.err.startswith("gs:// takes gcsfs")
+    assert call.err.endswith("pip install 'slicedice[gcs]'.\n")
 
 
 def test_the_tail_of_a_log_is_what_is_printed(desk, monkeypatch: pytest.MonkeyPatch):
