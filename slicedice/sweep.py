@@ -112,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require(not options.watch or options.verb == "status", "--watch", True, "it goes with status")
     require(not options.yes or options.verb == "gc", "--yes", True, "it goes with gc")
     for argument in launching:
-        require(trains, *argument.partition("=")[::2], f"it goes with {' and '.join(LAUNCHES)}")
+        setting, _, value = argument.partition("=")
+        require(trains, setting, value, f"it goes with {' and '.join(LAUNCHES)}")
     for argument in unknown:  # elsewhere `overrides` says so
         require(options.verb not in ("logs", "gc"), "argument", argument, "it is unknown; see --help")
     draws = options.verb in (*LAUNCHES, "report") and not (options.json or options.missing or options.dry_run)

@@ -246,7 +246,7 @@ def _told(path: ObjectPath, *, of_object: bool = False) -> Iterator[None]:
         raise BucketError(_number(error), f"{type(error).__name__}: {error}".strip(": "), str(path)) from error
 
 
-def _number(error: Exception) -> int:
+def _number(error: Any) -> int:
     """The system's number of what an error of gcsfs means; EIO if it may be otherwise in a while."""
     from gcsfs.retry import NonRetryableError  # pyright: ignore[reportMissingImports]
     from google.auth import exceptions  # pyright: ignore[reportMissingImports]

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+import unicodedata
 from datetime import datetime
 
 import pytest
@@ -461,6 +462,26 @@ def test_the_tail_of_a_log_is_what_is_printed(desk, monkeypatch: pytest.MonkeyPa
     desk.sweep()
     store = Store(desk.folder / "runs")
     store.run(store.ids()[0]).log_of(0).write_text("a line\nanother\nthe last\n")
+    Engine(desk, "fake", logs='return "one\\ntwo\\nthree\\n"')
+    name = store.next_launch("later")
+    write_launch(Launch(name, store.launch_folder(name), "fake", {}, ((store.ids()[0],),), ("u",)), {})
     said = desk.sweep("logs", store.ids()[0], grid="", scale="").out
     assert "a line" not in said
     assert "another\nthe last" in said
+    assert "one" not in said
+    assert said.endswith("two\nthree\n")
+
+
+def test_a_log_that_is_written_for_a_terminal_is_printed_as_text(cluster):
+    """Of a store that is somebody else's, sequences of a terminal could write its title, its clipboard and more."""
+    Engine(cluster, "engine", logs="return 'theirs\\x1b]52;c;ZXZpbA==\\x07end'")
+    cluster.sweep(launcher="engine")
+    store = Store(cluster.folder / "runs")
+    (run,) = store.matching("smoke-dense-*")
+    store.run(run).log_of(0).write_text("own\x1b[2J\x9b31mred\x00\x7f\ttabbed é\n")
+    (store.run(run).path / "log\x1b[1m.txt").write_text("odd\n")
+    said = cluster.sweep("logs", run, grid="", scale="").out
+    assert "own\N{REPLACEMENT CHARACTER}[2J" in said
+    assert "tabbed é" in said
+    assert "theirs\N{REPLACEMENT CHARACTER}]52;c;ZXZpbA==\N{REPLACEMENT CHARACTER}end" in said
+    assert [character for character in said if unicodedata.category(character) == "Cc" and character not in "\n\t"] == []
