@@ -64,10 +64,11 @@ def queue(store: Store, runs: Collection[str], launcher: str = "") -> Queue:
         if not launch.tag or not any(wanted.intersection(unit) for unit in launch.units):
             continue
         if launch.tag != store.tag:
-            notes[
-                f"{launch.name} was launched from a store elsewhere, of which this is a copy, or which was moved here: "
-                f"what there is of it in a queue is not this store's. To hear no more of it, remove {launch.folder}."
-            ] = None
+            if not _is_attended(launch):
+                notes[
+                    f"{launch.name} was launched from a store elsewhere, of which this is a copy, or which was moved "
+                    f"here: what a queue has of it is not this store's. To hear no more of it, remove {launch.folder}."
+                ] = None
             continue
         if not launch.handles:
             if not (launch.folder / REFUSED).exists():
@@ -90,3 +91,11 @@ def queue(store: Store, runs: Collection[str], launcher: str = "") -> Queue:
                 place = Place(launch, number, phase, isinstance(engine, Attended))
                 places |= {id_: (*places.get(id_, ()), place) for id_ in unit}
     return Queue(places, tuple(notes))
+
+
+def _is_attended(launch: Launch) -> bool:
+    """Whether a sweep waited for it, so that its queue is no place to look for jobs that were left."""
+    try:
+        return launch.is_by_name and isinstance(load_launcher(launch.launcher), Attended)
+    except FileError:
+        return False
