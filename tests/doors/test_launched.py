@@ -374,6 +374,16 @@ def test_watching_ends_when_nothing_trains_or_waits(cluster, monkeypatch: pytest
 ASKS = "with Path(__file__).with_name('asked').open('a') as file: file.write('x')"
 
 
+def test_a_dry_run_asks_engines_once(cluster):
+    Engine(cluster, "engine", poll=ASKS)
+    cluster.sweep(launcher="engine")
+    asked = cluster.folder / "launch" / "asked"
+    assert not asked.exists()
+    said = json.loads(cluster.sweep("--dry_run", "--json", launcher="engine").out)
+    assert (said["to_train"], said["units"]) == (0, [])
+    assert asked.read_text() == "x"
+
+
 def test_engines_are_asked_less_often_than_the_store_is_read(cluster, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(status, "PAUSE_SECONDS", 0.01)
     Engine(cluster, "engine", poll=ASKS)
