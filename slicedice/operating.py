@@ -1,6 +1,7 @@
 """Verbs of the sweep door for runs that were launched: `logs` and `cancel`."""
 
 import contextlib
+import re
 from collections.abc import Collection
 
 from rich.console import Console
@@ -17,6 +18,9 @@ from slicedice.store.files import each
 TAIL_LINES = 200
 """Of a log: its end."""
 
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+"""Characters that terminals obey, but for the tab."""
+
 
 def logs(store: Store, run: str, launcher: str, console: Console) -> int:
     """Prints the end of a run's log, and what its engine has of the work unit that trains it; returns 0.
@@ -30,11 +34,10 @@ def logs(store: Store, run: str, launcher: str, console: Console) -> int:
     valid = f"it fits {len(found)} runs: {', '.join(found[:5])}" if found else "there is no such run in the store"
     require(len(found) == 1, "RUN", run, valid)
     folder = store.run(found[0])
-    for path in sorted(folder.path.glob("log*.txt")):
-        console.print(f"{path}:", highlight=False, soft_wrap=True)
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]:
-            console.print(line, highlight=False, soft_wrap=True)
-    if not list(folder.path.glob("log*.txt")):
+    own = sorted(folder.path.glob("log*.txt"))
+    for path in own:
+        _show_end(f"{path}:", path.read_text(encoding="utf-8", errors="replace"), console)
+    if not own:
         console.print(f"{run_name(store.read_spec(found[0]))} · {found[0]} has no log: it has not begun.")
     for launch in reversed(store.launches()):
         for number, unit in enumerate(launch.units):
@@ -45,10 +48,15 @@ def logs(store: Store, run: str, launcher: str, console: Console) -> int:
                 except (FileError, LaunchError, SpecError) as error:
                     text = str(error)
                 if text:
-                    console.print(f"{launch.launcher}, unit {number} of {launch.name}:", highlight=False)
-                    console.print(text, highlight=False, soft_wrap=True)
+                    _show_end(f"{launch.launcher}, unit {number} of {launch.name}:", text, console)
                 return 0
     return 0
+
+
+def _show_end(title: str, text: str, console: Console) -> None:
+    """Prints the last lines of a log below a title: as text, since what a store has may be written for a terminal."""
+    for line in (title, *text.splitlines()[-TAIL_LINES:]):
+        console.print(CONTROL.sub("\N{REPLACEMENT CHARACTER}", line), highlight=False, soft_wrap=True)
 
 
 def cancel(plan: Plan, store: Store, launcher: str, console: Console) -> int:

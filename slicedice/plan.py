@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan_verb(plan: Plan, store: Store, options: argparse.Namespace, console: Console) -> int:
     """Prints the plan; returns 0, or 1 if a run does not fit, or was to be compiled and was not."""
-    told, _, status = _tell_plan(plan, store, options, console)
+    missing = set(to_train(plan, store, retry=False, launcher=options.launcher))
+    told, _, status = _tell_plan(plan, missing, store, options, console)
     if options.json:
         print(json.dumps(told))
     return status
@@ -53,11 +54,9 @@ def dry_run(plan: Plan, store: Store, how: How, options: argparse.Namespace, con
     Raises:
       SpecError, LaunchError: the launcher cannot take these runs.
     """
-    launcher, missing = (
-        load_launcher(how.launcher, how.settings),
-        to_train(plan, store, retry=how.retry, launcher=how.launcher),
-    )
-    told, planned, status = _tell_plan(plan, store, options, console)
+    launcher = load_launcher(how.launcher, how.settings)
+    missing = to_train(plan, store, retry=how.retry, launcher=how.launcher)
+    told, planned, status = _tell_plan(plan, set(missing), store, options, console)
     job = make_job(_as_planned(plan, planned), store, missing, how, launcher)
     rendered = launcher.render(job) if missing else {}
     if options.json:
@@ -69,13 +68,12 @@ def dry_run(plan: Plan, store: Store, how: How, options: argparse.Namespace, con
 
 
 def _tell_plan(
-    plan: Plan, store: Store, options: argparse.Namespace, console: Console
+    plan: Plan, missing: set[str], store: Store, options: argparse.Namespace, console: Console
 ) -> tuple[dict[str, Any], dict[str, Planned], int]:
     """Prints the plan unless JSON is asked for; returns what that would be, the plan, and the exit status."""
     there, origin = where(store, options)
     for tokenizer in {spec.data.tokenizer for spec, _ in plan.runs.values()}:
         find_tokenizer(tokenizer)
-    missing = set(to_train(plan, store, retry=options.verb == "retry", launcher=options.launcher))
     planned = _planned(plan, there, missing, options, console)
     total = _total(planned, missing, there)
     if options.json:

@@ -111,6 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require(not options.dry_run or trains, "--dry_run", True, f"{options.verb} trains nothing anyway")
     require(not options.watch or options.verb == "status", "--watch", True, "it goes with status")
     require(not options.yes or options.verb == "gc", "--yes", True, "it goes with gc")
+    for argument in launching:
+        setting, _, value = argument.partition("=")
+        require(trains, setting, value, f"it goes with {' and '.join(LAUNCHES)}")
+    for argument in unknown:  # elsewhere `overrides` says so
+        require(options.verb not in ("logs", "gc"), "argument", argument, "it is unknown; see --help")
     draws = options.verb in (*LAUNCHES, "report") and not (options.json or options.missing or options.dry_run)
     require(draws or not options.evaluation_sets, "--evaluation_sets", True, "it goes with what draws figures")
     plans = options.verb == "plan" or options.dry_run

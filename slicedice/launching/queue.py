@@ -1,6 +1,5 @@
 """What engines have in their queues, of what was launched from a store."""
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -12,9 +11,6 @@ from slicedice.store import Launch, Store
 
 REFUSED = "refused.txt"
 """In a launch's folder: why its engine took none of it. Without it and without handles, an engine may have jobs."""
-
-NAME = re.compile(r".+-[0-9a-f]{4}-[0-9]+")
-"""What `Store.next_launch` calls launches. A record of another name is somebody's own, and may mean others' jobs."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Queue:
-    """Places of runs by id, of those that are in one; notes on engines that cannot be asked.
+    """Places of runs by id, of those that are in one; notes on engines that are not asked.
 
     A run that was launched twice, as one that was cancelled and came again, may have two: the last is the newest.
     """
@@ -64,7 +60,15 @@ def queue(store: Store, runs: Collection[str], launcher: str = "") -> Queue:
     wanted, notes = set(runs), {}
     places: dict[str, tuple[Place, ...]] = {}
     for launch in store.launches():
-        if not NAME.fullmatch(launch.name) or not any(wanted.intersection(unit) for unit in launch.units):
+        # A record that was named by hand is somebody's own, and may mean others' jobs.
+        if not launch.tag or not any(wanted.intersection(unit) for unit in launch.units):
+            continue
+        if launch.tag != store.tag:
+            if not _is_attended(launch):
+                notes[
+                    f"{launch.name} was launched from a store elsewhere, of which this is a copy, or which was moved "
+                    f"here: what a queue has of it is not this store's. To hear no more of it, remove {launch.folder}."
+                ] = None
             continue
         if not launch.handles:
             if not (launch.folder / REFUSED).exists():
@@ -87,3 +91,11 @@ def queue(store: Store, runs: Collection[str], launcher: str = "") -> Queue:
                 place = Place(launch, number, phase, isinstance(engine, Attended))
                 places |= {id_: (*places.get(id_, ()), place) for id_ in unit}
     return Queue(places, tuple(notes))
+
+
+def _is_attended(launch: Launch) -> bool:
+    """Whether a sweep waited for it, so that its queue is no place to look for jobs that were left."""
+    try:
+        return launch.is_by_name and isinstance(load_launcher(launch.launcher), Attended)
+    except FileError:
+        return False

@@ -45,9 +45,13 @@ class StoreError(RuntimeError):
 class BucketError(OSError):
     """A bucket that cannot be used: its service refuses, or does not answer though it was asked again."""
 
+    def __str__(self) -> str:
+        """What to tell: without the system's number, which stands for a kind of error that is none of the system's."""
+        return f"{self.filename}: {self.strerror}" if self.filename else str(self.strerror)
+
     @property
     def passes(self) -> bool:
-        """Whether it may be otherwise in a while; rights and packages that are lacking stay so."""
+        """Whether it may be otherwise in a while; refusals, and rights and packages that are lacking, stay so."""
         return self.errno == errno.EIO
 
 

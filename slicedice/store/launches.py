@@ -15,6 +15,9 @@ from slicedice.store.run import ID
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 """What launches are called: also what Slurm, Kubernetes and XManager take for a name."""
 
+GIVEN = re.compile(r".+-([0-9a-f]{4})-[0-9]+")
+"""Names that `Store.next_launch` gives, with the tag of the store; others may be there, of records made by hand."""
+
 LAUNCHER = re.compile(r"[A-Za-z]\w*")
 """Of a launcher that is looked for by name; others are files, of which a record says too little to load one."""
 
@@ -47,6 +50,12 @@ class Launch:
         """Its place among the launches of its store; 0 if its name does not tell."""
         last = self.name.rpartition("-")[2]
         return int(last) if last.isdecimal() else 0
+
+    @property
+    def tag(self) -> str:
+        """That of the store it was launched from; "" if its name does not tell."""
+        found = GIVEN.fullmatch(self.name)
+        return found[1] if found else ""
 
     @property
     def is_by_name(self) -> bool:

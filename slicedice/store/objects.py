@@ -20,13 +20,16 @@ from typing import Any
 
 from etils.epath.gpath import PosixGPath
 
-from slicedice.store.files import BucketError
+from slicedice.store.files import NO_ROOM, BucketError
 
 CONNECT_SECONDS, SILENT_SECONDS = 10, 30
 """After which a connection, or an answer that does not go on, is given up; then gcsfs tries again, five times."""
 
 AT_ONCE = 32
 """Requests at the same time, where there are many to make."""
+
+PASSING = ("408", "410", "412", "429")
+"""Answers to a request that may be answered otherwise in a while; 410 is of an upload, which has to begin anew."""
 
 
 @functools.cache
@@ -82,7 +85,12 @@ class ObjectPath(PosixGPath):
     def read_end(self, size: int) -> bytes:
         """The last bytes of the object, all there are if it has no more."""
         where = {"Range": f"bytes=-{size}"}
-        return self._call("GET", "b/{}/o/{}", self.bucket, self.key, alt="media", headers=where)[1]
+        try:
+            return self._call("GET", "b/{}/o/{}", self.bucket, self.key, alt="media", headers=where)[1]
+        except BucketError as error:
+            if getattr(error.__cause__, "code", None) != 416:  # of an object of no bytes, there are no last ones
+                raise
+            return b""
 
     def open(self, mode: str = "r", **_: Any) -> Any:
         """The content of the object, read at once, as a file of bytes."""
@@ -233,6 +241,23 @@ def _told(path: ObjectPath, *, of_object: bool = False) -> Iterator[None]:
             raise BucketError(errno.ENXIO, f"there is no bucket {path.bucket!r}", str(path)) from error
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     except Exception as error:
-        code = getattr(error, "code", None)
-        kind = errno.EACCES if str(error).startswith("Forbidden") or code in (401, 403) else errno.EIO
-        raise BucketError(kind, f"{type(error).__name__}: {error}".strip(": "), str(path)) from error
+        if isinstance(error, OSError) and error.errno in NO_ROOM:  # of this machine, to which an object is copied
+            raise
+        raise BucketError(_number(error), f"{type(error).__name__}: {error}".strip(": "), str(path)) from error
+
+
+def _number(error: Any) -> int:
+    """The system's number of what an error of gcsfs means; EIO if it may be otherwise in a while."""
+    from gcsfs.retry import NonRetryableError  # pyright: ignore[reportMissingImports]
+    from google.auth import exceptions  # pyright: ignore[reportMissingImports]
+
+    status = str(getattr(error, "code", ""))
+    if str(error).startswith("Forbidden") or status in ("401", "403"):
+        return errno.EACCES
+    if isinstance(error, exceptions.GoogleAuthError):
+        # Where the network is gone, google-auth does not say that asking again may help.
+        lost = isinstance(error, exceptions.TransportError | exceptions.TimeoutError)
+        return errno.EIO if lost or error.retryable else errno.EACCES
+    # gcsfs has a bare ValueError for what the service finds invalid, and for buckets whose requester pays.
+    refused = re.fullmatch("4[0-9][0-9]", status) and status not in PASSING
+    return errno.EINVAL if refused or type(error) is ValueError or isinstance(error, NonRetryableError) else errno.EIO

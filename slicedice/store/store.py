@@ -65,6 +65,11 @@ class Store:
         return str(self.root.absolute())
 
     @property
+    def tag(self) -> str:
+        """Four digits that tell its launches from another store's, by name; the same by any path to the folder."""
+        return hashlib.sha256(str(self.root.resolve()).encode(errors="surrogateescape")).hexdigest()[:4]
+
+    @property
     def here(self) -> Path:
         """For files that others write, and only into folders of this machine: the store's, or for a bucket a cache."""
         if not is_object(self.root):
@@ -197,16 +202,15 @@ class Store:
         return self.root / "launches" / name
 
     def next_launch(self, label: str) -> str:
-        """A name for a launch that none has yet; those of another store are called otherwise too.
+        """A name for a launch that none has yet; those of another store are called otherwise too. `GIVEN` reads it.
 
         Always the same until it is taken, so that what would be submitted is what is.
         """
         words = re.sub("[^a-z0-9]+", "-", label.lower()).strip("-")
         words = (words if words[:1].isalpha() else f"l-{words}")[:24].strip("-")
-        here = hashlib.sha256(self.address.encode(errors="surrogateescape")).hexdigest()[:4]
         taken = {path.name for path in (self.root / "launches").glob("*")}
         numbers = [int(found[1]) for name in taken if (found := re.search("-([0-9]{1,6})$", name))]
-        names = (f"{words}-{here}-{number}" for number in itertools.count(max(numbers, default=0) + 1))
+        names = (f"{words}-{self.tag}-{number}" for number in itertools.count(max(numbers, default=0) + 1))
         return next(name for name in names if name not in taken)
 
     def launches(self) -> list[Launch]:

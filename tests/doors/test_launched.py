@@ -1,8 +1,11 @@
 """Verbs for runs that were launched: status, logs, cancel, retry, gc; and what a dry run says."""
 
 import json
+import shutil
+import sys
 import threading
 import time
+import unicodedata
 from datetime import datetime
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from slicedice import operating, status
 from slicedice.launching import Phase, missing
 from slicedice.report.results import read_results
-from slicedice.store import Kind, Launch, Store
+from slicedice.store import Kind, Launch, Store, objects
 from slicedice.store.launches import write_launch
 from tests import endings
 
@@ -135,7 +138,8 @@ def test_a_launcher_that_a_store_names_by_path_is_not_executed(cluster):
     cluster.sweep()
     store = Store(cluster.folder / "runs")
     (store.run(store.ids()[0]).path / "result.json").unlink()
-    trap = Launch("trap-0000-1", store.launch_folder("trap-0000-1"), "./trap.py", {}, (tuple(store.ids()),), ("u",))
+    name = store.next_launch("trap")
+    trap = Launch(name, store.launch_folder(name), "./trap.py", {}, (tuple(store.ids()),), ("u",))
     write_launch(trap, {})
     assert "--launcher ./trap.py" in cluster.sweep("status").out.replace("\n", " ")
     for verb in (["cancel"], ["logs", store.ids()[0]], ["report"]):
@@ -326,6 +330,23 @@ def test_jobs_that_cannot_be_put_on_record_are_taken_back(cluster, monkeypatch: 
     assert json.loads((cluster.folder / "launch" / "queue.json").read_text()) == ["ended"] * 3
 
 
+def test_jobs_of_the_store_that_a_copy_was_made_of_are_not_the_copys(cluster):
+    submit(cluster)
+    queue, store = cluster.folder / "launch" / "queue.json", Store(cluster.folder / "runs")
+    (launch,) = store.launches()
+    shutil.copytree(store.root, cluster.folder / "copy")
+    call = submit(cluster, "cancel", "--store", "copy")
+    assert "3 runs are cancelled" in call.out
+    assert f"{launch.name} was launched from a store elsewhere" in " ".join(call.out.split())
+    assert json.loads(queue.read_text()) == ["queued"] * 3
+    assert "3 runs in 3 work units" in submit(cluster, "--store", "copy").out
+    (cluster.folder / "link").symlink_to("runs")
+    for same in ("link", "runs/", "launch/../runs", str(store.root)):
+        assert "in an engine's queue" in submit(cluster, "--store", same).out
+    assert submit(cluster, "cancel", "--store", "link").status == 0
+    assert json.loads(queue.read_text()) == ["ended"] * 3
+
+
 def test_results_are_not_cancelled(cluster):
     cluster.sweep()
     assert "There is nothing to cancel" in submit(cluster, "cancel").out
@@ -375,6 +396,16 @@ def test_watching_ends_when_nothing_trains_or_waits(cluster, monkeypatch: pytest
 
 
 ASKS = "with Path(__file__).with_name('asked').open('a') as file: file.write('x')"
+
+
+def test_a_dry_run_asks_engines_once(cluster):
+    Engine(cluster, "engine", poll=ASKS)
+    cluster.sweep(launcher="engine")
+    asked = cluster.folder / "launch" / "asked"
+    assert not asked.exists()
+    said = json.loads(cluster.sweep("--dry_run", "--json", launcher="engine").out)
+    assert (said["to_train"], said["units"]) == (0, [])
+    assert asked.read_text() == "x"
 
 
 def test_engines_are_asked_less_often_than_the_store_is_read(cluster, monkeypatch: pytest.MonkeyPatch):
@@ -454,6 +485,12 @@ def test_a_store_that_is_none_has_no_garbage(desk):
         (["plan", "--watch"], ["--watch", "status"]),
         (["status", "--yes"], ["--yes", "gc"]),
         (["--unit_hours", "0"], ["--unit_hours", "over 0"]),
+        (["status", "--launcher.color=blue"], ["--launcher.color", "blue", "run and retry"]),
+        (["plan", "--launcher.most"], ["--launcher.most", "run and retry"]),
+        (["cancel", "--launcher.most=3"], ["--launcher.most", "run and retry"]),
+        (["gc", "--launcher.most=3"], ["--launcher.most", "run and retry"]),
+        (["gc", "--force"], ["--force", "--help"]),
+        (["logs", "0", "--tail=3"], ["--tail=3", "--help"]),
     ],
 )
 def test_bad_settings_are_told(desk, arguments: list[str], names: list[str]):
@@ -463,11 +500,41 @@ def test_bad_settings_are_told(desk, arguments: list[str], names: list[str]):
     assert desk.launched == []
 
 
+def test_a_package_that_a_bucket_takes_is_named_and_no_number_of_an_error(desk, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.setitem(sys.modules, "gcsfs.core", None)
+    monkeypatch.setattr(objects, "service", objects.service.__wrapped__)
+    call = desk.sweep("status", "--store", "gs://bucket/runs")
+    assert call.status == 2
+    assert call.err.startswith("gs:// takes gcsfs")
+    assert call.err.endswith("pip install 'slicedice[gcs]'.\n")
+
+
 def test_the_tail_of_a_log_is_what_is_printed(desk, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(operating, "TAIL_LINES", 2)
     desk.sweep()
     store = Store(desk.folder / "runs")
     store.run(store.ids()[0]).log_of(0).write_text("a line\nanother\nthe last\n")
+    Engine(desk, "fake", logs='return "one\\ntwo\\nthree\\n"')
+    name = store.next_launch("later")
+    write_launch(Launch(name, store.launch_folder(name), "fake", {}, ((store.ids()[0],),), ("u",)), {})
     said = desk.sweep("logs", store.ids()[0], grid="", scale="").out
     assert "a line" not in said
     assert "another\nthe last" in said
+    assert "one" not in said
+    assert said.endswith("two\nthree\n")
+
+
+def test_a_log_that_is_written_for_a_terminal_is_printed_as_text(cluster):
+    """Of a store that is somebody else's, sequences of a terminal could write its title, its clipboard and more."""
+    Engine(cluster, "engine", logs="return 'theirs\\x1b]52;c;ZXZpbA==\\x07end'")
+    cluster.sweep(launcher="engine")
+    store = Store(cluster.folder / "runs")
+    (run,) = store.matching("smoke-dense-*")
+    store.run(run).log_of(0).write_text("own\x1b[2J\x9b31mred\x00\x7f\ttabbed é\n")
+    (store.run(run).path / "log\x1b[1m.txt").write_text("odd\n")
+    said = cluster.sweep("logs", run, grid="", scale="").out
+    assert "own\N{REPLACEMENT CHARACTER}[2J" in said
+    assert "tabbed é" in said
+    assert "theirs\N{REPLACEMENT CHARACTER}]52;c;ZXZpbA==\N{REPLACEMENT CHARACTER}end" in said
+    assert {character for character in said if unicodedata.category(character) == "Cc"} <= {"\n", "\t"}

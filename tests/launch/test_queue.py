@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,39 @@ def test_a_record_that_was_named_by_hand_is_not_asked_about(store: Store):
     made.folder.rename(made.folder.with_name("their-job"))
     assert queue(store, IDS).places == {}
     assert lines("asked") == []
+
+
+def test_a_launch_from_a_store_elsewhere_is_a_note(store: Store, tmp_path: Path):
+    """Of which this is a copy: the original's jobs are neither waited for here nor cancelled from here."""
+    made = launch(store, "queued", "0")
+    launch(store, "queued", "0", "desk")  # for which a sweep waited, and which leaves nothing behind
+    shutil.copytree(store.root, tmp_path / "copy")
+    copy = Store(tmp_path / "copy")
+    assert copy.next_launch("x") == f"x-{copy.tag}-3"
+    mine = launch(copy, "queued", "1")
+    found = queue(copy, IDS)
+    assert {place.launch.name for (place,) in found.places.values()} == {mine.name}
+    (note,) = found.notes
+    assert made.name in note
+    assert str(copy.launch_folder(made.name)) in note
+    assert [line.split()[0] for line in lines("asked")] == [mine.name]
+    assert queue(copy, IDS[1:]).notes == ()
+    gone, path = launch(store, "queued", "2", "gone"), launch(store, "queued", "2", "mine/engine.py")
+    shutil.copytree(store.root / "launches", copy.root / "launches", dirs_exist_ok=True)
+    loaded = len(lines("loaded"))
+    assert [note.partition(" was ")[0] for note in queue(copy, [IDS[2]]).notes] == [gone.name, path.name]
+    assert len(lines("loaded")) == loaded
+
+
+@pytest.mark.parametrize("path", ["store", "./store/", "mine/../store", "link", "link/../store"])
+def test_a_launch_is_the_stores_by_whatever_path_it_is_named(store: Store, path: str):
+    made = launch(store, "queued", "0")
+    Path("link").symlink_to("store", target_is_directory=True)
+    same = Store(path)
+    found = queue(same, IDS)
+    assert [place.launch.name for (place,) in found.places.values()] == [made.name]
+    assert found.notes == ()
+    assert same.next_launch("x").rpartition("-")[0] == made.name.rpartition("-")[0]
 
 
 def test_engines_are_asked_about_the_runs_in_question_alone(store: Store):

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from google.auth import exceptions as google_auth  # pyright: ignore[reportMissingImports]
 
 from slicedice import copies, sweep, work
 from slicedice.data import DataError
 from slicedice.launching import Job, WorkUnit, load_launcher
-from slicedice.spec import SpecError
+from slicedice.spec import SpecError, run_id
 from slicedice.store import Attempt, Kind, Launch, RunFolder, Store, StoreError, attempt, drafts, metrics
 from slicedice.store.attempt import attempts
 from slicedice.store.drafts import Draft
 from slicedice.store.files import BucketError, create, read_end, read_json, remove_all, size_of, write_whole
 from slicedice.store.launches import read_launch, write_launch
+from slicedice.store.objects import service
 from slicedice.worker import is_bucket_gone
 from tests.remote.gcs_emulator import UNHEARD, UNTOLD, Bucket, Emulator
 
@@ -86,6 +88,8 @@ def test_the_end_of_a_file_is_read_alone(root: Path, emulator: Emulator):
     assert emulator.requests.total() == before + 1
     assert metrics.last_step(root / "nothing") is None
     assert read_end(root / "metrics.jsonl", 10**6) == lines(5000).encode()
+    write_whole(root / "metrics.jsonl", "")  # as after a run went back to its beginning
+    assert metrics.last_step(root / "metrics.jsonl") is None
 
 
 def test_of_many_processes_one_makes_an_object(root: Path, bucket: Bucket):
@@ -339,7 +343,9 @@ def test_an_outage_is_no_crash():
     assert not is_bucket_gone(BucketError(errno.EACCES, "x"))  # which would be so again
 
 
-@pytest.mark.parametrize(("fault", "status"), [(403, 1), (500, 75)])
+@pytest.mark.parametrize(
+    ("fault", "status"), [(400, 1), (403, 1), (409, 1), (408, 75), (410, 75), (429, 75), (500, 75)]
+)
 def test_a_worker_asks_to_be_started_again_where_that_may_help(
     root: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, fault, status
 ):
@@ -347,6 +353,60 @@ def test_a_worker_asks_to_be_started_again_where_that_may_help(
     emulator.fault = lambda method, path: fault
     assert work.main(["--store", str(root), "0123456789ab"]) == status
     assert str(root) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "passes"),
+    [
+        (ValueError("Bad Request: b/x\ninvalid argument"), False),
+        (google_auth.DefaultCredentialsError("there are none"), False),
+        (google_auth.MalformedError("no key"), False),
+        (google_auth.RefreshError("invalid_grant"), False),
+        (google_auth.RefreshError("try again", retryable=True), True),
+        (google_auth.TransportError("the network is gone"), True),
+        (google_auth.TimeoutError("no answer"), True),
+        (json.JSONDecodeError("half an answer", "{", 1), True),
+        (OSError(errno.ECONNRESET, "reset"), True),
+    ],
+)
+def test_what_stays_so_is_told_from_what_passes(root: Path, monkeypatch: pytest.MonkeyPatch, raised, passes: bool):
+    assert _told(root, monkeypatch, raised).passes is passes
+
+
+def test_what_gcsfs_gives_up_stays_so(root: Path, monkeypatch: pytest.MonkeyPatch):
+    service()
+    from gcsfs.retry import NonRetryableError  # pyright: ignore[reportMissingImports]
+
+    assert not _told(root, monkeypatch, NonRetryableError("credentials lack fields")).passes
+
+
+def _told(root: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception) -> BucketError:
+    def call(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(service(), "call", call)
+    with pytest.raises(BucketError, match=type(raised).__name__) as told:
+        root.exists()
+    return told.value
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_where_an_object_is_copied_to_is_not_the_buckets(
+    root: Path, here: Path, asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny, number: int
+):
+    """A worker ends with 28, at which engines stop: to start it again makes no room."""
+
+    async def write(*_: Any, **__: Any) -> None:
+        raise OSError(number, "no room", str(tmp_path))
+
+    store = Store(root).create()
+    copies.prepare_tokens(store, *asked)
+    fields = ("data.source", "data.tokenizer", "data.heldout_fraction")
+    spec, execution = tiny(dict(zip(fields, asked, strict=False)))
+    store.run(spec).create(spec, execution)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    monkeypatch.setattr(service(), "_get_file_request", write)
+    assert work.main(["--store", str(root), run_id(spec)]) == work.DISK_FULL
 
 
 async def _at_once(_: float) -> None:

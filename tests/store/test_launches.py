@@ -192,6 +192,7 @@ def test_a_name_is_one_for_any_label(tmp_path_factory: pytest.TempPathFactory, l
     name = store.next_launch(label)
     assert NAME.fullmatch(name)
     assert "--" not in name
+    assert make(store, name).tag == store.tag
     assert name == store.next_launch(label), "what would be submitted is what is"
 
 
