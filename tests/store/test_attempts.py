@@ -13,6 +13,7 @@ from slicedice.store import Attempt, Claim, Kind, RunFolder, RunState, attempt, 
 from slicedice.store import claim as claim_room
 from slicedice.store.kinds import MOST_FRUITLESS
 from tests.store.agents import contents
+from tests.store.clocks import Clock
 
 ELSEWHERE = {"host": "elsewhere", "machine": "another-boot", "pid": 1, "started": 5}
 
@@ -611,8 +612,9 @@ def test_a_run_that_gets_nowhere_five_times_has_crashed(folder: RunFolder, said:
     assert folder.state().kind is Kind.CRASHED
 
 
-def test_who_is_told_to_stop_gets_nowhere_through_no_fault_of_the_run(folder: RunFolder):
+def test_who_is_told_to_stop_gets_nowhere_through_no_fault_of_the_run(folder: RunFolder, monkeypatch):
     """As where an engine preempts it before its first step, again and again; deaths in between still count."""
+    monkeypatch.setattr(attempt, "time", Clock())  # or else a minute is waited for each who died without a word
     for said, told in [(True, True)] * 9 + [(True, False), (True, True), (False, False)] * 2 + [(True, True)] * 5:
         preempt(folder, said, told=told)
         assert folder.state().kind is Kind.PREEMPTED
