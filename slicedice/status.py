@@ -69,7 +69,7 @@ def _reads(plan: Plan, store: Store, options: argparse.Namespace) -> Iterator[tu
     engines = _Engines(store, options.launcher)
     while True:
         read = _read(plan, store, options, engines, ENGINES_SECONDS)
-        if not _goes_on(read[0]):  # but a run that trained may be in a queue again
+        if options.watch and not _goes_on(read[0]):  # but a run that trained may be in a queue again
             read = _read(plan, store, options, engines, PAUSE_SECONDS)
         yield read
         if not options.watch or not _goes_on(read[0]):
