@@ -142,14 +142,15 @@ class Worker:
                 raise
             log.exception("the run failed")
             kind = Kind.OUT_OF_MEMORY if is_out_of_memory(error) else Kind.CRASHED
-            if is_bucket_gone(error):  # which is not the run's fault, and passes
+            bucket_gone = is_bucket_gone(error)  # which is not the run's fault, and passes
+            if bucket_gone:
                 kind = Kind.PREEMPTED
             alone = jax.process_count() == 1
             if not alone and is_lost_peer(error):
                 kind = Kind.PREEMPTED
             reason = f"{type(error).__name__}: {error}"
             if kind is Kind.PREEMPTED:
-                claim.fail(kind, reason)
+                claim.fail(kind, reason, told=bucket_gone)
                 raise LostPeerError(f"{folder.path.name} {kind}") from error
             if kind is Kind.CRASHED and not alone:
                 claim.fail(kind, reason)

@@ -20,7 +20,7 @@ from slicedice.planning import Where
 from slicedice.report.progress import Progress
 from slicedice.spec import DataSpec, SpecError, run_name
 from slicedice.spec.mesh import require_experts
-from slicedice.store import Kind, Launch, Store
+from slicedice.store import Kind, Launch, Store, StoreError
 from slicedice.store.files import each, write_whole
 from slicedice.store.launches import write_launch
 from slicedice.writers import require_installed
@@ -112,7 +112,7 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
     job = make_job(plan, store, missing, how, launcher) if missing else None
     rendered = launcher.render(job) if job else {}
     begun = failed if how.retry else missing
-    settled = [id_ for id_ in begun if looks[id_][0].kind.is_settled]
+    settled = [id_ for id_ in missing if looks[id_][0].kind.is_settled]
     marks = each(lambda id_: store.marks(id_, *plan.runs[id_]), settled, store.root)
     each(lambda id_: store.run(id_).create(*plan.runs[id_]), begun, store.root)
     if how.retry:
@@ -129,6 +129,8 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
     try:
         write_launch(launch, rendered)
         _submit(launcher, job, launch, rendered)
+    except StoreError:  # another sweep began at the same moment: what is marked now, it has marked
+        raise
     except BaseException:  # so that what failed or was cancelled is told of as before
         each(store.put_back, marks, store.root)
         raise

@@ -147,7 +147,7 @@ class Attempt:
 
     @property
     def was_told(self) -> bool:
-        """Whether it ended because it was told to, or lost the run: neither says anything of the run itself."""
+        """Whether it was told to end, or lost the run or the bucket: none of these says anything of the run itself."""
         return (read_json(self._end) or {}).get("told") is True
 
     def _write_end(self, kind: Kind, reason: str, *, told: bool = False) -> None:

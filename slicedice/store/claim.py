@@ -176,7 +176,7 @@ class Claim(Attempt):
 
         Args:
           kind, reason: why.
-          told: whether it was told to end, or lost the run, which says nothing of the run itself.
+          told: whether it was told to end, or lost the run or the bucket, which says nothing of the run itself.
         """
         try:
             self.publish()

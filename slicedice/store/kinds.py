@@ -50,9 +50,9 @@ FAILURES = Kind.PREEMPTED, Kind.CANCELLED, Kind.CRASHED, Kind.OUT_OF_MEMORY
 MOST_FRUITLESS = 5
 """Attempts in a row that may be preempted without a checkpoint, until the run counts as crashed.
 
-Those that were told to stop, or lost the run to another process, are not counted: that came from outside, and whoever
-told them has a bound of its own. What is left are processes that were killed or died without a word, as where a run
-takes more memory than its machine has, and those that lost the others of their run.
+Those that were told to stop, or lost the run to another process or the store's bucket, are not counted: that came from
+outside, and whoever told them has a bound of its own. What is left are processes that were killed or died without a
+word, as where a run takes more memory than its machine has, and those that lost the others of their run.
 
 Of the other kinds none is tried again by itself: a crash would come again, and what is out of memory has been tried
 with less of it by then.

@@ -134,7 +134,8 @@ class Store:
         except BucketError:
             raise
         except (OSError, ValueError) as error:
-            raise StoreError(f"{path} cannot be read: {error}. Remove the run's folder to train it anew.") from error
+            mend = "A sweep of it puts the run's folder aside, and trains it anew."
+            raise StoreError(f"{path} cannot be read: {error}. {mend}") from error
         if id_ != run:
             raise StoreError(f"{path} is of the run {id_}: its folder was copied or renamed. Remove it, or name it so.")
         return spec

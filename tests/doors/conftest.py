@@ -1,16 +1,19 @@
-"""A desk to sit at: an empty working folder with text, a grid, and a launcher that trains nothing."""
+"""A desk with text, a grid, and a launcher that trains nothing; a bench with a worker that trains nothing."""
 
 import json
-from collections.abc import Callable
+import logging
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from slicedice import sweep, train
+from slicedice import evaluation, sweep, train, training, work
 from slicedice.data import __main__ as data_door
 from slicedice.store import RunFolder, Store
+from tests.doors.bench import SCORES, Bench, Checkpoints, Program
 
 LAUNCHER = '''
 """Every run ends at once, as outcomes.json beside this file says of its name, or else is done."""
@@ -174,3 +177,21 @@ def desk(texts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     desk.write("fake.py", LAUNCHER)
     desk.write("sweeps/mine.py", GRID)
     return desk
+
+
+@pytest.fixture
+def bench(texts: Path, tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A worker whose training is made up."""
+    bench = Bench(Store(tmp_path / "store").create(), lambda overrides: tiny({"data.source": str(texts), **overrides}))
+    monkeypatch.setattr(training, "Program", Program)
+    monkeypatch.setattr(training, "Checkpoints", Checkpoints)
+    monkeypatch.setattr(training, "train", bench.train)
+    monkeypatch.setattr(evaluation, "held_out", lambda model, *_, **__: {**SCORES, "of": model})
+    monkeypatch.setattr(work, "use_compilation_cache", lambda: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    levels = {name: logging.getLogger(name).level for name in ("absl", "jax", "fsspec")}
+    yield bench
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

@@ -6,115 +6,27 @@ import io
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slicedice import data, evaluation, training, work, worker
-from slicedice.spec import Execution, RunSpec, run_id
-from slicedice.store import Attempt, Claim, Kind, Launch, RunFolder, RunState, Store, attempt
-from slicedice.store.launches import write_launch
+from slicedice import evaluation, training, work, worker
+from slicedice.store import Attempt, Claim, Kind, RunFolder, RunState, attempt
+from slicedice.store.files import BucketError
+from slicedice.store.kinds import MOST_FRUITLESS
 from slicedice.worker import AGAIN, DISK_FULL, Worker, lighter
 from tests import endings
-from tests.store.clocks import Clock
-
-SCORES = {"held_out": {"macro": {"nats": 2.0, "bits_per_byte": 3.0, "targets": 4}}}
+from tests.doors.bench import MOE, SCORES, Bench
 
 # What Orbax raises when a checkpoint meets a full disk, shortened.
 DISK_MESSAGE = (
     'RESOURCE_EXHAUSTED: Error writing "a/0.0" in OCDBT database at local file "x/": Failed writing: "x/d/d90f": '
     "Failed to write 2724714 bytes to file 14: No space left on device [os_error_code='28']"
 )
-
-
-class Program:
-    """Stands for compiled functions."""
-
-    def __init__(self, spec: RunSpec, execution: Execution):
-        self.spec, self.execution = spec, execution
-
-    def model(self, state: str) -> str:
-        return f"the model of {state}"
-
-
-class Checkpoints:
-    def __init__(self, folder: Path, earlier: list[tuple[Path, int]], before: Callable[[], None]):
-        self.run, self.earlier = folder.parents[2], earlier
-
-    def save_model(self, state: str) -> None:
-        assert not (self.run / "result.json").exists()
-        (self.run / "finished.txt").write_text(state)
-
-    def drop_training_state(self) -> None:
-        # Only when the result is there: otherwise a death in between would cost the whole run.
-        assert (self.run / "result.json").exists()
-
-    def close(self) -> None:
-        pass
-
-
-class Bench:
-    """A store with runs to train, and a training that ends as `ends` says, one call after the other."""
-
-    def __init__(self, store: Store, make: Callable[[dict[str, Any]], tuple[RunSpec, Execution]]):
-        self.store, self._make = store, make
-        self.calls: list[tuple[Program, RunSpec]] = []
-        self.ends: list[BaseException | None] = []
-        self.earlier: list[list[tuple[Path, int]]] = []
-        self.during: Callable[[RunFolder], object] = lambda folder: None
-        self.worker = Worker(store)
-
-    def add(self, **overrides: Any) -> str:
-        spec, execution = self._make({name.replace("__", "."): value for name, value in overrides.items()})
-        self.store.run(spec).create(spec, execution)
-        d = spec.data
-        data.prepare(d.source, d.tokenizer, self.store.data, d.heldout_fraction)  # as what launches a run does
-        return run_id(spec)
-
-    def train(self, program, spec, tokens, checkpoints, *, begin, report, **_: Any) -> str:
-        self.calls.append((program, spec))
-        self.earlier.append(checkpoints.earlier)
-        begin(0)
-        for step in range(4):
-            report({"step": step, "loss": float(step)})
-        logging.getLogger("slicedice.training").warning("training seed %d", spec.seed)
-        self.during(self.store.run(spec))
-        end = self.ends.pop(0) if self.ends else None
-        if end is not None:
-            raise end
-        return f"seed {spec.seed}"
-
-    def main(self, *runs: str) -> int:
-        return work.main(["--store", str(self.store.root), *runs])
-
-    def log(self, run: str) -> str:
-        return self.store.run(run).log_of(0).read_text()
-
-
-@pytest.fixture
-def bench(texts: Path, tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    bench = Bench(Store(tmp_path / "store").create(), lambda overrides: tiny({"data.source": str(texts), **overrides}))
-    monkeypatch.setattr(training, "Program", Program)
-    monkeypatch.setattr(training, "Checkpoints", Checkpoints)
-    monkeypatch.setattr(training, "train", bench.train)
-    monkeypatch.setattr(evaluation, "held_out", lambda model, *_, **__: {**SCORES, "of": model})
-    monkeypatch.setattr(work, "use_compilation_cache", lambda: None)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    levels = {name: logging.getLogger(name).level for name in ("absl", "jax")}
-    yield bench
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-
-
-MOE = {"model__experts": "n=4 g=1/2"}
 
 
 def test_a_run_is_trained_measured_and_written_down(bench: Bench):
@@ -338,113 +250,6 @@ def test_who_could_give_no_sign_of_life_says_so(bench: Bench, monkeypatch: pytes
     assert bench.store.run(run).state().reason == "no sign of life could be given for a minute"
 
 
-def write_unit(bench: Bench, *runs: str) -> str:
-    """A launch of one unit; returns what names it."""
-    write_launch(Launch("mine-1", bench.store.launch_folder("mine-1"), "local", {}, (runs,)), {})
-    return "mine-1/0"
-
-
-def test_a_unit_trains_its_runs_and_says_when_it_is_to_be_started_again(bench: Bench, capsys):
-    first, second = bench.add(), bench.add(**MOE)
-    unit = write_unit(bench, first, second)
-    bench.during = lambda folder: os.kill(os.getpid(), signal.SIGUSR1)
-    bench.ends = [training.Stopped("stopped after step 3")]
-    assert bench.main("--unit", unit) == AGAIN
-    assert capsys.readouterr().out == f"{first} preempted\n"
-    bench.during = lambda folder: None
-    assert bench.main("--unit", unit) == 0
-    assert capsys.readouterr().out == f"{first} done\n{second} done\n"
-    assert bench.main("--unit", unit) == 0
-    assert len(bench.calls) == 3
-
-
-def test_a_unit_that_was_stopped_with_nothing_left_is_done(bench: Bench):
-    run = bench.add()
-    bench.during = lambda folder: os.kill(os.getpid(), signal.SIGTERM)
-    assert bench.main("--unit", write_unit(bench, run)) == 0
-
-
-@pytest.mark.parametrize("how", ["unit", "arguments"])
-@pytest.mark.parametrize("damage", ["removed", "torn"])
-def test_a_run_that_is_gone_does_not_keep_the_others_from_being_trained(bench: Bench, capsys, how: str, damage: str):
-    runs = gone, *others = [bench.add(seed=seed) for seed in range(3)]
-    if damage == "removed":
-        shutil.rmtree(bench.store.run(gone).path)
-    else:
-        (bench.store.run(gone).path / "spec.json").write_text("{")
-    unit = write_unit(bench, *runs)
-    assert bench.main(*(["--unit", unit] if how == "unit" else runs)) == 1
-    assert gone in capsys.readouterr().err
-    assert {bench.store.run(run).state().kind for run in others} == {Kind.DONE}
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for room in (attempt, work):
-        monkeypatch.setattr(room, "time", clock)
-    return clock
-
-
-class Zombie:
-    """Holds a run elsewhere, and gives signs of life for a while after the unit was started again beside it."""
-
-    def __init__(self, folder: RunFolder, clock: Clock, seconds: float, at_last: Callable[[], object]):
-        self.path, self.began, self.until = folder.path / "attempts" / "1", clock.now, clock.now + seconds
-        self._clock, self._at_last = clock, at_last
-        self.path.mkdir(parents=True)
-        holder = {"host": "elsewhere", "machine": "another-boot", "pid": 1, "started": 5}
-        (self.path / "claim.json").write_text(json.dumps({"holder": holder, "count": 0, "at": clock.now}))
-        clock.meanwhile = self.live
-
-    def live(self) -> None:
-        if self._clock.now < self.until:
-            count = int(self._clock.now - self.began) // 10
-            (self.path / "beat.json").write_text(json.dumps({"count": count, "at": self._clock.now}))
-        elif self.until:
-            self._at_last()
-            self.until = 0
-
-
-@pytest.mark.parametrize("seconds", [1, 25, 100, 4000])
-def test_a_unit_trains_what_a_zombie_holds_when_that_is_silent(bench: Bench, clock: Clock, capsys, seconds: int):
-    """A unit that is started again beside its zombie: for the engine it is done when it says so, whatever happens."""
-    first, held = bench.add(), bench.add(**MOE)
-    Zombie(bench.store.run(held), clock, seconds, lambda: None)
-    assert bench.main("--unit", write_unit(bench, held, first)) == 0
-    assert bench.store.run(held).state() == RunState(Kind.DONE, 6)
-    said = capsys.readouterr().out.splitlines()
-    waiting = [f"waiting for others that hold {held}"] * (seconds > 10)
-    assert said == [f"{held} passed_over", f"{first} done", *waiting, f"{held} done"]
-
-
-def test_a_unit_leaves_what_another_process_finishes_while_it_waits(bench: Bench, clock: Clock):
-    run = bench.add()
-    finish = Claim(bench.store.run(run).path, 1).finish
-    Zombie(bench.store.run(run), clock, 500, lambda: finish(Kind.DONE, {"steps": 6}))
-    assert bench.main("--unit", write_unit(bench, run)) == 0
-    assert bench.calls == []
-    assert clock.now - 1e9 >= 500
-
-
-def test_a_unit_that_waits_is_started_again_when_it_is_told_to_stop(bench: Bench, clock: Clock):
-    run = bench.add()
-    zombie = Zombie(bench.store.run(run), clock, 500, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    until = zombie.until
-    assert bench.main("--unit", write_unit(bench, run)) == AGAIN
-    assert bench.calls == []
-    assert until <= clock.now <= until + 2
-
-
-@pytest.mark.parametrize(
-    ("unit", "valid"), [("mine-1/1", "0 to 0"), ("mine-1/x", "0 to 0"), ("yours-1/0", "mine-1"), ("mine-1", "mine-1")]
-)
-def test_a_unit_that_is_none_is_told(bench: Bench, capsys, unit: str, valid: str):
-    write_unit(bench, bench.add())
-    assert bench.main("--unit", unit) == 1
-    assert valid in capsys.readouterr().err
-
-
 def test_a_later_attempt_goes_on_from_what_earlier_ones_have_of_the_same_text(bench: Bench):
     run = bench.add()
     bench.ends = [training.Stopped("stopped after step 3"), training.Stopped("again"), None]
@@ -564,6 +369,15 @@ def test_a_worker_whose_words_go_to_the_full_disk_as_well_says_so_by_its_status(
         assert bench.main(bench.add()) == DISK_FULL
 
 
+def test_a_bucket_that_is_gone_is_no_fault_of_the_run_however_often(bench: Bench, capsys: pytest.CaptureFixture[str]):
+    run = bench.add()
+    bench.ends = [BucketError(errno.EIO, "the service does not answer")] * (MOST_FRUITLESS + 1)
+    for _ in range(MOST_FRUITLESS + 1):
+        assert bench.main(run) == AGAIN
+        assert bench.store.run(run).state().kind is Kind.PREEMPTED
+    assert bench.main(run) == 0
+
+
 def test_another_system_error_is_a_crash(bench: Bench):
     run = bench.add()
     bench.ends = [PermissionError(errno.EACCES, "Permission denied", "x")]
@@ -630,7 +444,7 @@ def test_a_run_that_cannot_be_read_is_told(bench: Bench, capsys: pytest.CaptureF
     assert bench.main(run) == 1
     said = capsys.readouterr()
     assert run in said.err
-    assert ("Remove the run's folder" in said.err) is (damage == "torn spec")
+    assert ("puts the run's folder aside" in said.err) is (damage == "torn spec")
     assert "Traceback" not in said.err
     assert bench.calls == []
 
