@@ -280,6 +280,24 @@ def test_what_there_is_to_retry_is_not_what_is_missing(cluster):
     assert "in an engine's queue" not in call.out  # of those that were never submitted
 
 
+def test_a_sweep_whose_launch_another_began_leaves_what_that_one_has_marked(cluster, monkeypatch: pytest.MonkeyPatch):
+    submit(cluster)
+    store = Store(cluster.folder / "runs")
+    (cluster.folder / "launch" / "queue.json").write_text(json.dumps(["ended"] * 3))
+    for id_ in store.ids():
+        store.run(id_).cancel()
+
+    def taken(launch: Launch, rendered: object) -> None:
+        write_launch(launch, {})
+        write_launch(launch, {})
+
+    monkeypatch.setattr(missing, "write_launch", taken)
+    call = submit(cluster)
+    assert call.status == 2
+    assert "another sweep began at the same moment" in call.err
+    assert {store.run(id_).state().kind for id_ in store.ids()} == {Kind.MISSING}
+
+
 def test_a_submission_that_is_refused_leaves_runs_as_they_were(cluster):
     submit(cluster)
     store = Store(cluster.folder / "runs")
