@@ -14,6 +14,7 @@ from slicedice import evaluation, sweep, train, training, work
 from slicedice.data import __main__ as data_door
 from slicedice.store import RunFolder, Store
 from tests.doors.bench import SCORES, Bench, Checkpoints, Program
+from tests.doors.cluster import CLUSTER
 
 LAUNCHER = '''
 """Every run ends at once, as outcomes.json beside this file says of its name, or else is done."""
@@ -195,3 +196,10 @@ def bench(texts: Path, tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) ->
         signal.signal(number, handler)
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture
+def cluster(desk):
+    """A desk with a launcher whose queue outlives the sweep."""
+    desk.write("launch/cluster.py", CLUSTER)
+    return desk
