@@ -163,7 +163,15 @@ class Watch:
             told = f"was taken over after {silence:.2f} seconds without a sign of life, and {process} is alive"
             _require(silence > SILENCE_SECONDS - 0.5, where, told)
         more = lines - self._lost[older.path]
+        if more > LINES_AFTER_LOSS:  # it may have been lost before it copied what it was to go on from
+            more = min(more, lines - self._copied(older, process))
         _require(more <= LINES_AFTER_LOSS, where, f"was taken over, and {process} has trained {more} steps since")
+
+    def _copied(self, attempt: Attempt, process: Process) -> int:
+        """How many lines of metrics a process took over when it went on from an earlier attempt's checkpoint."""
+        gone_on = rf"^{process.pid} INFO goes on from the checkpoint of step (\d+) in {re.escape(str(attempt.run))}/"
+        steps = re.findall(gone_on, self._said.read_text(errors="replace"), re.MULTILINE)
+        return int(steps[-1]) if steps else 0
 
 
 def trains(attempt: Attempt) -> Process | None:

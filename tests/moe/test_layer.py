@@ -134,8 +134,8 @@ def test_layer_is_its_definition(sets, always_on: int, routing: Routing, dtype: 
     assert out.dtype == dtype
     error = np.linalg.norm(np.asarray(out, np.float64) - want, axis=-1)
     # Seven roundings on the way: SiLU's argument and result, the other factor, their product, its sum, the weight, the
-    # sum over experts.
-    assert (error <= 7 * {"float32": 2**-24, "bfloat16": 2**-9}[dtype] * size).all(), error / size
+    # sum over experts. In float32 the exponentials, of the weight too, are off by some of their own.
+    assert (error <= {"float32": 16 * 2**-24, "bfloat16": 7 * 2**-9}[dtype] * size).all(), error / size
     assert len(auxes) == len(sets)
     for aux, want_aux in zip(auxes, want_auxes, strict=True):
         np.testing.assert_array_equal(aux.load, want_aux.load)
