@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,6 +23,10 @@ os.environ.setdefault("NPROC", "32")
 
 # Read, as all of these, when JAX first looks for devices, which whatever test comes first has it do.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+# Some tests call doors that have JAX keep compiled programs for all of a user's processes, and JAX would do so for all
+# tests after them in the same process: what one wrote, others would read. Programs that tests start do keep them.
+jax.config.update("jax_enable_compilation_cache", False)
 
 SEED = "SLICEDICE_TEST_SEED"
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from slicedice import evaluation, sweep, train, training, work
+from slicedice import evaluation, sweep, train, training
 from slicedice.data import __main__ as data_door
 from slicedice.store import RunFolder, Store
 from tests.doors.bench import SCORES, Bench, Checkpoints, Program
@@ -188,7 +188,6 @@ def bench(texts: Path, tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(training, "Checkpoints", Checkpoints)
     monkeypatch.setattr(training, "train", bench.train)
     monkeypatch.setattr(evaluation, "held_out", lambda model, *_, **__: {**SCORES, "of": model})
-    monkeypatch.setattr(work, "use_compilation_cache", lambda: None)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     levels = {name: logging.getLogger(name).level for name in ("absl", "jax", "fsspec")}
     yield bench

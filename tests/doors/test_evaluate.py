@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from slicedice import evaluate, work
+from slicedice import evaluate
 from slicedice.data import prepare
 from slicedice.store import Claim, Kind, RunFolder, Store, metrics
 from slicedice.training import Checkpoints
@@ -83,7 +83,6 @@ class Desk:
 @pytest.fixture
 def desk(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Desk:
     shutil.copytree(trained, tmp_path / "room")
-    monkeypatch.setattr(work, "use_compilation_cache", lambda store: None)
     monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))
     return Desk(tmp_path / "room", capsys)
 

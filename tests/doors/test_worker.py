@@ -450,7 +450,6 @@ def test_a_run_that_cannot_be_read_is_told(bench: Bench, capsys: pytest.CaptureF
 
 
 def test_a_folder_that_is_no_store_is_refused(texts: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(work, "use_compilation_cache", lambda: None)
     assert work.main(["--store", str(texts), "0123456789ab"]) == 1
     assert str(texts) in capsys.readouterr().err
 
