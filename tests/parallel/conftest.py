@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from slicedice.training import Hyper, Program, TrainState
 
@@ -45,12 +44,19 @@ LAYERS = {
 }
 
 
-class Trained(NamedTuple):
-    """The state after the first step, and every step's parameters and metrics."""
+COUNTED = "load_imbalance", "dropped_share", "dead_experts"
+"""Metrics that change when a token goes to another expert, or another is dropped, and by nothing else."""
 
-    first: TrainState
-    params: list[nnx.State]
+
+class Trained(NamedTuple):
+    """Every step's state and metrics."""
+
+    states: list[TrainState]
     metrics: list[dict[str, float]]
+
+    def counts(self, step: int) -> dict[str, float]:
+        """Those of `COUNTED` that there are."""
+        return {name: value for name, value in self.metrics[step].items() if name in COUNTED}
 
 
 @pytest.fixture(scope="session")
@@ -67,20 +73,24 @@ def programs(tiny) -> Callable[..., Program]:
 
 @pytest.fixture(scope="session")
 def trained(programs) -> Callable[..., Trained]:
-    """Twenty steps of a layer on a mesh, on random text."""
+    """Twenty steps of a layer on a mesh, on random text.
 
-    def train(layer: str, mesh: str = "", **execution: Any) -> Trained:
+    Beside a run on one device, it goes on from that one's state after each step that a token went another way in.
+    """
+
+    def train(layer: str, mesh: str = "", beside: Trained | None = None, **execution: Any) -> Trained:
         program = programs(layer, mesh, **execution)
-        state, first, params, metrics = program.init(jnp.uint32(0)), None, [], []
+        state, made = program.init(jnp.uint32(0)), Trained([], [])
         for step in range(20):
             rows = np.random.default_rng(step).integers(0, 256, (16, 17)).astype(np.int32)
             batch = program.place(rows.__getitem__)
             state, found = program.step(state, batch, Hyper.of(program.spec))
-            metrics.append({name: value.item() for name, value in found.items()})
-            params.append(jax.tree.map(np.asarray, state.params))
-            first = first or jax.tree.map(np.asarray, state)
-        assert first is not None
-        return Trained(first, params, metrics)
+            made.metrics.append({name: value.item() for name, value in found.items()})
+            made.states.append(jax.tree.map(np.asarray, state))
+            if beside and made.counts(step) != beside.counts(step):
+                where = jax.tree.map(lambda leaf: leaf.sharding, program.like)
+                state = jax.device_put(beside.states[step], where)
+        return made
 
     return train
 
