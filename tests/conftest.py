@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,12 +20,8 @@ machine.settle_platform()
 # each core unless told otherwise before the first array is made: too few wait forever.
 os.environ.setdefault("NPROC", "32")
 
-# Read, as all of these, when JAX first looks for devices, which whatever test comes first has it do.
+# Read, as the platform, when JAX is imported, which must come after this.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-
-# Some tests call doors that have JAX keep compiled programs for all of a user's processes, and JAX would do so for all
-# tests after them in the same process: what one wrote, others would read. Programs that tests start do keep them.
-jax.config.update("jax_enable_compilation_cache", False)
 
 SEED = "SLICEDICE_TEST_SEED"
 
@@ -45,6 +40,16 @@ TINY = {
     "execution.micro_batch": 0,
 }
 """Six steps of the smallest run in which every part does something."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_compiled_is_kept() -> None:
+    """Some tests call doors that have JAX keep compiled programs for all of a user's processes, which it then would do
+    for all tests after them: what one wrote, others would read. Processes that tests start do keep them.
+    """
+    import jax  # not before what it reads is set above
+
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 @pytest.fixture

@@ -449,7 +449,7 @@ def test_a_run_that_cannot_be_read_is_told(bench: Bench, capsys: pytest.CaptureF
     assert bench.calls == []
 
 
-def test_a_folder_that_is_no_store_is_refused(texts: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_that_is_no_store_is_refused(texts: Path, capsys: pytest.CaptureFixture[str]):
     assert work.main(["--store", str(texts), "0123456789ab"]) == 1
     assert str(texts) in capsys.readouterr().err
 
