@@ -74,11 +74,8 @@ def choose(implementation: str = "") -> str:
     if implementation and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation = {implementation!r}: choose one of {', '.join(IMPLEMENTATIONS)}")
     where = platform()
-    if implementation == "native":
-        from slicedice.kernels import native
-
-        if where != "cpu" or not native.available():
-            raise ValueError("implementation = 'native' needs the CPU and a C++ compiler; the log says what failed")
+    if implementation == "native" and not is_native():
+        raise ValueError("implementation = 'native' needs the CPU and a C++ compiler; the log says what failed")
     name = implementation or _of_platform(where)
     _say(where, name)
     return name
@@ -93,12 +90,17 @@ def _of_platform(platform: str) -> str:
     if platform == "tpu":
         return "pallas_tpu"
     if platform == "cpu":
-        from slicedice.kernels import native
-
-        return "native" if native.available() else "blocks"
+        return "native" if is_native() else "blocks"
     from slicedice.kernels import pallas_gpu
 
     return "pallas_gpu" if pallas_gpu.available() else "blocks"
+
+
+def is_native() -> bool:
+    """Whether kernels in C++ are compiled for: on CPU, where they can be made."""
+    from slicedice.kernels import native
+
+    return platform() == "cpu" and native.available()
 
 
 def row_alignment(rows: int, groups: int, implementation: str = "") -> int:

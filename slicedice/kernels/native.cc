@@ -3,51 +3,22 @@
 // Work is cut into tasks, some rows of one group each (or some columns, for weight gradients), which the threads of
 // XLA's pool take one by one. No task waits for another.
 
-#include <atomic>
 #include <cstdint>
-#include <cstring>
-#include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "native_math.h"
+#include "native_pool.h"
 #include "native_product.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 namespace slicedice {
 namespace {
-
-using Floats = ffi::Buffer<ffi::F32>;
-using Ints = ffi::Buffer<ffi::S32>;
-using Result = ffi::ResultBuffer<ffi::F32>;
 
 constexpr size_t kCacheBytes = 32 << 20;
 
 struct Task {
   int64_t group, begin, end;  // rows of the arrays, or columns of lhs in a weight gradient
 };
-
-// Calls function(i) for each i below `count`, on the pool's threads and this one.
-template <typename Function>
-void ForEach(ffi::ThreadPool& pool, int64_t count, Function function) {
-  struct State {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  // Threads that come when all is done still look at the counter, after this function has returned.
-  auto state = std::make_shared<State>();
-  auto work = [state, count, function] {
-    for (int64_t i; (i = state->next.fetch_add(1)) < count;) {
-      function(i);
-      state->done.fetch_add(1, std::memory_order_release);
-    }
-  };
-  for (int64_t i = 1, helpers = std::min(pool.num_threads(), count); i < helpers; ++i) pool.Schedule([work] { work(); });
-  work();
-  // What is not done yet has been begun by another thread, so it ends without anybody's help.
-  while (state->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
-}
 
 // Sizes that are traced arrive unchecked: these would be read and written out of bounds.
 ffi::Error Check(Ints starts, Ints sizes, int64_t rows) {
@@ -126,37 +97,6 @@ ffi::Error Tgmm(ffi::ThreadPool pool, Floats lhs, Floats rhs, Ints starts, Ints 
              IntoResult(out));
   });
   return ffi::Error::Success();
-}
-
-// e to the x, to a rounding or two: 2^round(x / ln 2) times a polynomial in what is left (Cephes' expf).
-Vector Exp(Vector x) {
-  const Vector low = Vector{} - 87.0f, high = Vector{} + 88.0f;
-  x = x < low ? low : x > high ? high : x;
-  const Vector shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-  const Vector n = shifted - 12582912.0f;
-  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
-  Vector y = Vector{} + 1.9875691500e-4f;
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-    y = y * r + c;
-  const Lanes power = (__builtin_convertvector(n, Lanes) + 127) << 23;
-  Vector scale;
-  std::memcpy(&scale, &power, sizeof scale);
-  return (y * r * r + r + 1.0f) * scale;
-}
-
-// Calls function(in, out) on a vector of each array at a time; the last is filled up with zeros.
-template <int inputs, int outputs, typename Function>
-void Elementwise(int64_t count, const float* const (&from)[inputs], float* const (&to)[outputs], Function function) {
-  auto step = [&](int64_t i, auto bytes) {
-    Vector in[inputs] = {}, out[outputs];
-    for (int x = 0; x < inputs; ++x) std::memcpy(&in[x], from[x] + i, bytes);
-    function(in, out);
-    for (int x = 0; x < outputs; ++x) std::memcpy(to[x] + i, &out[x], bytes);
-  };
-  const int64_t whole = count / kLanes * kLanes;
-  // A size known when compiling makes each copy one instruction.
-  for (int64_t i = 0; i < whole; i += kLanes) step(i, std::integral_constant<size_t, sizeof(Vector)>());
-  if (whole < count) step(whole, (count - whole) * sizeof(float));
 }
 
 ffi::Error Ffn(ffi::ThreadPool pool, Floats rows, Floats gate, Floats up, Floats down, Ints starts, Ints sizes,

@@ -1,4 +1,4 @@
-"""Grouped matmul in C++ for CPUs, compiled on first use by the machine's own compiler; optional.
+"""Grouped matmul and attention in C++ for CPUs, compiled on first use by the machine's own compiler; optional.
 
 `available` says whether it can be used here. Where there is no compiler, "blocks" does the same, slower, in
 plain XLA. The library is kept in the user's cache folder, named by all that it depends on, so that a change
@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,13 @@ from slicedice.kernels.varying import vary_as
 
 log = logging.getLogger(__name__)
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cc", "native_product.h"))
+_HERE = Path(__file__).parent
+SOURCES = tuple(_HERE / f"native{name}.cc" for name in ("", "_attention", "_choice", "_layer"))
+HEADERS = tuple(_HERE / f"native_{name}.h" for name in ("math", "pool", "product"))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
+
+NAMES = ("Gmm", "Tgmm", "Ffn", "FfnRows", "Attend", "AttendBackward", "TopK", "Layer", "LayerBackward")
+"""Of the library's functions, each after `Slicedice`."""
 
 COMPILE_SECONDS = 300
 """After which compiling has failed; an idle core takes ten."""
@@ -60,18 +66,20 @@ def available() -> bool:
 def gmm(lhs: Array, rhs: Array, groups: Groups, *, transpose_rhs: bool, dtype: np.dtype) -> Array:
     """[M, K], [G, K, N] -> [M, N]; with `transpose_rhs`, of [G, N, K]."""
     width = rhs.shape[1 if transpose_rhs else 2]
-    return _call("Gmm", ((lhs.shape[0], width),), (lhs, rhs), groups, transpose_rhs=transpose_rhs)[0].astype(dtype)
+    (out,) = _call("Gmm", ((lhs.shape[0], width),), (lhs, rhs, *_places(lhs, groups)), transpose_rhs=transpose_rhs)
+    return out.astype(dtype)
 
 
 def tgmm(lhs: Array, rhs: Array, groups: Groups, *, dtype: np.dtype) -> Array:
     """[M, K], [M, N] -> [G, K, N]."""
-    return _call("Tgmm", ((groups.sizes.shape[0], lhs.shape[1], rhs.shape[1]),), (lhs, rhs), groups)[0].astype(dtype)
+    shape = groups.sizes.shape[0], lhs.shape[1], rhs.shape[1]
+    return _call("Tgmm", (shape,), (lhs, rhs, *_places(lhs, groups)))[0].astype(dtype)
 
 
 def ffn(rows: Array, gate: Array, up: Array, down: Array, groups: Groups):
     """[M, D] -> [M, D]; saves the products with gate and up, [M, F] each, in float32."""
     shapes = rows.shape, *((rows.shape[0], gate.shape[2]),) * 2
-    out, *saved = _call("Ffn", shapes, (rows, gate, up, down), groups)
+    out, *saved = _call("Ffn", shapes, (rows, gate, up, down, *_places(rows, groups)))
     return out.astype(rows.dtype), tuple(saved)
 
 
@@ -79,9 +87,13 @@ def ffn_backward(rows: Array, gate: Array, up: Array, down: Array, groups: Group
     """Gradients of rows, gate, up and down."""
     hidden = (rows.shape[0], gate.shape[2])
     shapes = rows.shape, hidden, hidden, hidden
-    drows, dgate, dup, values = _call("FfnRows", shapes, (grad, *saved, gate, up, down), groups)
+    drows, dgate, dup, values = _call("FfnRows", shapes, (grad, *saved, gate, up, down, *_places(rows, groups)))
     outer = ((rows, dgate, gate), (rows, dup, up), (values, grad, down))
     return drows.astype(rows.dtype), *(tgmm(a, b, groups, dtype=w.dtype) for a, b, w in outer)
+
+
+def _places(rows: Array, groups: Groups) -> tuple[Array, Array]:
+    return groups.starts(rows.shape[0]), groups.sizes
 
 
 def row_alignment(rows: int, groups: int) -> int:
@@ -90,11 +102,77 @@ def row_alignment(rows: int, groups: int) -> int:
     return 1
 
 
-def _call(name: str, shapes: tuple[tuple[int, ...], ...], arrays: tuple[Array, ...], groups: Groups, **attributes):
-    call = jax.ffi.ffi_call(_target(name), [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])
-    starts = groups.starts(arrays[0].shape[0])
-    results = call(*(x.astype(jnp.float32) for x in arrays), starts, groups.sizes, **attributes)
-    return [vary_as(x, *arrays) for x in results]
+def attend(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    """Causal softmax attention of [B, S, H, C], and the logarithm of each row's sum of exponentials, [B, H, S]."""
+    batch, positions, heads, _ = query.shape
+    out, log_sums = _call("Attend", (query.shape, (batch, heads, positions)), (query, key, value), "broadcast_all")
+    return out.astype(query.dtype), log_sums
+
+
+def attend_backward(query: Array, key: Array, value: Array, out: Array, log_sums: Array, grad: Array) -> list[Array]:
+    """Gradients of query, key and value."""
+    arrays = query, key, value, out, log_sums, grad
+    results = _call("AttendBackward", (query.shape,) * 3, arrays, "broadcast_all")
+    return [x.astype(like.dtype) for x, like in zip(results, arrays, strict=False)]
+
+
+def layer(x: Array, token_of: Array, weights: Array, sizes: Array, gate: Array, up: Array, down: Array) -> list[Array]:
+    """[T, D] -> [T, D]: each token's sum by weight over experts; and [M, F] twice, the products with gate and up.
+
+    Args:
+      x: tokens.
+      token_of: of each of M rows, sorted by expert.
+      weights: of each row.
+      sizes: rows of each expert.
+      gate: [E, D, F], as `up`; `down` is [E, F, D].
+    """
+    hidden = token_of.shape[0], gate.shape[2]
+    arrays = x, token_of, weights, jnp.cumsum(sizes) - sizes, sizes, gate, up, down
+    return _call("Layer", (x.shape, hidden, hidden), arrays, "sequential", shares=_shares(x, token_of))
+
+
+def layer_backward(
+    x: Array,
+    token_of: Array,
+    weights: Array,
+    sizes: Array,
+    gate: Array,
+    up: Array,
+    down: Array,
+    saved: Sequence[Array],
+    grad: Array,
+) -> list[Array]:
+    """Gradients of x, of the rows' weights, of gate, up and down."""
+    hidden = token_of.shape[0], gate.shape[2]
+    shapes = x.shape, weights.shape, gate.shape, up.shape, down.shape, hidden, hidden, hidden
+    arrays = x, token_of, weights, jnp.cumsum(sizes) - sizes, sizes, gate, up, down, *saved, grad
+    return _call("LayerBackward", shapes, arrays, "sequential", shares=_shares(x, token_of))[:5]
+
+
+def _shares(x: Array, token_of: Array) -> np.int64:
+    """How many sums there are to add up: several for a core, and less to add up than there are rows."""
+    return np.int64(min(max(token_of.shape[0] // x.shape[0] // 2, 4), 16))
+
+
+def top_k(scores: Array, k: int) -> Array:
+    """[..., E] -> [..., k]: indices of the highest scores, highest first; ties go to the lower index."""
+    shape = jax.ShapeDtypeStruct((*scores.shape[:-1], k), jnp.int32)
+    call = jax.ffi.ffi_call(_target("TopK"), shape, vmap_method="broadcast_all")
+    return vary_as(call(jax.lax.stop_gradient(scores).astype(jnp.float32)), scores)
+
+
+def _call(
+    name: str,
+    shapes: tuple[tuple[int, ...], ...],
+    arrays: tuple[Array, ...],
+    vmap_method: str | None = None,
+    **attributes: Any,
+) -> list[Array]:
+    """Results in float32, of arrays in that or of integers."""
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    call = jax.ffi.ffi_call(_target(name), results, vmap_method=vmap_method)
+    read = [x if jnp.issubdtype(x.dtype, jnp.integer) else x.astype(jnp.float32) for x in arrays]
+    return [vary_as(x, *arrays) for x in call(*read, **attributes)]
 
 
 @functools.cache
@@ -104,7 +182,13 @@ def _key() -> str:
         processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         processor = platform.processor()
-    parts = (*(source.read_text() for source in SOURCES), *FLAGS, version("jaxlib"), platform.machine(), processor)
+    parts = (
+        *(source.read_text() for source in (*SOURCES, *HEADERS)),
+        *FLAGS,
+        version("jaxlib"),
+        platform.machine(),
+        processor,
+    )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -144,12 +228,12 @@ def _kept(compiler: str, library: Path) -> dict[str, Any]:
 
 def _load(path: Path) -> dict[str, Any]:
     library = ctypes.CDLL(str(path))
-    return {name: getattr(library, f"Slicedice{name}") for name in ("Gmm", "Tgmm", "Ffn", "FfnRows")}
+    return {name: getattr(library, f"Slicedice{name}") for name in NAMES}
 
 
 def _compile(compiler: str, folder: Path) -> Path:
     log.info("compiling the native grouped matmul, which takes ten seconds or so")
     library = folder / "native.so"
-    command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCES[0]), "-o", str(library)]
+    command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", *map(str, SOURCES), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
     return library

@@ -6,7 +6,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from slicedice.kernels import is_native
 from slicedice.kernels.platform import platform
+from slicedice.model.native_attention import native_attention
 from slicedice.model.splash import MIXED, fits, splash
 from slicedice.moe.experts import Initializer, project, weight
 from slicedice.parallel.gathering import gathered
@@ -47,15 +49,17 @@ def causal_mix(
 ) -> Float[Array, "B S H C"]:
     """Softmax attention over positions up to one's own, scores and sums in float32.
 
-    On CPU it is written out, and normalised after the product with values, because forward and backward pass
-    then take about half the time of JAX's own (`benchmarks/attention.py`). On TPU it is a kernel that holds no scores
-    in memory. What comes of it has the name that `jax.checkpoint` keeps.
+    On TPU and CPU it is a kernel that holds no scores in memory; on a CPU without a C++ compiler it is written out, and
+    normalised after the product with values, because forward and backward pass then take about half the time of JAX's
+    own (`benchmarks/attention.py`). What comes of it has the name that `jax.checkpoint` keeps.
     """
     where = platform()
     if where == "tpu" and fits(query.shape[1]):
         return splash(query, key, value)
     if where != "cpu":
         return checkpoint_name(jax.nn.dot_product_attention(query, key, value, is_causal=True), MIXED)
+    if is_native():
+        return native_attention(query, key, value)
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     scores = jnp.einsum("bhqc,bhkc->bhqk", query, key, preferred_element_type=jnp.float32)
     past = jnp.tri(query.shape[2], dtype=bool)

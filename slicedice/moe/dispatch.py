@@ -90,7 +90,7 @@ def _combine_forward(rows, weights, plan):
 def _combine_backward(residuals, grad):
     rows, weights, plan = residuals
     grad_of_row = grad[plan.token_of_row]
-    drows = grad_of_row * _of_rows(weights, plan)[:, None].astype(grad.dtype)
+    drows = grad_of_row * of_rows(weights, plan)[:, None].astype(grad.dtype)
     by_row = jnp.einsum("md,md->m", rows, grad_of_row, preferred_element_type=jnp.float32)
     dweights = by_row.at[plan.row_of_assignment].get(mode="fill", fill_value=0)
     return drows.astype(rows.dtype), dweights.astype(weights.dtype), None
@@ -107,11 +107,11 @@ def _sum_by_token(rows: Float[Array, "M D"], weights: Float[Array, "T K"], plan:
         of_assignments = rows.at[plan.row_of_assignment].get(mode="clip")
         kept = plan.row_of_assignment < rows.shape[0]
         return jnp.einsum("tkd,tk->td", of_assignments, weights * kept, preferred_element_type=jnp.float32)
-    weighted = rows * _of_rows(weights, plan)[:, None]
+    weighted = rows * of_rows(weights, plan)[:, None]
     return jnp.zeros((tokens, rows.shape[1]), jnp.float32).at[plan.token_of_row].add(weighted)
 
 
-def _of_rows(weights: Float[Array, "T K"], plan: Plan) -> Float[Array, " M"]:
+def of_rows(weights: Float[Array, "T K"], plan: Plan) -> Float[Array, " M"]:
     """The weight of the assignment that each row serves; 0 for none."""
     return weights.reshape(-1).at[plan.assignment_of_row].get(mode="fill", fill_value=0)
 

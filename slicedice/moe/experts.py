@@ -53,8 +53,13 @@ class RoutedExperts(nnx.Module):
 
     def __call__(self, rows: Float[Array, "M D"], group_sizes: Int[Array, " E"], alignment: int) -> Float[Array, "M D"]:
         """Applies to each row the expert of its group; costs FLOPs in proportion to rows."""
-        gate, up, down = (local_experts(weights, rows.dtype) for weights in (self.gate, self.up, self.down))
-        return expert_ffn(rows, gate, up, down, group_sizes, implementation=self.implementation, alignment=alignment)
+        matrices = self.matrices(rows.dtype)
+        return expert_ffn(rows, *matrices, group_sizes, implementation=self.implementation, alignment=alignment)
+
+    def matrices(self, dtype: jax.typing.DTypeLike) -> tuple[Array, Array, Array]:
+        """gate, up and down of this device's experts."""
+        gate, up, down = (local_experts(weights, dtype) for weights in (self.gate, self.up, self.down))
+        return gate, up, down
 
 
 def truncated_normal(std: float = 0.02, cut: float = 3.0) -> Initializer:

@@ -11,10 +11,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from slicedice.kernels import row_alignment
+from slicedice.kernels import choose, row_alignment
 from slicedice.moe import dispatch as moving
 from slicedice.moe import exchange, routing, sending
 from slicedice.moe.experts import Initializer, RoutedExperts, SwiGLU, weight
+from slicedice.moe.native_experts import native_experts
 from slicedice.parallel.gathering import gathered
 from slicedice.parallel.mesh import size
 from slicedice.parallel.table import EXPERT
@@ -133,6 +134,9 @@ class ExpertSet(nnx.Module):
         """The `n` experts of this device, with rows for at least `room` assignments; and how many found none."""
         alignment = row_alignment(room or assignment.experts.size, n, self.implementation)
         plan = moving.plan(assignment, n, alignment, room)
+        if choose(self.implementation) == "native":
+            matrices = self.experts.matrices(x.dtype)
+            return native_experts(x, assignment.weights, *matrices, plan), plan.lost
         rows = checkpoint_name(self.experts(moving.dispatch(x, plan), plan.group_sizes, alignment), EXPERT_ROWS)
         return moving.combine(rows, assignment.weights, plan), plan.lost
 

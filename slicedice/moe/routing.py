@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from slicedice.kernels import is_native, native
+
 MAXIMA = 8
-"""Up to this k, taking the maximum k times beats a partial sort (on CPU, 0.9 against 2.3 ms for 4 of 128)."""
+"""Up to this k, taking the maximum k times beats a partial sort, where XLA compiles it: 0.9 against 2.3 ms for 4 of 128
+on a CPU, whose own kernel takes 0.2."""
 
 
 class Assignment(NamedTuple):
@@ -44,6 +47,8 @@ def select(
 
 def top_k_indices(scores: Float[Array, "T E"], k: int) -> Int[Array, "T K"]:
     """Indices of the `k` highest scores, highest first; ties go to the lower index."""
+    if is_native():
+        return native.top_k(scores, k)
     if k > MAXIMA:
         return jax.lax.top_k(scores, k)[1]
     index, chosen = jnp.arange(scores.shape[1], dtype=jnp.int32), []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from slicedice.kernels import is_native
 from slicedice.model import attention
 from slicedice.moe.experts import truncated_normal
 
@@ -36,9 +37,22 @@ def test_scores_after_rope_depend_on_distance_alone(rng):
     assert np.std([diagonal[0] for diagonal in diagonals]) > 1e-3
 
 
+@pytest.fixture(params=["native", "plain"])
+def with_and_without_a_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "native" and not is_native():
+        pytest.skip("needs the CPU and a C++ compiler")
+    monkeypatch.setattr(attention, "is_native", lambda: request.param == "native")
+
+
+# Positions of the second are many blocks of queries, of the third one that ends amid a vector.
+SHAPES = [(2, 9, 3, 8), (1, 1100, 2, 20), (2, 77, 1, 3), (3, 1, 2, 2)]
+
+
 @pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_causal_mix_is_softmax_attention(scale: float, rng):
-    query, key, value, cotangent = rng.standard_normal((4, 2, 9, 3, 8)).astype(np.float32)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("with_and_without_a_compiler")
+def test_causal_mix_is_softmax_attention(shape: tuple[int, ...], scale: float, rng):
+    query, key, value, cotangent = rng.standard_normal((4, *shape)).astype(np.float32)
     query *= scale
 
     def all_of(function):
@@ -49,8 +63,34 @@ def test_causal_mix_is_softmax_attention(scale: float, rng):
         return jax.nn.dot_product_attention(query, key, value, is_causal=True)
 
     got, want = jax.jit(lambda: all_of(attention.causal_mix))(), jax.jit(lambda: all_of(reference))()
+    # A score's rounding is relative to the score, and the exponential makes it relative to a share.
+    scores = np.linalg.norm(query, axis=-1).max() * np.linalg.norm(key, axis=-1).max() / shape[-1] ** 0.5
     for a, b in zip(got, want, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=2.0**-24 * (16 + 4 * scores) * max(np.abs(b).max(), 1e-2))
+
+
+@pytest.mark.usefixtures("with_and_without_a_compiler")
+def test_later_positions_change_nothing(rng):
+    """To the bit, forward; and they get nothing back."""
+    query, key, value, cotangent = rng.standard_normal((4, 2, 150, 3, 8)).astype(np.float32)
+    cotangent[:, 70:] = 0
+    out, pull = jax.vjp(jax.jit(attention.causal_mix), query, key, value)
+    for array in (query, key, value):
+        array[:, 70:] = rng.standard_normal((2, 80, 3, 8))
+    np.testing.assert_array_equal(jax.jit(attention.causal_mix)(query, key, value)[:, :70], out[:, :70])
+    for gradient in pull(cotangent):
+        assert not gradient[:, 70:].any()
+        assert gradient[:, 69].any()
+
+
+@pytest.mark.usefixtures("with_and_without_a_compiler")
+def test_attention_of_several_models_at_once(rng):
+    arrays = rng.standard_normal((3, 4, 2, 33, 3, 8)).astype(np.float32)
+    mix = jax.jit(lambda *x: jax.vjp(attention.causal_mix, *x)[1](x[0]))
+    together = jax.jit(jax.vmap(mix))(*arrays)
+    for i in range(4):
+        for a, b in zip(together, mix(*arrays[:, i]), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tpu"])

@@ -16,13 +16,25 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @BOTH_WAYS
-def test_top_k_and_ties(k: int, rng):
-    scores = rng.integers(0, 6, (40, 16)).astype(np.float32)
+@pytest.mark.parametrize("n", [16, 17, 100])
+@pytest.mark.usefixtures("with_and_without_a_compiler")
+def test_top_k_and_ties(n: int, k: int, rng):
+    scores = rng.integers(0, 6, (40, n)).astype(np.float32) - 3
     got = jax.jit(routing.top_k_indices, static_argnums=1)(scores, k)
     np.testing.assert_array_equal(got, np.argsort(-scores, axis=1, kind="stable")[:, :k])
+    grouped = jax.jit(jax.vmap(lambda scores: routing.top_k_indices(scores, k)))(scores.reshape(4, 10, n))
+    np.testing.assert_array_equal(grouped.reshape(40, k), got)
+
+
+@pytest.mark.usefixtures("with_and_without_a_compiler")
+def test_experts_are_distinct_where_scores_are_the_lowest_there_are(rng):
+    scores = np.where(rng.random((40, 24)) < 0.8, -np.inf, rng.standard_normal((40, 24))).astype(np.float32)
+    got = jax.jit(routing.top_k_indices, static_argnums=1)(scores, 20)
+    np.testing.assert_array_equal(got, np.argsort(-scores, axis=1, kind="stable")[:, :20])
 
 
 @BOTH_WAYS
+@pytest.mark.usefixtures("with_and_without_a_compiler")
 def test_the_bias_selects_and_weights_are_plain_probabilities(k: int, rng):
     probabilities = _softmax(rng.standard_normal((40, 16))).astype(np.float32)
     bias = rng.uniform(-0.2, 0.2, 16).astype(np.float32)
@@ -34,6 +46,7 @@ def test_the_bias_selects_and_weights_are_plain_probabilities(k: int, rng):
 
 
 @BOTH_WAYS
+@pytest.mark.usefixtures("with_and_without_a_compiler")
 def test_gradients_of_the_selection(k: int, rng):
     probabilities = _softmax(rng.standard_normal((10, 16))).astype(np.float32)
     bias = rng.standard_normal(16).astype(np.float32)

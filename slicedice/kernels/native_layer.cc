@@ -1,0 +1,199 @@
+// The routed experts of a layer on CPUs, in float32, from tokens to tokens: rows sorted by expert are never in memory as
+// wide as the model. A task gathers the tokens of a few rows of an expert, multiplies, and adds what comes of it, by
+// weight, to sums of its own; sums are as many as the shapes say, so that results do not depend on how many threads
+// there are.
+
+#include <cstdint>
+#include <vector>
+
+#include "native_math.h"
+#include "native_pool.h"
+#include "native_product.h"
+
+namespace slicedice {
+namespace {
+
+constexpr int64_t kRowsAtOnce = kFewRows;
+
+struct Piece {
+  int64_t group, begin, end;
+};
+
+// Of rows sorted by group, pieces of one group each, in `shares` shares of about as many rows.
+std::vector<std::vector<Piece>> Shares(Ints starts, Ints sizes, int64_t shares) {
+  int64_t rows = 0;
+  for (size_t g = 0; g < sizes.element_count(); ++g) rows += sizes.typed_data()[g];
+  std::vector<std::vector<Piece>> result(shares);
+  int64_t before = 0;
+  for (size_t g = 0; g < sizes.element_count(); ++g) {
+    const int64_t start = starts.typed_data()[g], size = sizes.typed_data()[g];
+    const int64_t pieces = (size + kRowsAtOnce - 1) / kRowsAtOnce;
+    for (int64_t i = 0; i < pieces; ++i) {
+      const Piece piece = {static_cast<int64_t>(g), start + size * i / pieces, start + size * (i + 1) / pieces};
+      result[std::min(shares - 1, before * shares / rows)].push_back(piece);
+      before += piece.end - piece.begin;
+    }
+  }
+  return result;
+}
+
+// Copies rows of x, those of the tokens from `tokens` on, one below the other.
+void Gather(const Floats& x, const int32_t* tokens, int64_t count, float* to) {
+  const int64_t width = x.dimensions()[1];
+  for (int64_t i = 0; i < count; ++i) std::copy_n(x.typed_data() + tokens[i] * width, width, to + i * width);
+}
+
+// to += weight * from.
+void Add(float weight, const float* from, float* to, int64_t width) {
+  for (int64_t d = 0; d < width; ++d) to[d] += weight * from[d];
+}
+
+// The sum of `shares` arrays of `count` numbers.
+void AddUp(ffi::ThreadPool& pool, const std::vector<float>& parts, int64_t shares, int64_t count, float* to) {
+  constexpr int64_t at_once = 1 << 14;
+  ForEach(pool, (count + at_once - 1) / at_once, [&](int64_t i) {
+    const int64_t begin = i * at_once, end = std::min(count, begin + at_once);
+    std::copy(parts.data() + begin, parts.data() + end, to + begin);
+    for (int64_t share = 1; share < shares; ++share)
+      for (int64_t j = begin; j < end; ++j) to[j] += parts[share * count + j];
+  });
+}
+
+Matrix Of(const Floats& x, int64_t g) {
+  const int64_t rows = x.dimensions()[1], columns = x.dimensions()[2];
+  return {x.typed_data() + g * rows * columns, columns, 1};
+}
+Matrix Transposed(Matrix x) { return {x.data, x.column, x.row}; }
+
+// out[t] = sum over its rows m of weights[m] * expert(x[t]); saves the products with gate and up.
+ffi::Error Layer(ffi::ThreadPool pool, Floats x, Ints token_of, Floats weights, Ints starts, Ints sizes, Floats gate,
+                 Floats up, Floats down, int64_t shares, Result out, Result gated, Result upped) {
+  const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[2];
+  static thread_local std::vector<float> sums;
+  sums.assign(shares * tokens * d, 0.0f);
+  const auto pieces = Shares(starts, sizes, shares);
+  ForEach(pool, shares, [&, sums = sums.data()](int64_t share) {
+    static thread_local std::vector<float> rows, hidden, result;
+    rows.resize(kRowsAtOnce * d), result.resize(kRowsAtOnce * d), hidden.resize(kRowsAtOnce * f);
+    float* sum = sums + share * tokens * d;
+    for (const auto [group, begin, end] : pieces[share]) {
+      const int64_t m = end - begin;
+      const int32_t* token = token_of.typed_data() + begin;
+      float *a = gated->typed_data() + begin * f, *b = upped->typed_data() + begin * f;
+      Gather(x, token, m, rows.data());
+      Multiply(m, f, d, {rows.data(), d, 1}, Of(gate, group), a, f);
+      Multiply(m, f, d, {rows.data(), d, 1}, Of(up, group), b, f);
+      Elementwise<2, 1>(m * f, {a, b}, {hidden.data()},
+                        [](Vector* in, Vector* out) { out[0] = in[0] / (1.0f + Exp(-in[0])) * in[1]; });
+      Multiply(m, d, f, {hidden.data(), f, 1}, Of(down, group), result.data(), d);
+      for (int64_t i = 0; i < m; ++i)
+        Add(weights.typed_data()[begin + i], result.data() + i * d, sum + token[i] * d, d);
+    }
+  });
+  AddUp(pool, sums, shares, tokens * d, out->typed_data());
+  return ffi::Error::Success();
+}
+
+// The gradients of that: of x, of weights, and of the matrices. `da`, `db` and `hidden` are room for rows.
+ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Ints token_of, Floats weights, Ints starts, Ints sizes,
+                         Floats gate, Floats up, Floats down, Floats gated, Floats upped, Floats grad, int64_t shares,
+                         Result dx, Result dweights, Result dgate, Result dup, Result ddown, Result da, Result db,
+                         Result hidden) {
+  const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[2];
+  static thread_local std::vector<float> sums;
+  sums.assign(shares * tokens * d, 0.0f);
+  std::fill_n(dweights->typed_data(), dweights->element_count(), 0.0f);
+  const auto pieces = Shares(starts, sizes, shares);
+  ForEach(pool, shares, [&, sums = sums.data()](int64_t share) {
+    static thread_local std::vector<float> grads, dhidden, result;
+    grads.resize(kRowsAtOnce * d), result.resize(kRowsAtOnce * d), dhidden.resize(kRowsAtOnce * f);
+    float* sum = sums + share * tokens * d;
+    for (const auto [group, begin, end] : pieces[share]) {
+      const int64_t m = end - begin;
+      const int32_t* token = token_of.typed_data() + begin;
+      Gather(grad, token, m, grads.data());
+      Multiply(m, f, d, {grads.data(), d, 1}, Transposed(Of(down, group)), dhidden.data(), f);
+      for (int64_t i = 0; i < m; ++i) {
+        const int64_t at = (begin + i) * f;
+        const float weight = weights.typed_data()[begin + i];
+        Vector by_weight = {};
+        Elementwise<3, 3>(f, {gated.typed_data() + at, upped.typed_data() + at, dhidden.data() + i * f},
+                          {da->typed_data() + at, db->typed_data() + at, hidden->typed_data() + at},
+                          [&](Vector* in, Vector* out) {
+                            const Vector sigmoid = 1.0f / (1.0f + Exp(-in[0])), silu = in[0] * sigmoid;
+                            const Vector value = silu * in[1], dvalue = weight * in[2];
+                            by_weight += value * in[2];
+                            out[0] = dvalue * in[1] * (sigmoid + silu * (1.0f - sigmoid));
+                            out[1] = dvalue * silu;
+                            out[2] = weight * value;
+                          });
+        float total = 0;
+        for (int lane = 0; lane < kLanes; ++lane) total += by_weight[lane];
+        dweights->typed_data()[begin + i] = total;
+      }
+      const Matrix a = {da->typed_data() + begin * f, f, 1}, b = {db->typed_data() + begin * f, f, 1};
+      Multiply(m, d, f, a, Transposed(Of(gate, group)), result.data(), d);
+      Multiply(m, d, f, b, Transposed(Of(up, group)), result.data(), d, Into::kSum);
+      for (int64_t i = 0; i < m; ++i) Add(1.0f, result.data() + i * d, sum + token[i] * d, d);
+    }
+  });
+  AddUp(pool, sums, shares, tokens * d, dx->typed_data());
+  ForEach(pool, sizes.element_count(), [&](int64_t g) {
+    static thread_local std::vector<float> rows;
+    const int64_t size = sizes.typed_data()[g], start = size ? starts.typed_data()[g] : 0;
+    const int32_t* token = token_of.typed_data() + start;
+    rows.resize(size * d);
+    const auto into = [&](Result to) { return to->typed_data() + g * d * f; };
+    const auto at = [&](Result from) { return from->typed_data() + start * f; };
+    Gather(x, token, size, rows.data());
+    Multiply(d, f, size, {rows.data(), 1, d}, {at(da), f, 1}, into(dgate), f);
+    Multiply(d, f, size, {rows.data(), 1, d}, {at(db), f, 1}, into(dup), f);
+    Gather(grad, token, size, rows.data());
+    Multiply(f, d, size, {at(hidden), 1, f}, {rows.data(), d, 1}, into(ddown), d);
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceLayer, Layer,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Attr<int64_t>("shares")
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceLayerBackward, LayerBackward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Attr<int64_t>("shares")
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>());
+
+}  // namespace slicedice

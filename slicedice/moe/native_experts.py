@@ -1,0 +1,41 @@
+"""A layer's routed experts on CPU as one kernel in C++, tokens to tokens: no rows as wide as the model in memory."""
+
+import jax
+from jaxtyping import Array, Float
+
+from slicedice.kernels import native
+from slicedice.moe import dispatch
+from slicedice.moe.dispatch import Plan
+
+
+@jax.custom_vjp
+def native_experts(
+    x: Float[Array, "T D"],
+    weights: Float[Array, "T K"],
+    gate: Float[Array, "E D F"],
+    up: Float[Array, "E D F"],
+    down: Float[Array, "E F D"],
+    plan: Plan,
+) -> Float[Array, "T D"]:
+    """`dispatch`, SwiGLU experts and `combine` at once; computed in float32."""
+    return _forward(x, weights, gate, up, down, plan)[0]
+
+
+def _forward(x, weights, gate, up, down, plan):
+    of_rows = dispatch.of_rows(weights, plan)
+    out, *saved = native.layer(x, plan.token_of_row, of_rows, plan.group_sizes, gate, up, down)
+    return out.astype(x.dtype), (x, weights, gate, up, down, plan, saved)
+
+
+def _backward(residuals, grad):
+    x, weights, gate, up, down, plan, saved = residuals
+    of_rows = dispatch.of_rows(weights, plan)
+    dx, by_row, *matrices = native.layer_backward(
+        x, plan.token_of_row, of_rows, plan.group_sizes, gate, up, down, saved, grad
+    )
+    dweights = by_row.at[plan.row_of_assignment].get(mode="fill", fill_value=0)
+    dgate, dup, ddown = (d.astype(w.dtype) for d, w in zip(matrices, (gate, up, down), strict=True))
+    return dx.astype(x.dtype), dweights.astype(weights.dtype), dgate, dup, ddown, None
+
+
+native_experts.defvjp(_forward, _backward)
