@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 
 from slicedice.cost.topology import Topology
+from slicedice.faults import AGAIN
 from slicedice.launching import Job, LaunchError, LeftoverError, Phase
 from slicedice.launching.kubernetes_api import NotDoneError, ask, connect
 from slicedice.spec.errors import require
 from slicedice.store import Launch
-from slicedice.worker import AGAIN
 
 GROUP, VERSION, PLURAL = "jobset.x-k8s.io", "v1alpha2", "jobsets"
 

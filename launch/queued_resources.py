@@ -22,11 +22,11 @@ from pathlib import Path
 
 from slicedice import cache
 from slicedice.cost.topology import Topology
+from slicedice.faults import DISK_FULL
 from slicedice.launching import Job, LaunchError, Phase
 from slicedice.launching.tpu_vm_script import BODY
 from slicedice.spec.errors import require
 from slicedice.store import Launch
-from slicedice.worker import DISK_FULL
 
 SCRIPT = "queued_resources.sh"
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slicedice.faults import AGAIN, DISK_FULL
 from slicedice.launching import Job, LaunchError, LeftoverError, Phase
 from slicedice.launching.here import GRACE_SECONDS, on_cores, phases
 from slicedice.launching.xmanager_clouds import JOB, Kubernetes, VertexAI
@@ -30,7 +31,6 @@ from slicedice.spec.errors import require
 from slicedice.store import Launch
 from slicedice.store.files import is_object
 from slicedice.store.holder import Holder
-from slicedice.worker import AGAIN, DISK_FULL
 
 EXPERIMENT = "experiment.json"
 """What is submitted, as it is printed before."""

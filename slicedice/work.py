@@ -1,9 +1,10 @@
 """The worker: `python -m slicedice.work --store STORE [--unit LAUNCH/NUMBER | RUN ...]` trains runs one by one.
 
-Every launcher starts this. Runs are those of a work unit, or are named by id, as arguments or as lines on standard
-input, and their folders say what they are. One is passed over that another process trains, that has a result, that
-failed or was cancelled, or whose program failed. However a run ends, its folder says so, a line "RUN KIND" is printed,
-and the next one begins. SIGTERM or SIGUSR1 has the worker save what it trains and end.
+Every launcher starts this. Runs are those of a work unit, or are named by id, as arguments or in lines on standard
+input, and their folders say what they are. Those of one program that are named together are trained at once where that
+pays, as lanes of one step. One is passed over that another process trains, that has a result, that failed or was
+cancelled, or whose program failed. However a run ends, its folder says so, a line "RUN KIND" is printed, and the next
+one begins. SIGTERM or SIGUSR1 has the worker save what it trains and end.
 
 A unit ends when each of its runs has a result, failed or was cancelled: for one that another process trains it waits.
 
@@ -16,6 +17,7 @@ same runs as arguments. All see the same files; the first one writes them.
 
 import argparse
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -25,12 +27,13 @@ import time
 import traceback
 from collections.abc import Sequence
 
+from slicedice.faults import AGAIN, DISK_FULL, LostPeerError
 from slicedice.spec import SpecError
 from slicedice.spec.errors import require
 from slicedice.store import Store, StoreError
 from slicedice.store.files import BucketError, is_disk_full
 from slicedice.store.launches import read_launch
-from slicedice.worker import AGAIN, DISK_FULL, LostPeerError, Worker, use_compilation_cache
+from slicedice.worker import Worker, use_compilation_cache
 
 LOOK_SECONDS = 60
 """Between two looks at the runs that a unit waits for: in a bucket, each is a few requests."""
@@ -98,17 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, worker.stop)
         if options.unit:
             return _leave(_train_unit(worker, _unit(store, options)), options)
-        status = 0
-        for line in options.runs or iter(sys.stdin.readline, ""):
+        lines = [options.runs] if options.runs else map(str.split, iter(sys.stdin.readline, ""))
+        for run, kind in itertools.chain.from_iterable(map(worker.train_all, lines)):
+            print(run, kind or "passed_over", flush=True)
             if options.processes == 1 and worker.should_stop():  # several decide together, in `train`
                 break
-            run, kind = line.strip(), None
-            if _is_gone(worker, run):
-                status = 1
-            else:
-                kind = worker.train(run)
-            print(run, kind or "passed_over", flush=True)
-        return _leave(status, options)
+        return _leave(1 if worker.gone else 0, options)
     except (StoreError, SpecError) as error:
         print(error, file=sys.stderr)
         return _leave(1, options)
@@ -157,21 +155,16 @@ def _train_unit(worker: Worker, runs: Sequence[str]) -> int:
     """
     from slicedice.parallel import processes
 
-    left, rounds, gone = list(runs), 0, set[str]()
+    left, rounds = list(runs), 0
     while True:
-        for run in left:
-            if _is_gone(worker, run):
-                gone.add(run)
-                continue
-            kind = worker.train(run, patient=rounds > 0)
+        for run, kind in worker.train_all(left, patient=rounds > 0):
             if kind or not rounds:
                 print(run, kind or "passed_over", flush=True)
             if processes.greatest(worker.should_stop()):
-                return AGAIN if not all(worker.is_settled(run) for run in left if run not in gone) else 0
-        gone |= {run for run in left if run not in gone and _is_gone(worker, run)}
-        left = [run for run in left if run not in gone and processes.greatest(not worker.is_settled(run))]
+                return AGAIN if not all(run in worker.gone or worker.is_settled(run) for run in left) else 0
+        left = [run for run in left if not worker.is_gone(run) and processes.greatest(not worker.is_settled(run))]
         if not left:
-            return 1 if gone else 0
+            return 1 if worker.gone else 0
         if rounds == 1:
             print(f"waiting for others that hold {', '.join(left)}", flush=True)
         # At first what only seems to be trained is taken up at once; then it is asked about now and then.
@@ -180,19 +173,6 @@ def _train_unit(worker: Worker, runs: Sequence[str]) -> int:
                 return AGAIN
             time.sleep(1)
         rounds += 1
-
-
-def _is_gone(worker: Worker, run: str) -> bool:
-    """Whether the folder of a run was removed or damaged, which is told: others are trained all the same."""
-    from slicedice.parallel import processes
-
-    try:
-        worker.store.read_spec(run)
-        gone = False
-    except StoreError as error:
-        print(error, file=sys.stderr)
-        gone = True
-    return bool(processes.greatest(gone))  # of all processes of a run, since they see it one after another
 
 
 def _leave(status: int, options: argparse.Namespace) -> int:

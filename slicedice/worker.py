@@ -5,60 +5,43 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from slicedice import cache, copies
 from slicedice.evaluating import Evaluator
+from slicedice.faults import LostPeerError, is_bucket_gone, is_lost_peer, is_out_of_memory, wait_for_all
+from slicedice.run_log import log_to
 from slicedice.spec import Execution, RunSpec, program_key, run_name
-from slicedice.store import Attempt, Claim, Kind, Onlooker, RunFolder, Store, metrics
-from slicedice.store.drafts import Draft
-from slicedice.store.files import BucketError, is_disk_full
+from slicedice.store import Attempt, Claim, Kind, Onlooker, RunFolder, Store, StoreError, metrics
+from slicedice.store.files import is_disk_full
 from slicedice.writers import RunWriter
 
 if TYPE_CHECKING:
-    from slicedice.training import Program, TrainState
+    from slicedice.training import Lane, Lanes, Program, TrainState
+    from slicedice.training.compilations import Compilations
 
 log = logging.getLogger("slicedice.work")
 
 TAIL_STEPS = 50
 """Over which training metrics are averaged for the result (the study's figures 9 to 11)."""
 
-DISK_FULL = 28
-"""Exit status of a worker that could not write: nothing else that writes there will fare better."""
-
-AGAIN = 75
-"""Exit status of a process that is to be started again: it was told to stop and left runs, or lost the others."""
-
-OTHERS_SECONDS = 60
-"""How long a process that failed waits for the others to fail alike."""
-
-TENSORSTORE_GAVE_UP = "retry attempts failed"
-"""In what TensorStore, with which Orbax reads and writes arrays, says of a bucket after a quarter of an hour."""
-
-LOST_PEER_WORDS = "Gloo", "heartbeat", "oordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED"
-
-
-class LostPeerError(RuntimeError):
-    """What this process cannot go on without is lost: another process of the run, or the store's bucket.
-
-    status: what it ends with.
-    """
-
-    def __init__(self, message: str, status: int = AGAIN):
-        super().__init__(message)
-        self.status = status
-
 
 class Worker:
-    """Trains runs of one store in this process. Programs are kept, so that seeds share them."""
+    """Trains runs of one store in this process. Programs are kept, so that seeds share them.
+
+    gone: runs whose folders were removed or damaged: the others are trained all the same.
+    """
 
     def __init__(self, store: Store, parent: int | None = None):
         self.store, self.parent = store, parent
         self._stop = False
-        self._claim: Claim | Onlooker | None = None
         self._programs: dict[str, Program] = {}
+        self._lanes: dict[str, Lanes] = {}
+        self._compiled_before: Compilations | None = None
+        self.gone: set[str] = set()
 
     def stop(self, *_: object) -> None:
         """Asks for a checkpoint and an end after the step that runs."""
@@ -68,22 +51,102 @@ class Worker:
         """Whether a signal came, or the launcher that started this process is gone."""
         return self._stop or (self.parent is not None and os.getppid() != self.parent)
 
-    def should_leave(self) -> bool:
+    def should_leave(self, claim: Claim | Onlooker) -> bool:
         """Whether to stop, or to leave the run that is trained: it was cancelled, or another process took it up."""
-        claim = self._claim
-        return self.should_stop() or (claim is not None and (claim.is_lost or claim.is_cancelled))
+        return self.should_stop() or claim.is_lost or claim.is_cancelled
 
     def is_settled(self, run: str) -> bool:
         """Whether no worker has anything more to do for a run."""
         return self.store.state(run, self.store.read_spec(run), self.store.run(run).execution()).kind.is_settled
 
-    def train(self, run: str, *, patient: bool = False) -> Kind | None:
+    def train_all(self, runs: Sequence[str], *, patient: bool = False) -> Iterator[tuple[str, Kind | None]]:
+        """Trains runs, those of one program at once where that pays; yields each with how it ended, None if not here.
+
+        Args:
+          runs: ids, in the order to train them in.
+          patient: see `train`.
+        """
+        left = list(runs)
+        while left:
+            together, lanes = ([left[0]], None) if self.is_gone(left[0]) else self._together(left)
+            left = [run for run in left if run not in together]
+            if lanes:
+                works = [partial(self.train, run, patient=patient) for run in together]
+                yield from zip(together, lanes.train(works), strict=True)
+            else:
+                yield from ((run, None if run in self.gone else self.train(run, patient=patient)) for run in together)
+
+    def is_gone(self, run: str) -> bool:
+        """Whether the folder of a run was removed or damaged, which is told."""
+        from slicedice.parallel import processes
+
+        gone = run in self.gone
+        if not gone:
+            try:
+                self.store.read_spec(run)
+            except StoreError as error:
+                print(error, file=sys.stderr)
+                gone = True
+        if processes.greatest(gone):  # of all processes of a run, since they see it one after another
+            self.gone.add(run)
+        return run in self.gone
+
+    def _together(self, runs: Sequence[str]) -> tuple[list[str], "Lanes | None"]:
+        """The first of `runs`, and those to be trained beside it, with their lanes; None for a run alone."""
+        import jax
+
+        first = runs[0]
+        execution = self.store.run(first).execution()
+        most = execution.lanes or (1 if jax.default_backend() == "cpu" else len(runs))
+        if most == 1 or jax.process_count() > 1 or execution.mesh_shape.devices > 1:
+            return [first], None
+        specs, key = dict[str, RunSpec](), ""
+        for run in runs:
+            with contextlib.suppress(StoreError):  # which its own turn will tell
+                spec = self.store.read_spec(run)
+                own = program_key(spec, self.store.run(run).execution())
+                key = key or own
+                if own == key and not self.is_settled(run):
+                    specs[run] = spec
+        alike = sorted(specs, key=lambda run: specs[run].seed)  # runs of a seed read the same batches
+        if first not in alike or len(alike) == 1:
+            return [first], None
+        if key not in self._lanes:
+            from slicedice.training import Lanes, lanes_that_pay
+
+            program = self._program(specs[first], execution)
+            most = execution.lanes or lanes_that_pay(program, len(alike))
+            # As many in every round, since each number is a program of its own.
+            self._lanes[key] = Lanes(program, math.ceil(len(alike) / math.ceil(len(alike) / most)))
+        lanes = self._lanes[key]
+        together = alike[: lanes.width]
+        return ([first], None) if len(together) == 1 else (together, lanes)
+
+    def _program(self, spec: RunSpec, execution: Execution) -> "Program":
+        from slicedice import training
+
+        key = program_key(spec, execution)
+        if key not in self._programs:
+            training.compilations.so_far()  # counts from now on
+            self._programs[key] = training.Program(spec, execution)
+        return self._programs[key]
+
+    def _compiled(self) -> dict[str, Any]:
+        """What this process compiled since it was last asked: of lanes, the first that ends tells it."""
+        from slicedice.training import compilations
+
+        now = compilations.so_far()
+        new, self._compiled_before = now.since(self._compiled_before or compilations.Compilations()), now
+        return dataclasses.asdict(new)
+
+    def train(self, run: str, lane: "Lane | None" = None, *, patient: bool = False) -> Kind | None:
         """Trains one run to a result or a failure, which is written; None if it was not ours to train.
 
         Of several processes, all train it or none does: if one was told to stop, or has no hold of it, they pass it by.
 
         Args:
           run: its id.
+          lane: takes its steps together with others'.
           patient: whether to wait and see if another process that seems to train it does.
 
         Raises:
@@ -105,26 +168,30 @@ class Worker:
         number = processes.greatest(mine.number if mine else 0)
         if not number:
             return None
-        with mine or Onlooker(folder.path, number) as claim, _log_to(folder.log_of(jax.process_index()), claim):
-            self._claim = claim
-            try:
-                log.info("%s · %s, attempt %d", run_name(spec), run, number)
+        with mine or Onlooker(folder.path, number) as claim, log_to(folder.log_of(jax.process_index()), claim):
+            log.info("%s · %s, attempt %d", run_name(spec), run, number)
+            kind, reason = self._attempt(claim, folder, spec, execution, lane)
+            if kind is Kind.OUT_OF_MEMORY and lane:
+                log.warning("out of memory beside others; again alone")
                 kind, reason = self._attempt(claim, folder, spec, execution)
-                while kind is Kind.OUT_OF_MEMORY and (less := lighter(execution, spec)):
-                    log.warning("out of memory; again with %s", less)
-                    _wait_for_all(f"{run} with {less}", kind)
-                    execution = less
-                    kind, reason = self._attempt(claim, folder, spec, execution)
-                if not kind.has_result:
-                    claim.fail(kind, reason, told=kind is Kind.PREEMPTED)
-            finally:
-                self._claim = None
+            while kind is Kind.OUT_OF_MEMORY and (less := lighter(execution, spec)):
+                log.warning("out of memory; again with %s", less)
+                wait_for_all(f"{run} with {less}", kind)
+                execution = less
+                kind, reason = self._attempt(claim, folder, spec, execution)
+            if not kind.has_result:
+                claim.fail(kind, reason, told=kind is Kind.PREEMPTED)
         if processes.leads():
             self.store.note_ending(run)
         return kind
 
     def _attempt(
-        self, claim: Claim | Onlooker, folder: RunFolder, spec: RunSpec, execution: Execution
+        self,
+        claim: Claim | Onlooker,
+        folder: RunFolder,
+        spec: RunSpec,
+        execution: Execution,
+        lane: "Lane | None" = None,
     ) -> tuple[Kind, str]:
         """How it ended, and why; the caller writes that if it is no result, and last."""
         import jax
@@ -133,7 +200,7 @@ class Worker:
 
         try:
             with contextlib.closing(RunWriter(spec, execution, self.store)) as shown:
-                return self._train(claim, folder, spec, execution, shown), ""
+                return self._train(claim, folder, spec, execution, lane or self._program(spec, execution), shown), ""
         except training.Stopped as stopped:
             kind = Kind.CANCELLED if claim.is_cancelled else Kind.PREEMPTED
             return kind, claim.loss or str(stopped)
@@ -154,11 +221,17 @@ class Worker:
                 raise LostPeerError(f"{folder.path.name} {kind}") from error
             if kind is Kind.CRASHED and not alone:
                 claim.fail(kind, reason)
-                _wait_for_all(f"the end of {folder.path.name}", kind)
+                wait_for_all(f"the end of {folder.path.name}", kind)
             return kind, reason
 
     def _train(
-        self, claim: Claim | Onlooker, folder: RunFolder, spec: RunSpec, execution: Execution, shown: RunWriter
+        self,
+        claim: Claim | Onlooker,
+        folder: RunFolder,
+        spec: RunSpec,
+        execution: Execution,
+        program: "Program | Lane",
+        shown: RunWriter,
     ) -> Kind:
         from slicedice import evaluation, training
         from slicedice.parallel import processes
@@ -170,10 +243,6 @@ class Worker:
         if claim.number > 1 and not earlier:
             log.warning("nothing was trained on this text before: the run starts over")
         processes.greatest(0)  # until the first process has looked
-        key = program_key(spec, execution)
-        if key not in self._programs:
-            self._programs[key] = training.Program(spec, execution)
-        program = self._programs[key]
         evaluator = Evaluator(spec, execution, tokens, copies.tasks(self.store), self.should_stop)
         last = spec.budget.steps
 
@@ -210,7 +279,7 @@ class Worker:
                     checkpoint_seconds=execution.checkpoint_seconds,
                     begin=begin,
                     report=report,
-                    should_stop=self.should_leave,
+                    should_stop=partial(self.should_leave, claim),
                     evaluate=lambda state: _watch(claim, evaluator, program, state, evaluated),
                     evaluate_every=execution.evaluate_every,
                 )
@@ -229,6 +298,7 @@ class Worker:
                 claim.cut_evaluations(last)
                 evaluated(last, evaluation.HELD_OUT, losses)
             writer.sync()
+            seconds = writer.seconds_per_step()
             _require_hold(claim)
             won = claim.finish(
                 kind,
@@ -237,7 +307,9 @@ class Worker:
                     "train": metrics.tail_means(claim.metrics, TAIL_STEPS),
                     "evaluation": losses,
                     "execution": dataclasses.asdict(execution),
-                    "seconds_per_step": writer.seconds_per_step(),
+                    "seconds_per_step": seconds and seconds / program.width,
+                    "lanes": program.width,
+                    "compilation": self._compiled(),
                     "provenance": provenance(tokens.fingerprint),
                 },
             )
@@ -273,7 +345,7 @@ def _require_hold(claim: Claim | Onlooker) -> None:
 def _watch(
     claim: Claim | Onlooker,
     evaluator: Evaluator,
-    program: "Program",
+    program: "Program | Lane",
     state: "TrainState",
     evaluated: Callable[[int, str, dict[str, Any]], None],
 ) -> None:
@@ -292,45 +364,6 @@ def _watch(
             evaluated(step, name, content["scores"])
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device was out of memory, while training or while reading a checkpoint."""
-    if "RESOURCE_EXHAUSTED" in str(error):
-        return True
-    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
-
-
-def is_bucket_gone(error: BaseException) -> bool:
-    """Whether the store's bucket did not answer, though it was asked again and again."""
-    if (isinstance(error, BucketError) and error.passes) or TENSORSTORE_GAVE_UP in str(error):
-        return True
-    return error.__cause__ is not None and is_bucket_gone(error.__cause__)
-
-
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether another process of the run is gone, by the words of those who notice: Gloo, and JAX's coordination."""
-    if any(word in str(error) for word in LOST_PEER_WORDS):
-        return True
-    return error.__cause__ is not None and is_lost_peer(error.__cause__)
-
-
-def _wait_for_all(what: str, kind: Kind) -> None:
-    """Waits until every process has failed alike, and comes to `what`, which no two waits may share.
-
-    Raises:
-      LostPeerError: one has not, in a minute. It waits for what this one will not send any more.
-    """
-    import jax
-    from orbax.checkpoint import multihost
-
-    if jax.process_count() > 1:
-        try:
-            # No collective: a process that has memory enough waits in one of the step's.
-            multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * OTHERS_SECONDS)
-        except Exception as error:
-            # To start again alone would not help.
-            raise LostPeerError(f"{kind} in this process alone", 1) from error
-
-
 def lighter(execution: Execution, spec: RunSpec) -> Execution | None:
     """The same run in less memory: the next smaller micro-batch, or if that cuts a routing group, rematerialised.
 
@@ -341,25 +374,6 @@ def lighter(execution: Execution, spec: RunSpec) -> Execution | None:
     for micro_batch in smaller:
         return dataclasses.replace(execution, micro_batch=micro_batch)
     return None if execution.remat else dataclasses.replace(execution, remat=True)
-
-
-@contextlib.contextmanager
-def _log_to(path: Path, claim: Claim | Onlooker) -> Iterator[None]:
-    """Sends what is logged meanwhile to a file as well, until another process logs there."""
-    draft = Draft(path, goes_on=True, wanted=lambda: not claim.is_taken)
-    handler = logging.FileHandler(draft.path)
-    handler.addFilter(lambda _: not claim.is_taken)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-        try:
-            draft.close()
-        except OSError as error:
-            log.warning("%s is not all uploaded: %s", path, error)
 
 
 def use_compilation_cache() -> None:

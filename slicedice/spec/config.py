@@ -131,6 +131,7 @@ def study_config() -> Config:
     execution.remat = False  # compute each block again in the backward pass: less memory, more time
     execution.unroll = 1  # layers in one turn of the scan over layers
     execution.implementation = ""  # of the grouped matmul; "": by platform
+    execution.lanes = 0  # runs of one program that a device trains at once; 0: as many as it pays to, on CPU one
     execution.checkpoint_seconds = 300.0
     execution.mesh = ""  # sizes of replica, data and expert, as in "data=8 expert=4"; "": one device
     execution.expert_slack = 2.0  # over the expert axis: rows that a device has room for, over their mean
@@ -287,6 +288,7 @@ def _execution(e: Config, spec: RunSpec) -> Execution:
         e.implementation in IMPLEMENTATIONS, "execution.implementation", e.implementation, f"choose {IMPLEMENTATIONS}"
     )
     require(e.unroll > 0, "execution.unroll", e.unroll, "use a number above 0")
+    require(e.lanes >= 0, "execution.lanes", e.lanes, "use a number of runs, or 0")
     require(e.checkpoint_seconds > 0, "execution.checkpoint_seconds", e.checkpoint_seconds, "use seconds above 0")
     require(e.evaluate_every >= 0, "execution.evaluate_every", e.evaluate_every, "use a number of steps, or 0")
     tasks = listed("execution.evaluation_tasks", e.evaluation_tasks, among=EVALUATION_TASKS)

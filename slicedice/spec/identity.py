@@ -31,6 +31,7 @@ UNCOMPILED = {
         "evaluation_tasks",
         "evaluation_data",
         "evaluate_every",
+        "lanes",
         "writers",
     ),
 }

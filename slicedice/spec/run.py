@@ -111,6 +111,7 @@ class Execution:
     remat: keep only each block's input for the backward pass, and compute the block again.
     unroll: layers in one turn of the scan over layers.
     implementation: grouped-matmul implementation by name; "" chooses by platform.
+    lanes: runs of one program that a device trains at once, at most; 0 for as many as it pays to, on CPU one.
     checkpoint_seconds: time between checkpoints.
     mesh: sizes of the mesh's axes, as in "data=8 expert=4"; "" for one device.
     expert_slack: over the mesh's expert axis, rows that a device has room for, over their mean.
@@ -134,6 +135,7 @@ class Execution:
     evaluation_data: str = ""
     evaluate_every: int = 0
     writers: str = ""
+    lanes: int = 0
 
     @property
     def mesh_shape(self) -> MeshShape:

@@ -1,8 +1,11 @@
 """Training one run: optimizer, the compiled step, the loop, checkpoints. Knows no grid and no store."""
 
+from slicedice.training import compilations
 from slicedice.training.checkpoint import CheckpointError, Checkpoints
 from slicedice.training.gradients import Hyper, routing_of
+from slicedice.training.lanes import Lane, Lanes
 from slicedice.training.loop import Diverged, Stopped, train
+from slicedice.training.packing import lanes_that_pay
 from slicedice.training.program import Program, TrainState
 
 __all__ = [
@@ -10,9 +13,13 @@ __all__ = [
     "Checkpoints",
     "Diverged",
     "Hyper",
+    "Lane",
+    "Lanes",
     "Program",
     "Stopped",
     "TrainState",
+    "compilations",
+    "lanes_that_pay",
     "routing_of",
     "train",
 ]

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from slicedice.parallel.processes import Vote
 from slicedice.spec import RunSpec
 from slicedice.training.checkpoint import Checkpoints
 from slicedice.training.gradients import Hyper
+from slicedice.training.lanes import Lane
 from slicedice.training.program import LOST, Program, TrainState
 
 Metrics = dict[str, float | int]
@@ -38,7 +40,7 @@ class NoRoom(RuntimeError):
 
 
 def train(
-    program: Program,
+    program: Program | Lane,
     spec: RunSpec,
     tokens: TokenStore,
     checkpoints: Checkpoints,
@@ -53,7 +55,7 @@ def train(
     """Trains `spec` from its newest checkpoint, or from the beginning, to the end of its budget.
 
     Args:
-      program: compiled functions of the run's program.
+      program: compiled functions of the run's program, or a lane of them.
       spec: the run.
       tokens: what it trains on; batches are a function of (tokens, seed, step).
       checkpoints: where its state is saved.
@@ -75,7 +77,7 @@ def train(
       CheckpointError: the newest checkpoint cannot be read.
     """
     hyper, batch_size, length = Hyper.of(spec), spec.budget.batch_size, spec.data.sequence_length
-    state = checkpoints.restore(program.like) or program.init(np.uint32(spec.seed))
+    state: Any = checkpoints.restore(program.like) or program.init(np.uint32(spec.seed))
     first = int(state.step)
     begin(first)
     is_evaluated = _multiples(evaluate_every, spec.budget.steps)
@@ -83,7 +85,7 @@ def train(
         evaluate(state)
     saved, pending, vote = time.monotonic(), None, Vote()
     for step in range(first, spec.budget.steps):
-        batch = program.place(partial(train_batch, tokens, spec.seed, step, batch_size, length))
+        batch: Any = program.place(partial(train_batch, tokens, spec.seed, step, batch_size, length))
         state, metrics = program.step(state, batch, hyper)
         # While this step runs, look at the one before.
         if pending is not None:
@@ -92,7 +94,7 @@ def train(
         if is_evaluated(step + 1):
             _report(*pending, report)  # which finds out whether there is anything to evaluate
             pending = None
-            evaluate(state)
+            evaluate(program.read(state))
         if step + 1 == spec.budget.steps:
             break
         due = time.monotonic() - saved > checkpoint_seconds
@@ -102,10 +104,11 @@ def train(
             if pending is not None:
                 _report(*pending, report)
             pending = None
-            checkpoints.save(state)
+            checkpoints.save(program.read(state))
             saved = time.monotonic()
             if wish == STOP:
                 raise Stopped(f"stopped after step {step}")
+    state = program.read(state)
     if pending is not None:
         _report(*pending, report)
         checkpoints.save(state)

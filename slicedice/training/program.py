@@ -4,7 +4,9 @@ Learning rate, weight decay, alpha, gamma and the seed are arguments, so runs th
 a program. A program must never read anything from a spec that `program_key` leaves out.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,11 +18,12 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
+from slicedice import cache
 from slicedice.model import Decoder
 from slicedice.moe import RouterBias
 from slicedice.parallel import placing
 from slicedice.parallel.mesh import batch_sharding, make_mesh
-from slicedice.spec import Execution, RunSpec
+from slicedice.spec import Execution, RunSpec, program_key
 from slicedice.training.gradients import Counts, Hyper, Losses, gradients
 from slicedice.training.optimizer import adamw, rate_at
 
@@ -41,9 +44,12 @@ class Program:
     """The compiled functions that train `spec`, or any run of the same `program_key`.
 
     Attributes:
+      width: how many runs take a step at once; see `Lane.width`.
       mesh: what it trains on; None for one device.
       like: shapes of a `TrainState`, and where each array lies.
     """
+
+    width = 1
 
     def __init__(self, spec: RunSpec, execution: Execution, devices: Sequence[Any] = ()):
         """Makes the program; nothing is compiled yet.
@@ -76,11 +82,29 @@ class Program:
         # Random initial values compile slowly and run once: unoptimised, on CPU, in a quarter of the time.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         self.init = jax.jit(self._init, compiler_options=quick, out_shardings=shardings)
-        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings, None))
+        self._step = jax.jit(self.take_step, donate_argnums=0, out_shardings=(shardings, None))
+        self._compiled: jax.stages.Compiled | None = None
+        self._compiling = threading.Lock()
 
     def model(self, state: TrainState) -> Decoder:
         """The model of a state."""
         return nnx.merge(self.graphdef, state.params, state.bias)
+
+    def step(self, state: TrainState, batch: Array, hyper: Hyper) -> tuple[TrainState, dict[str, Array]]:
+        """`take_step`, compiled. It takes the memory of `state` for the one that it returns."""
+        return self.compile()(state, batch, hyper)
+
+    def compile(self) -> jax.stages.Compiled:
+        """The step as it is compiled, once: by this thread or by another one that has begun to."""
+        with self._compiling:
+            if self._compiled is None:
+                with _alone(self):
+                    self._compiled = self.lower().compile()
+            return self._compiled
+
+    def read(self, state: TrainState) -> TrainState:
+        """The state itself; see `Lane.read`."""
+        return state
 
     def place(self, rows: Callable[[slice], np.ndarray]) -> Array:
         """A batch on its devices, of which this process reads its own share: `rows(slice)` are some of its rows."""
@@ -89,7 +113,7 @@ class Program:
     def lower(self) -> jax.stages.Lowered:
         """The step for the compiler; its devices need not be here."""
         batch = jax.ShapeDtypeStruct(self._batch_shape, jnp.int32, sharding=self._share)
-        return self.step.lower(self.like, batch, jax.eval_shape(lambda: Hyper.of(self.spec)))
+        return self._step.lower(self.like, batch, jax.eval_shape(lambda: Hyper.of(self.spec)))
 
     @property
     def _batch_shape(self) -> tuple[int, int]:
@@ -112,8 +136,10 @@ class Program:
         optimizer = adamw(self.spec.optimizer, jnp.float32(0), jnp.float32(0)).init(params)
         return TrainState(params, bias, optimizer, jnp.int32(0))
 
-    def _step(self, state: TrainState, batch: Int[Array, "B S1"], hyper: Hyper) -> tuple[TrainState, dict[str, Array]]:
-        """One optimizer step on a batch of B windows of S+1 tokens; returns the new state and metrics."""
+    def take_step(
+        self, state: TrainState, batch: Int[Array, "B S1"], hyper: Hyper
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """One optimizer step on a batch of B windows of S+1 tokens, not compiled; returns the new state and metrics."""
         grads, losses, counts = self._gradients(state.params, state.bias, batch, hyper)
         rate = rate_at(self.spec.optimizer, self.spec.budget.steps, state.step, hyper.learning_rate)
         optimizer = adamw(self.spec.optimizer, rate, hyper.weight_decay)
@@ -153,6 +179,20 @@ class Program:
             out_specs=(specs, whole, whole),
             check_vma=False,
         )(params, bias, batch, hyper)
+
+
+@contextlib.contextmanager
+def _alone(program: Program) -> Iterator[None]:
+    """Waits while another process of this machine compiles the same, to find it in the cache then.
+
+    Those that train one run together compile together: some compilers have each of them time a share of the kernels.
+    """
+    with contextlib.ExitStack() as stack:
+        if jax.process_count() == 1:
+            with contextlib.suppress(RuntimeError):  # no home folder
+                path = cache.folder() / "compiling" / program_key(program.spec, program.execution)
+                stack.enter_context(cache.alone(path))
+        yield
 
 
 def move_bias(bias: nnx.State, loads: tuple[Array, ...], gamma: Array) -> nnx.State:

@@ -7,7 +7,7 @@ from typing import Any
 
 from slicedice import data, work
 from slicedice.spec import Execution, RunSpec, run_id
-from slicedice.store import RunFolder, Store
+from slicedice.store import Claim, RunFolder, Store
 from slicedice.worker import Worker
 
 SCORES = {"held_out": {"macro": {"nats": 2.0, "bits_per_byte": 3.0, "targets": 4}}}
@@ -18,6 +18,8 @@ MOE = {"model__experts": "n=4 g=1/2"}
 
 class Program:
     """Stands for compiled functions."""
+
+    width = 1
 
     def __init__(self, spec: RunSpec, execution: Execution):
         self.spec, self.execution = spec, execution
@@ -60,7 +62,13 @@ class Bench:
         data.prepare(d.source, d.tokenizer, self.store.data, d.heldout_fraction)  # as what launches a run does
         return run_id(spec)
 
-    def train(self, program, spec, tokens, checkpoints, *, begin, report, **_: Any) -> str:
+    @property
+    def claim(self) -> Claim:
+        """By which the worker trains the run that it trains."""
+        return self._leaves.args[0]
+
+    def train(self, program, spec, tokens, checkpoints, *, begin, report, should_stop, **_: Any) -> str:
+        self._leaves = should_stop
         self.calls.append((program, spec))
         self.earlier.append(checkpoints.earlier)
         begin(0)

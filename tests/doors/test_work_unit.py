@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from slicedice import training, work
+from slicedice.faults import AGAIN
 from slicedice.store import Claim, Kind, Launch, RunFolder, RunState, attempt
 from slicedice.store.launches import write_launch
-from slicedice.worker import AGAIN
 from tests.doors.bench import MOE, Bench
 from tests.store.clocks import Clock
 

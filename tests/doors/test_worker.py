@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from slicedice import evaluation, training, work, worker
+from slicedice.faults import AGAIN, DISK_FULL
 from slicedice.store import Attempt, Claim, Kind, RunFolder, RunState, attempt
 from slicedice.store.files import BucketError
 from slicedice.store.kinds import MOST_FRUITLESS
-from slicedice.worker import AGAIN, DISK_FULL, Worker, lighter
+from slicedice.worker import Worker, lighter
 from tests import endings
 from tests.doors.bench import MOE, SCORES, Bench
 
@@ -159,17 +160,16 @@ def test_a_cancelled_run_is_passed_over_and_one_that_is_cancelled_in_training_en
     seen = []
 
     def during(folder: RunFolder) -> None:
-        seen.append(bench.worker.should_leave())
+        seen.append(bench.worker.should_leave(bench.claim))
         folder.cancel()
-        assert isinstance(bench.worker._claim, Claim)
-        bench.worker._claim.beat()
-        seen.append(bench.worker.should_leave())
+        bench.claim.beat()
+        seen.append(bench.worker.should_leave(bench.claim))
 
     bench.during, bench.ends = during, [training.Stopped("stopped after step 3")]
     assert bench.worker.train(training_) is Kind.CANCELLED
     assert seen == [False, True]
     assert bench.store.run(training_).state().kind is Kind.CANCELLED
-    assert not bench.worker.should_leave()
+    assert not bench.worker.should_stop()
 
 
 def take_over(folder: RunFolder) -> Claim:
@@ -208,8 +208,7 @@ def test_who_lost_its_run_logs_no_more_to_it(bench: Bench):
     def during(folder: RunFolder) -> None:
         take_over(folder)
         logging.getLogger("slicedice.training").warning("it does not know")
-        assert bench.worker._claim
-        bench.worker._claim.beat()
+        bench.claim.beat()
         logging.getLogger("slicedice.training").warning("it knows")
 
     bench.during = during

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slicedice import machine
+from slicedice.faults import AGAIN, DISK_FULL
 from slicedice.store import Store
-from slicedice.worker import AGAIN, DISK_FULL
 from tests.end_to_end.machines import Command, Machine, Process, cmdline, said, stacks, stat, workers
 from tests.end_to_end.watching import Broken
 

@@ -14,6 +14,7 @@ from google.auth import exceptions as google_auth  # pyright: ignore[reportMissi
 
 from slicedice import copies, sweep, work
 from slicedice.data import DataError
+from slicedice.faults import is_bucket_gone
 from slicedice.launching import Job, WorkUnit, load_launcher
 from slicedice.spec import SpecError, run_id
 from slicedice.store import Attempt, Kind, Launch, RunFolder, Store, StoreError, attempt, drafts, metrics
@@ -22,7 +23,6 @@ from slicedice.store.drafts import Draft
 from slicedice.store.files import BucketError, create, read_end, read_json, remove_all, size_of, write_whole
 from slicedice.store.launches import read_launch, write_launch
 from slicedice.store.objects import service
-from slicedice.worker import is_bucket_gone
 from tests.remote.gcs_emulator import UNHEARD, UNTOLD, Bucket, Emulator
 
 RACE = """

@@ -1,0 +1,210 @@
+"""Runs of one program trained at once, each a lane of one step that is mapped over all of them.
+
+A small model does not fill an accelerator: most of its step goes into starting kernels, and into reading weights that
+few rows are multiplied with. As lanes, several models share each start and fill the chip together. Each lane has its
+own numbers, seed, metrics and checkpoints, and is the run that it would be alone, but for the order in which a wider
+kernel may add up.
+
+The code of a run stays that of a run alone: `train` takes a `Lane` where it would take a `Program`. Every lane has a
+thread, of which one works at a time, until it comes to its next step; once all that are left have, the step is taken
+for all, and they go on in order.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_map_with_path
+from jaxtyping import Array, Int
+
+from slicedice.model import Decoder
+from slicedice.training.gradients import Hyper
+from slicedice.training.program import Program, TrainState
+
+T = TypeVar("T")
+
+
+class Lanes:
+    """The state of all lanes, stacked on the device, and the step of all.
+
+    width: how many there is room for. What a lane without a run computes, nobody reads.
+    """
+
+    def __init__(self, program: Program, width: int):
+        self.program, self.width = program, width
+        # Layers stay the first axis, which the step scans over: with lanes in front, it would turn all weights around.
+        self._axes = axes = tree_map_with_path(lambda path, _: int("blocks" in keystr(path)), program.like)
+        self._step_of: dict[bool, Any] = {
+            shared: jax.jit(jax.vmap(program.take_step, (axes, None if shared else 0, 0), (axes, 0)), donate_argnums=0)
+            for shared in (True, False)
+        }
+        self._with = jax.jit(self._replaced, donate_argnums=0)
+        self._take = jax.jit(lambda all_, lane: jax.tree.map(lambda axis, x: x.take(lane, axis), axes, all_))
+        self._state: TrainState | None = None
+        self._shared = True
+
+    def put(self, lane: int, state: TrainState) -> None:
+        """Has a lane go on from a state, whose memory is given back at once: so many beside these might not fit."""
+        if self._state is None:
+            self._state = jax.tree.map(self._zeros, self._axes, self.program.like)
+        self._state = self._with(self._state, lane, state)
+        jax.tree.map(lambda leaf: leaf.delete(), state)
+
+    def read(self, lane: int) -> TrainState:
+        """The state of a lane."""
+        return self._take(self._state, lane)
+
+    def step(self, batches: Sequence[np.ndarray], hypers: Sequence[Hyper]) -> dict[str, Array]:
+        """Takes a step of every lane; returns metrics, each [width].
+
+        Args:
+          batches: [B, S + 1] of each.
+          hypers: of each.
+        """
+        self._shared &= all(np.array_equal(batch, batches[0]) for batch in batches)
+        hyper = jax.tree.map(lambda *numbers: np.stack(numbers), *hypers)
+        batch = batches[0] if self._shared else np.stack(batches)
+        self._state, metrics = self._step_of[self._shared](self._state, batch, hyper)
+        return metrics
+
+    def clear(self) -> None:
+        """Gives all memory back."""
+        self._state, self._shared = None, True
+
+    def train(self, works: Sequence[Callable[["Lane"], T]]) -> list[T]:
+        """Calls each function with a lane of its own, in a thread of its own, and returns what they return.
+
+        Args:
+          works: as many as there is room for; each takes steps by its lane.
+
+        Raises:
+          BaseException: what one of them let out, the first in order, after all have ended. What a step raises, each
+            of them is handed.
+        """
+        assert len(works) <= self.width
+        self.clear()
+        lanes = [Lane(self, index, len(works), work) for index, work in enumerate(works)]
+        while working := [lane for lane in lanes if not lane.is_over]:
+            error = None
+            for lane in working:
+                try:
+                    lane.work()
+                except KeyboardInterrupt as interrupt:
+                    error = interrupt
+                    lane.wait()
+            working = [lane for lane in working if not lane.is_over]
+            if not working:
+                break
+            try:
+                self._advance(working)
+            except BaseException as caught:
+                error = error or caught
+            for lane in working:
+                lane.error = error
+            if error:
+                self.clear()  # its memory may be what is needed now
+        self.clear()
+        for lane in lanes:
+            if lane.failure:
+                raise lane.failure
+        return [lane.result for lane in lanes]  # pyright: ignore[reportReturnType]
+
+    def _advance(self, lanes: Sequence["Lane"]) -> None:
+        """Takes the step that each of `lanes` has come to."""
+        for lane in lanes:
+            if isinstance(lane.state, TrainState):
+                self.put(lane.index, lane.state)
+            lane.state = lane
+        of = {lane.index: lane for lane in lanes}
+        each = [of.get(index, lanes[0]) for index in range(self.width)]
+        metrics = self.step([lane.batch for lane in each], [lane.hyper for lane in each])
+        for lane in lanes:
+            lane.metrics = {name: _Of(values, lane.index) for name, values in metrics.items()}
+
+    def _zeros(self, axis: int, leaf: jax.ShapeDtypeStruct) -> Array:
+        shape = *leaf.shape[:axis], self.width, *leaf.shape[axis:]
+        return jnp.zeros(shape, leaf.dtype, device=leaf.sharding)
+
+    def _replaced(self, all_: TrainState, lane: Int[Array, ""], state: TrainState) -> TrainState:
+        def put(axis: int, x: Array, own: Array) -> Array:
+            return jax.lax.dynamic_update_index_in_dim(x, own, lane, axis)
+
+        return jax.tree.map(put, self._axes, all_, state)
+
+
+class Lane:
+    """What `train` takes for the program of one run of several; its state is the lane itself, once it has taken a step.
+
+    Attributes:
+      width: how many there are.
+      state, batch, hyper: what its next step is to be taken of.
+      metrics: of its last step.
+      error: what that step raised.
+      is_over, result, failure: whether its function has ended, and what it returned or raised.
+    """
+
+    def __init__(self, lanes: Lanes, index: int, width: int, work: Callable[["Lane"], Any]):
+        self._lanes, self.index, self.width = lanes, index, width
+        self.state: TrainState | Lane | None = None
+        self.batch: Any = None
+        self.hyper: Any = None
+        self.metrics: dict[str, Any] = {}
+        self.error: BaseException | None = None
+        self.is_over, self.result, self.failure = False, None, None
+        self._may_work, self._rests = threading.Semaphore(0), threading.Semaphore(0)
+        self.like, self.init = lanes.program.like, lanes.program.init
+        threading.Thread(target=self._run, args=(work,), name=f"lane {index}", daemon=True).start()
+
+    def model(self, state: TrainState) -> Decoder:
+        """As the program's."""
+        return self._lanes.program.model(state)
+
+    def place(self, rows: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """The batch, which goes to the device together with the others'."""
+        return rows(slice(0, self._lanes.program.spec.budget.batch_size))
+
+    def step(self, state: Any, batch: Any, hyper: Hyper) -> tuple[Any, dict[str, Any]]:
+        """Its step, which is taken once all lanes have come to theirs."""
+        self.state, self.batch, self.hyper = state, batch, hyper
+        del state
+        self._rests.release()
+        self._may_work.acquire()
+        if self.error:
+            raise self.error
+        return self, self.metrics
+
+    def read(self, state: Any) -> TrainState:
+        """A state of this lane as arrays."""
+        return self._lanes.read(self.index) if state is self else state
+
+    def work(self) -> None:
+        """Lets its thread work until that comes to its next step, or to its end."""
+        self._may_work.release()
+        self.wait()
+
+    def wait(self) -> None:
+        """Waits for that."""
+        self._rests.acquire()
+
+    def _run(self, work: Callable[["Lane"], Any]) -> None:
+        self._may_work.acquire()
+        try:
+            self.result = work(self)
+        except BaseException as error:
+            self.failure = error
+        self.is_over = True
+        self._rests.release()
+
+
+class _Of:
+    """One lane's number of an array [lanes], which is fetched once for all of them."""
+
+    def __init__(self, values: Array, lane: int):
+        self._values, self._lane = values, lane
+
+    def item(self) -> float | int:
+        """The number."""
+        return np.asarray(self._values)[self._lane].item()

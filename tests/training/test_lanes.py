@@ -1,0 +1,198 @@
+"""Runs trained as lanes are the runs that they would be alone, whatever becomes of those beside them."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from slicedice.spec import RunSpec
+from slicedice.training import Checkpoints, Diverged, Lane, Lanes, Stopped, TrainState, train
+
+STEPS = 6
+RUNS = (
+    {"seed": 1},
+    {"seed": 2, "optimizer.learning_rate": 3e-3},
+    {"seed": 3, "router.alpha": 0.0, "router.gamma": 0.1, "optimizer.weight_decay": 0.0},
+)
+
+Trained = tuple[TrainState, list[dict[str, Any]]]
+
+
+class Training:
+    """Trains specs of the shared program, each in a folder of its own."""
+
+    def __init__(self, program, tokens, folder: Path):
+        self.program, self.tokens, self.folder = program, tokens, folder
+
+    def one(
+        self,
+        program: Any,
+        spec: RunSpec,
+        name: str = "",
+        stop_after: int | None = None,
+        evaluate: Callable[[TrainState], None] = lambda state: None,
+    ) -> Trained:
+        """Trains one, by a program or a lane; its last state, and the metrics of every step."""
+        reported: list[dict[str, Any]] = []
+        checkpoints = Checkpoints(self.folder / (name or f"alone {spec.seed}"))
+        try:
+            state = train(
+                program,
+                spec,
+                self.tokens,
+                checkpoints,
+                checkpoint_seconds=1e9,
+                begin=lambda step: None,
+                report=reported.append,
+                should_stop=lambda: stop_after is not None and len(reported) >= stop_after,
+                evaluate=evaluate,
+                evaluate_every=2,
+            )
+        finally:
+            checkpoints.close()
+        return state, reported
+
+    def alone(self, spec: RunSpec) -> Trained:
+        return self.one(self.program, spec)
+
+    def together(self, *works: Callable[[Lane], Any], width: int = 0) -> list[Any]:
+        return Lanes(self.program, width or len(works)).train(works)
+
+    def lane(self, spec: RunSpec, **settings: Any) -> Callable[[Lane], Trained]:
+        settings.setdefault("name", f"lane {spec.seed}")
+        return lambda lane: self.one(lane, spec, **settings)
+
+
+@pytest.fixture
+def training(program, tokens, tmp_path: Path) -> Training:
+    return Training(program(), tokens, tmp_path)
+
+
+def assert_same(got: Trained, want: Trained) -> None:
+    """But for the order of sums, which AdamW's first steps make the most of: they move by signs of gradients."""
+    (state, metrics), (wanted, wanted_metrics) = got, want
+    assert [m["step"] for m in metrics] == [m["step"] for m in wanted_metrics]
+    for a, b in zip(metrics, wanted_metrics, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+
+
+def test_each_is_the_run_it_would_be_alone(training: Training, run):
+    specs = [run(overrides) for overrides in RUNS]
+    for got, spec in zip(training.together(*map(training.lane, specs)), specs, strict=True):
+        assert_same(got, training.alone(spec))
+
+
+def test_room_that_no_run_takes_changes_nothing(training: Training, run):
+    spec = run(RUNS[0])
+    (got,) = training.together(training.lane(spec), width=3)
+    assert_same(got, training.alone(spec))
+
+
+def test_one_that_diverges_or_fails_leaves_the_others_as_they_are(training: Training, run):
+    def fails(state: TrainState) -> None:
+        raise OSError("the disk is full")
+
+    def diverges(lane: Lane) -> int:
+        with pytest.raises(Diverged) as diverged:
+            training.one(lane, run({"seed": 5, "optimizer.learning_rate": 1e30}), "diverging")
+        return diverged.value.step
+
+    def caught(lane: Lane) -> str:
+        with pytest.raises(OSError, match="full"):
+            training.one(lane, run({"seed": 6}), "failing", evaluate=fails)
+        return "failed"
+
+    spec = run(RUNS[1])
+    step, got, failed = training.together(diverges, training.lane(spec), caught)
+    assert 0 < step < STEPS
+    assert failed == "failed"
+    assert_same(got, training.alone(spec))
+
+
+def test_one_that_was_stopped_goes_on_beside_others_at_other_steps(training: Training, run):
+    first, second = run(RUNS[0]), run(RUNS[1])
+
+    def stops(lane: Lane) -> None:
+        with pytest.raises(Stopped):
+            training.one(lane, first, "stopped", stop_after=3)
+
+    _, other = training.together(stops, training.lane(second))
+    assert_same(other, training.alone(second))
+    (state, metrics), beside = training.together(training.lane(first, name="stopped"), training.lane(run(RUNS[2])))
+    assert metrics[0]["step"] > 0
+    whole = training.alone(first)
+    assert_same((state, metrics), (whole[0], whole[1][metrics[0]["step"] :]))
+    assert_same(beside, training.alone(run(RUNS[2])))
+
+
+def test_states_that_are_evaluated_are_the_lanes_own(training: Training, run):
+    specs, seen = [run(overrides) for overrides in RUNS[:2]], {}
+
+    def evaluate(seed: int, state: TrainState) -> None:
+        seen[seed, int(state.step)] = jax.tree.map(np.asarray, state)
+
+    training.together(*(training.lane(spec, evaluate=partial(evaluate, spec.seed)) for spec in specs))
+    of_lanes, seen = seen, {}
+    for spec in specs:
+        training.one(training.program, spec, evaluate=partial(evaluate, spec.seed))
+    assert of_lanes.keys() == seen.keys() == {(seed, step) for seed in (1, 2) for step in (2, 4)}
+    for key, state in seen.items():
+        assert_same((of_lanes[key], []), (state, []))
+
+
+@pytest.mark.parametrize(("seeds", "shared"), [((7, 7), True), ((7, 8), False)])
+def test_one_batch_serves_all_that_read_the_same(seeds: tuple[int, int], shared: bool, training: Training, run):
+    rates = 1e-3, 2e-3
+    specs = [run({"seed": seed, "optimizer.learning_rate": rate}) for seed, rate in zip(seeds, rates, strict=True)]
+    lanes, shapes = Lanes(training.program, 2), []
+
+    def watched(step: Any, state: Any, batch: np.ndarray, hyper: Any) -> Any:
+        shapes.append(batch.shape)
+        return step(state, batch, hyper)
+
+    lanes._step_of = {key: partial(watched, step) for key, step in lanes._step_of.items()}
+    got = lanes.train([training.lane(spec, name=str(i)) for i, spec in enumerate(specs)])
+    assert set(shapes) == {(8, 17) if shared else (2, 8, 17)}
+    for trained, spec, alone in zip(got, specs, "ab", strict=True):
+        assert_same(trained, training.one(training.program, spec, alone))
+
+
+def test_what_a_step_raises_every_lane_is_told(training: Training, run):
+    """As when the device has no room for it; each may then go on in another way."""
+    lanes = Lanes(training.program, 2)
+
+    def no_room(*_: Any) -> Any:
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    lanes._step_of = dict.fromkeys((True, False), no_room)
+
+    def goes_on_alone(spec: RunSpec, lane: Lane) -> Trained:
+        with pytest.raises(RuntimeError, match="EXHAUSTED"):
+            training.one(lane, spec, f"lane {spec.seed}")
+        return training.alone(spec)
+
+    specs = [run(overrides) for overrides in RUNS[:2]]
+    got = lanes.train([partial(goes_on_alone, spec) for spec in specs])
+    assert [len(metrics) for _, metrics in got] == [STEPS, STEPS]
+
+
+def test_what_a_lane_lets_out_comes_once_the_others_have_ended(training: Training, run):
+    ended = []
+
+    def lets_out(lane: Lane) -> None:
+        raise KeyError("a fault")
+
+    def ends(lane: Lane) -> None:
+        training.one(lane, run(RUNS[0]), "other")
+        ended.append(True)
+
+    with pytest.raises(KeyError, match="a fault"):
+        training.together(lets_out, ends)
+    assert ended == [True]
