@@ -1,10 +1,11 @@
 """Trains runs on this machine, as many workers at once as pay, each fed one run after the other.
 
-A worker that dies takes down the run it was training, and no other: a fresh one goes on with the next, and the run is
-taken up again at the end.
+Where runs of a program are trained at once, a worker is fed several together. A worker that dies takes down what it was
+training, and no other run: a fresh one goes on with the next, and what was taken down is taken up again at the end.
 """
 
 import contextlib
+import math
 import os
 import re
 import selectors
@@ -13,26 +14,57 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
+from slicedice.faults import AGAIN, DISK_FULL
 from slicedice.launching import Job, LaunchError, Phase
 from slicedice.launching.here import GRACE_SECONDS, on_cores, phases
-from slicedice.machine import Slot, slots
-from slicedice.store import Kind, Launch, Store
+from slicedice.machine import Slot, has_accelerator, slots
+from slicedice.spec import program_key
+from slicedice.store import Attempt, Kind, Launch, RunFolder, Store
 from slicedice.store.holder import Holder
 from slicedice.store.kinds import MOST_FRUITLESS
-from slicedice.work import AGAIN, DISK_FULL
+
+
+class Part(NamedTuple):
+    """Runs that a worker is given at a time, of one program."""
+
+    program: str
+    runs: Sequence[str]
+
+
+class Queue:
+    """What is left to train, in an order in which each program is compiled once: by the worker that began with it."""
+
+    def __init__(self, parts: Sequence[Part]):
+        self._parts, self._begun = list(parts), set[str]()
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, part: Part) -> None:
+        """Adds what has to be trained on, as the last."""
+        self._parts.append(part)
+
+    def next(self, program: str) -> Part:
+        """Takes out what a worker had best train that has compiled `program`: of the same, or else a new one."""
+        own = (part for part in self._parts if part.program == program)
+        new = (part for part in self._parts if part.program not in self._begun)
+        part = next(own, None) or next(new, self._parts[0])
+        self._parts.remove(part)
+        self._begun.add(part.program)
+        return part
 
 
 class Worker:
-    """A worker process on one slot, and the run it has been given."""
+    """A worker process on one slot, and those runs it has been given that have not ended."""
 
     def __init__(self, slot: Slot, job: Job):
-        self.run: str | None = None
+        self.part, self.runs = Part("", ()), list[str]()
         self._unfinished = b""
         with on_cores(slot), _opened(job.store.workers_log) as log:
             self.process = subprocess.Popen(
@@ -61,17 +93,22 @@ class Worker:
         *lines, self._unfinished = (self._unfinished + heard).split(b"\n")
         return lines
 
-    def ending(self, lines: list[bytes]) -> str | None:
-        """How the worker's run has ended, if these lines say so, be it behind something that ended no line."""
-        found = (re.search(rf"{self.run} ([a-z_]+)$".encode(), line) for line in lines)
-        return next((match[1].decode() for match in found if match), None)
+    def endings(self, lines: list[bytes]) -> dict[str, str]:
+        """How runs have ended of which these lines say so, be it behind something that ended no line."""
+        ended = {}
+        for line in lines:
+            for run in self.runs:
+                if match := re.search(rf"{run} ([a-z_]+)$".encode(), line):
+                    ended[run] = match[1].decode()
+        self.runs = [run for run in self.runs if run not in ended]
+        return ended
 
-    def give(self, run: str) -> None:
-        """Gives the worker its next run."""
+    def give(self, part: Part) -> None:
+        """Gives the worker what it is to train next."""
         assert self.process.stdin is not None
-        self.run = run
+        self.part, self.runs = part, list(part.runs)
         with contextlib.suppress(BrokenPipeError):  # it has just died, which its output will tell
-            self.process.stdin.write(f"{run}\n".encode())
+            self.process.stdin.write(f"{' '.join(part.runs)}\n".encode())
             self.process.stdin.flush()
 
     def end(self) -> int:
@@ -124,14 +161,15 @@ class Local:
           LaunchError: the disk is full, or workers cannot be started.
           KeyboardInterrupt: after the workers have saved what they were training.
         """
-        queue, workers, tries = deque(job.runs), set(), Counter()
+        places = slots(job.max_concurrent, job.bytes, job.devices)
+        queue, workers, tries = Queue(_parts(job, len(places))), set(), Counter()
         with selectors.DefaultSelector() as selector:
 
             def start(slot: Slot) -> None:
                 worker = Worker(slot, job)
                 workers.add(worker)
                 selector.register(worker.output, selectors.EVENT_READ, (worker, slot))
-                worker.give(queue.popleft())
+                worker.give(queue.next(""))
 
             def retire(worker: Worker) -> int:
                 selector.unregister(worker.output)
@@ -139,23 +177,28 @@ class Local:
                 return worker.end()
 
             try:
-                for slot in slots(job.max_concurrent, job.bytes, job.devices):
+                for slot in places:
                     if queue:
                         start(slot)
                 while workers:
                     for key, _ in selector.select(timeout=0.5):
                         worker, slot = key.data
                         lines = worker.listen()
-                        ending = None if lines is None else worker.ending(lines)
-                        if (lines is None and _mourn(job, worker, retire(worker))) or ending == Kind.PREEMPTED:
-                            tries[worker.run] += 1
-                            if tries[worker.run] < MOST_FRUITLESS:  # also of those that die before they begin
-                                queue.append(worker.run)
+                        if lines is None:
+                            again = _mourn(job, worker, retire(worker))
+                        else:
+                            ended = worker.endings(lines)
+                            again = [run for run, kind in ended.items() if kind == Kind.PREEMPTED]
+                        tries.update(again)
+                        # Also of those that die before they begin. One by one: the fault may be of one of them.
+                        for run in again:
+                            if tries[run] < MOST_FRUITLESS:
+                                queue.add(Part(worker.part.program, [run]))
                         if lines is None and queue:
                             start(slot)
-                        elif ending and queue:
-                            worker.give(queue.popleft())
-                        elif ending:
+                        elif lines is not None and not worker.runs and queue:
+                            worker.give(queue.next(worker.part.program))
+                        elif lines is not None and not worker.runs:
                             retire(worker)
                     job.watch()
             except BaseException:
@@ -177,38 +220,54 @@ def _command(job: Job, parent: int | str) -> list[str]:
     return [sys.executable, "-m", "slicedice.work", "--store", job.store.address, "--parent", str(parent)]
 
 
-def _mourn(job: Job, worker: Worker, status: int) -> bool:
-    """Settles what a dead worker leaves behind; returns whether its run is to be trained on.
+def _parts(job: Job, workers: int) -> list[Part]:
+    """All runs: one by one, or where they are trained at once, those of a unit together."""
+    parts = []
+    for unit in job.units:
+        first = unit.runs[0]
+        execution = job.store.run(first).execution()
+        program = program_key(job.store.read_spec(first), execution)
+        size = execution.lanes or (math.ceil(len(unit.runs) / workers) if has_accelerator() else 1)
+        parts += [Part(program, unit.runs[i : i + size]) for i in range(0, len(unit.runs), size)]
+    return parts
+
+
+def _mourn(job: Job, worker: Worker, status: int) -> list[str]:
+    """Settles what a dead worker leaves behind; returns which of its runs are to be trained on.
 
     Raises:
       LaunchError: the others will fare no better.
     """
-    assert worker.run is not None
     if status == DISK_FULL:
         raise LaunchError(
             f"The disk of {job.store.root} is full. Finished runs are safe; make room and run the same command again."
         )
-    folder = job.store.run(worker.run)
-    made = folder.attempts()
-    holder = made[0].holder if made else None
-    # Another machine, or container, has processes of the same numbers.
-    own = holder is not None and (holder.machine, holder.pid) == (Holder.here().machine, worker.process.pid)
-    mine = made[0] if own else None
-    if mine is None and status > 0:
+    mine = [attempt for run in worker.runs if (attempt := _attempt_of(job.store.run(run), worker))]
+    if worker.runs and not mine and status > 0:
         # It did not come as far as training: so it would be with every other run.
         raise LaunchError(
             f"A worker ended with status {status} before it began to train. The end of "
             f"{job.store.workers_log} says why."
         )
-    if mine and status == AGAIN:
-        mine.end_for_it(Kind.PREEMPTED, "its worker could not go on, and asked to be started again")
-    elif mine and -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        mine.end_for_it(Kind.PREEMPTED, f"its worker was killed by {signal.Signals(-status).name}")
-    elif mine:  # a signal of its own making, such as SIGSEGV, would come again
-        log = job.store.workers_log
-        mine.end_for_it(Kind.CRASHED, f"its worker ended with status {status}; see {log}")
-        job.store.note_ending(worker.run)
-    return folder.state().kind in (Kind.MISSING, Kind.PREEMPTED)
+    for attempt in mine:
+        if status == AGAIN:
+            attempt.end_for_it(Kind.PREEMPTED, "its worker could not go on, and asked to be started again")
+        elif -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            attempt.end_for_it(Kind.PREEMPTED, f"its worker was killed by {signal.Signals(-status).name}")
+        else:  # a signal of its own making, such as SIGSEGV, would come again
+            log = job.store.workers_log
+            attempt.end_for_it(Kind.CRASHED, f"its worker ended with status {status}; see {log}")
+            job.store.note_ending(attempt.run.name)
+    return [run for run in worker.runs if job.store.run(run).state().kind in (Kind.MISSING, Kind.PREEMPTED)]
+
+
+def _attempt_of(folder: RunFolder, worker: Worker) -> Attempt | None:
+    """The attempt that a worker made at a run, if it came to that."""
+    made = folder.attempts()
+    holder = made[0].holder if made else None
+    # Another machine, or container, has processes of the same numbers.
+    own = holder is not None and (holder.machine, holder.pid) == (Holder.here().machine, worker.process.pid)
+    return made[0] if own else None
 
 
 def _stop(workers: set[Worker]) -> None:

@@ -14,6 +14,7 @@ from slicedice.report.claims import COMPARABLE, Judgement
 from slicedice.report.reference import BUDGETS, Comparison, caption, compare
 from slicedice.report.results import Results, Row
 from slicedice.report.statistics import cells, dense_beside
+from slicedice.spec import program_key
 from slicedice.store.files import write_whole
 
 SHRUNK = 0.75
@@ -124,9 +125,27 @@ def _facts(plan: Plan, rows: list[Row]) -> dict[str, str]:
         "seeds": [", ".join(map(str, sorted({s.seed for s in specs})))],
         "asked for": [f"{name} = {value}" for name, value in plan.asked.items()],
         "trained on": [row["device"] for row in rows if row.get("device")],
+        "programs": _programs(plan, rows),
         "slicedice's revision": [row["git_revision"] for row in rows if row.get("git_revision")],
     }
     return {name: "; ".join(dict.fromkeys(values)) for name, values in facts.items() if values}
+
+
+def _programs(plan: Plan, rows: list[Row]) -> list[str]:
+    """How many there are, how often their steps were compiled, and what that took."""
+    measured = [row for row in rows if row.get("steps_compiled") is not None]
+    if not measured:
+        return []
+    programs = len({program_key(*run) for run in plan.runs.values()})
+    compiled, found, seconds = (
+        sum(row.get(name) or 0 for row in measured)
+        for name in ("steps_compiled", "steps_from_cache", "compile_seconds")
+    )
+    lanes = max(row.get("lanes") or 1 for row in measured)
+    return [
+        f"{programs}, whose steps were compiled {compiled:.0f} times and found in the cache {found:.0f} times; "
+        f"{seconds:,.0f} s of compiling in all" + (f"; up to {lanes:.0f} runs trained at once" if lanes > 1 else "")
+    ]
 
 
 def _counts(rows: list[Row]) -> dict[str, int]:

@@ -29,6 +29,9 @@ TRAIN = {
 }
 """Columns that are means over the last 50 steps, with their name among the metrics."""
 
+COMPILATION = {"steps_compiled": "steps", "steps_from_cache": "steps_from_cache", "compile_seconds": "seconds"}
+"""Columns of what a run's process compiled for it, with their name in the result; a program's first run pays."""
+
 FIELDS = {
     "tokens": ("budget.steps",),
     "learning_rate": ("optimizer.learning_rate",),
@@ -219,6 +222,9 @@ def _measured(result: dict[str, Any], router: str | None) -> Row:
     if result["kind"] == Kind.DONE and row.get("loss") is None:
         raise ValueError("it has no finite held-out loss")  # such a run has diverged, and says so
     row["seconds_per_step"] = number(result["seconds_per_step"])
+    row["lanes"] = number(result.get("lanes"))
+    compilation = result.get("compilation") or {}
+    row |= {column: number(compilation.get(name)) for column, name in COMPILATION.items()}
     return row | {key: text(origin[key]) for key in ("data_fingerprint", "device", "git_revision", "finished")}
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from slicedice import files
+from slicedice.faults import DISK_FULL
 from slicedice.launching import Job, LaunchError, Phase, WorkUnit
 from slicedice.machine import Slot
-from slicedice.spec import SCHEMA, run_id
+from slicedice.spec import SCHEMA, Execution, RunSpec, run_id
 from slicedice.store import Kind, Launch, RunState, Store
 from slicedice.store.holder import Holder
 from slicedice.store.kinds import MOST_FRUITLESS
-from slicedice.worker import DISK_FULL
 
 # Does with each run as behaviour.json beside it says, mostly after two steps.
 WORKER = """#!{python} -IS
@@ -45,8 +45,13 @@ def started():
 note("started")
 with open(os.path.join(here, "behaviour.json")) as file:
     behaviour = json.load(file)
-for line in iter(sys.stdin.readline, ""):
-    run = line.strip()
+
+def given():
+    for line in iter(sys.stdin.readline, ""):
+        note("line", runs=line.split())
+        yield from line.split()
+
+for run in given():
     what = behaviour.get(run, "done")
     note("given", run=run)
     if what in ("die early", "exit early"):
@@ -96,16 +101,19 @@ class Bench:
         self.launcher = local.get_launcher()
         self.watched = 0
 
-    def launch(self, *ends: str | int, watch: Callable[[], None] | None = None) -> None:
-        """Launches a run for each of `ends`, which says how it ends."""
+    def launch(
+        self, *ends: str | int, watch: Callable[[], None] | None = None, units: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """Launches a run for each of `ends`, which says how it ends, in a unit of its own or in `units`, by number."""
         behaviour = {"schema": SCHEMA, "machine": Holder.here().machine, **dict(zip(self.ids, ends, strict=False))}
         (self.folder / "behaviour.json").write_text(json.dumps(behaviour))
 
         def count() -> None:
             self.watched += 1
 
-        units = tuple(WorkUnit((id_,)) for id_ in self.ids[: len(ends)])
-        self.launcher.attend(Job("mine-1", self.store, units, 0, 7, 1, watch=watch or count))
+        units = units or [[i] for i in range(len(ends))]
+        made = tuple(WorkUnit(tuple(self.ids[i] for i in unit)) for unit in units)
+        self.launcher.attend(Job("mine-1", self.store, made, 0, 7, 1, watch=watch or count))
 
     @property
     def states(self) -> list[RunState]:
@@ -131,6 +139,13 @@ class Bench:
         return True
 
 
+def add(store: Store, run: tuple[RunSpec, Execution]) -> str:
+    """Adds a run to a store; returns its id."""
+    store.run(run[0]).create(*run)
+    (store.run(run[0]).path / "attempts").mkdir()
+    return run_id(run[0])
+
+
 @pytest.fixture
 def bench(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Two slots and five runs."""
@@ -139,12 +154,7 @@ def bench(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Bench:
     worker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(worker))
     store = Store(tmp_path / "store").create()
-    ids = []
-    for seed in range(5):
-        spec, execution = tiny({"seed": seed})
-        store.run(spec).create(spec, execution)
-        (store.run(spec).path / "attempts").mkdir()
-        ids.append(run_id(spec))
+    ids = [add(store, tiny({"seed": seed})) for seed in range(5)]
     local = files.load("launch", "local")
     monkeypatch.setattr(local, "slots", lambda *_: [Slot(frozenset(), {"SLOT": str(i)}) for i in range(2)])
     return Bench(tmp_path, store, ids, local)
@@ -183,6 +193,40 @@ def test_workers_are_started_as_the_protocol_says(bench: Bench):
         expected = ["-m", "slicedice.work", "--store", bench.store.address, "--parent", str(os.getpid())]
         assert note["argv"] == expected
     assert {note["test"] for note in bench.notes("started")} == {"0", "1"}
+
+
+def test_each_worker_keeps_to_a_program_while_there_are_others(bench: Bench):
+    """So that each is compiled by one of them; whoever has none left helps out."""
+    queue = bench.local.Queue([bench.local.Part(program, [str(i)]) for i, program in enumerate("aabbcc")])
+    asked = [("", "0"), ("", "2"), ("a", "1"), ("a", "4"), ("b", "3"), ("b", "5")]
+    assert [queue.next(program).runs for program, _ in asked] == [[run] for _, run in asked]
+    assert not queue
+
+
+def test_runs_that_are_trained_at_once_are_given_together(bench: Bench, tiny):
+    bench.ids[:] = [add(bench.store, tiny({"seed": seed, "execution.lanes": 2})) for seed in range(10, 15)]
+    bench.launch(*["done"] * 5, units=[[0, 1, 2], [3, 4]])
+    assert bench.kinds == [Kind.DONE] * 5
+    lines = sorted(tuple(bench.ids.index(run) for run in note["runs"]) for note in bench.notes("line"))
+    assert lines == [(0, 1), (2,), (3, 4)]
+
+
+def test_on_accelerators_each_worker_is_given_its_share_of_a_unit(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench.local, "has_accelerator", lambda: True)
+    bench.launch(*["done"] * 5, units=[[0, 1, 2, 3, 4]])
+    lines = sorted(tuple(bench.ids.index(run) for run in note["runs"]) for note in bench.notes("line"))
+    assert lines == [(0, 1, 2), (3, 4)]
+
+
+@pytest.mark.parametrize("end", ["killed_once", "die early"])
+def test_what_a_dead_worker_was_given_is_taken_up_one_by_one(end: str, bench: Bench, tiny):
+    """One of them may have killed it, and the others need not suffer for that again."""
+    bench.ids[:] = [add(bench.store, tiny({"seed": seed, "execution.lanes": 3})) for seed in range(10, 13)]
+    bench.launch("done", end, "done", units=[[0, 1, 2]])
+    lines = [tuple(bench.ids.index(run) for run in note["runs"]) for note in bench.notes("line")]
+    tries = 2 if end == "killed_once" else MOST_FRUITLESS
+    assert sorted(lines) == sorted([(0, 1, 2), (2,), *[(1,)] * (tries - 1)])
+    assert bench.kinds == [Kind.DONE, Kind.DONE if end == "killed_once" else Kind.MISSING, Kind.DONE]
 
 
 def test_the_order_is_that_of_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch):
