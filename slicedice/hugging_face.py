@@ -85,7 +85,7 @@ def config(spec: RunSpec, end_of_document: int) -> dict[str, Any]:
       end_of_document: the token that ends a document.
     """
     # Imported here: who catches an `ExportError` needs no JAX.
-    from slicedice.model.attention import NORM_EPS, ROPE_THETA
+    from slicedice.model.norm import NORM_EPS, ROPE_THETA
 
     model, layer = spec.model, spec.model.layer
     common = {

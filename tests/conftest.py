@@ -4,7 +4,7 @@ import gc
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -79,3 +79,21 @@ def abandoned_reads():
     yield
     time.sleep(0.3)
     gc.collect()
+
+
+@pytest.fixture(params=["native", "plain"])
+def with_and_without_a_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs a test by kernels in C++, if they can be made here, and by XLA alone."""
+    import jax
+
+    from slicedice.kernels import is_native, native
+
+    if request.param == "native":
+        if not is_native():
+            pytest.skip("needs the CPU and a C++ compiler")
+        yield
+        return
+    monkeypatch.setattr(native, "available", lambda: False)
+    jax.clear_caches()  # a function that was traced with one is not traced again
+    yield
+    jax.clear_caches()

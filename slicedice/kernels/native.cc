@@ -114,7 +114,7 @@ ffi::Error Ffn(ffi::ThreadPool pool, Floats rows, Floats gate, Floats up, Floats
     Multiply(m, f, d, Rows(rows, begin), Of(gate, group), a, f);
     Multiply(m, f, d, Rows(rows, begin), Of(up, group), b, f);
     Elementwise<2, 1>(m * f, {a, b}, {hidden.data()},
-                      [](Vector* in, Vector* out) { out[0] = in[0] / (1.0f + Exp(-in[0])) * in[1]; });
+                      [](Vector* in, Vector* out) { out[0] = Gated(in[0], in[1]); });
     Multiply(m, d, f, {hidden.data(), f, 1}, Of(down, group), Rows(out, begin), d, IntoResult(out));
   });
   return ffi::Error::Success();
@@ -138,10 +138,7 @@ ffi::Error FfnRows(ffi::ThreadPool pool, Floats grad, Floats gated, Floats upped
     float *da = Rows(dgated, begin), *db = Rows(dupped, begin);
     Elementwise<3, 3>(m * f, {Rows(gated, begin).data, Rows(upped, begin).data, dhidden.data()},
                       {da, db, Rows(hidden, begin)}, [](Vector* in, Vector* out) {
-                        const Vector sigmoid = 1.0f / (1.0f + Exp(-in[0])), silu = in[0] * sigmoid;
-                        out[0] = in[2] * in[1] * (sigmoid + silu * (1.0f - sigmoid));
-                        out[1] = in[2] * silu;
-                        out[2] = silu * in[1];
+                        out[2] = GatedBackward(in[0], in[1], in[2], out[0], out[1]);
                       });
     Multiply(m, d, f, {da, f, 1}, Transposed(Of(gate, group)), Rows(drows, begin), d, IntoResult(drows));
     Multiply(m, d, f, {db, f, 1}, Transposed(Of(up, group)), Rows(drows, begin), d, Into::kSum);

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from slicedice import cache
+from slicedice import cache, machine
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.varying import vary_as
 
 log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
-SOURCES = tuple(_HERE / f"native{name}.cc" for name in ("", "_attention", "_choice", "_layer"))
+SOURCES = tuple(
+    _HERE / f"native{name}.cc" for name in ("", "_attention", "_choice", "_gated", "_layer", "_norm", "_product")
+)
 HEADERS = tuple(_HERE / f"native_{name}.h" for name in ("math", "pool", "product"))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 
-NAMES = ("Gmm", "Tgmm", "Ffn", "FfnRows", "Attend", "AttendBackward", "TopK", "Layer", "LayerBackward")
+NAMES = (
+    *("Gmm", "Tgmm", "Ffn", "FfnRows", "TopK", "Layer", "LayerBackward"),
+    *("Attend", "AttendBackward", "Norm", "NormBackward", "Gated", "GatedBackward"),
+)
 """Of the library's functions, each after `Slicedice`."""
 
 COMPILE_SECONDS = 300
@@ -114,6 +120,37 @@ def attend_backward(query: Array, key: Array, value: Array, out: Array, log_sums
     arrays = query, key, value, out, log_sums, grad
     results = _call("AttendBackward", (query.shape,) * 3, arrays, "broadcast_all")
     return [x.astype(like.dtype) for x, like in zip(results, arrays, strict=False)]
+
+
+def gated(a: Array, b: Array) -> Array:
+    """silu(a) * b of arrays of one shape."""
+    return _call("Gated", (a.shape,), (a, b), "broadcast_all")[0].astype(a.dtype)
+
+
+def gated_backward(a: Array, b: Array, grad: Array) -> tuple[Array, Array]:
+    """Gradients of a and b."""
+    da, db = _call("GatedBackward", (a.shape, b.shape), (a, b, grad), "broadcast_all")
+    return da.astype(a.dtype), db.astype(b.dtype)
+
+
+def norm(x: Array, gain: Array, turns: tuple[Array, Array], eps: float) -> Array:
+    """RMSNorm of [B, S, D] with gains [D], then RoPE.
+
+    Args:
+      x: of any leading axes where nothing is turned.
+      gain: factors after the norm.
+      turns: cosines and sines [S, C/2] of the angles by which pairs of each head of width C are turned; with no
+        columns, none are.
+      eps: added to the mean of squares.
+    """
+    return _call("Norm", (x.shape,), (x, gain, *turns), "sequential", eps=np.float32(eps))[0].astype(x.dtype)
+
+
+def norm_backward(x: Array, gain: Array, turns: tuple[Array, Array], eps: float, grad: Array) -> tuple[Array, Array]:
+    """Gradients of x and gain."""
+    arrays = x, gain, *turns, grad
+    dx, dgain = _call("NormBackward", (x.shape, gain.shape), arrays, "sequential", eps=np.float32(eps))
+    return dx.astype(x.dtype), dgain
 
 
 def layer(x: Array, token_of: Array, weights: Array, sizes: Array, gate: Array, up: Array, down: Array) -> list[Array]:
@@ -234,6 +271,13 @@ def _load(path: Path) -> dict[str, Any]:
 def _compile(compiler: str, folder: Path) -> Path:
     log.info("compiling the native grouped matmul, which takes ten seconds or so")
     library = folder / "native.so"
-    command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", *map(str, SOURCES), "-o", str(library)]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+
+    def run(*arguments: Path | str) -> None:
+        command = [compiler, *FLAGS, *map(str, arguments)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+
+    objects = [folder / f"{source.stem}.o" for source in SOURCES]
+    with ThreadPoolExecutor(len(machine.cores())) as pool:
+        list(pool.map(lambda source, to: run(f"-I{jax.ffi.include_dir()}", "-c", source, "-o", to), SOURCES, objects))
+    run(*objects, "-o", library)
     return library

@@ -19,6 +19,9 @@ constexpr int64_t kMostQueries = 60, kFewestQueries = 12;
 
 int64_t Padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
+// An odd number of vectors: rows that lie a power of two apart would share a few sets of a cache.
+int64_t Stride(int64_t n) { return Padded(n) + (Padded(n) / kLanes % 2 ? 0 : kLanes); }
+
 using Shape = ffi::Span<const int64_t>;
 
 // Of arrays [..., S, H, C], the head that a task is about.
@@ -44,9 +47,9 @@ struct Head {
 
   // [width, positions], rows as long as `Padded(positions)`.
   Matrix Transposed(const Floats& x, std::vector<float>& to) const {
-    to.resize(width * Padded(positions));
-    Pack(width, positions, {x.typed_data() + offset, 1, row}, to.data(), Padded(positions));
-    return {to.data(), Padded(positions), 1};
+    to.resize(width * Stride(positions));
+    Pack(width, positions, {x.typed_data() + offset, 1, row}, to.data(), Stride(positions));
+    return {to.data(), Stride(positions), 1};
   }
 };
 
@@ -77,7 +80,7 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats query, Floats key, Floats value, 
   const float scale = 1.0f / std::sqrt(static_cast<float>(shape.back()));
   ForEach(pool, Head::Count(shape), [&](int64_t task) {
     const Head head(shape, task);
-    const int64_t stride = Padded(head.positions), at_once = head.queries();
+    const int64_t stride = Stride(head.positions), at_once = head.queries();
     static thread_local std::vector<float> keys, scores;
     const Matrix transposed = head.Transposed(key, keys);
     scores.resize(at_once * stride);
@@ -109,7 +112,7 @@ ffi::Error AttendBackward(ffi::ThreadPool pool, Floats query, Floats key, Floats
   const float scale = 1.0f / std::sqrt(static_cast<float>(shape.back()));
   ForEach(pool, Head::Count(shape), [&](int64_t task) {
     const Head head(shape, task);
-    const int64_t stride = Padded(head.positions), at_once = head.queries();
+    const int64_t stride = Stride(head.positions), at_once = head.queries();
     static thread_local std::vector<float> keys, values, shares, grads;
     const Matrix transposed_keys = head.Transposed(key, keys), transposed_values = head.Transposed(value, values);
     shares.resize(at_once * stride), grads.resize(at_once * stride);

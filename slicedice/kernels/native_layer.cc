@@ -84,7 +84,7 @@ ffi::Error Layer(ffi::ThreadPool pool, Floats x, Ints token_of, Floats weights, 
       Multiply(m, f, d, {rows.data(), d, 1}, Of(gate, group), a, f);
       Multiply(m, f, d, {rows.data(), d, 1}, Of(up, group), b, f);
       Elementwise<2, 1>(m * f, {a, b}, {hidden.data()},
-                        [](Vector* in, Vector* out) { out[0] = in[0] / (1.0f + Exp(-in[0])) * in[1]; });
+                        [](Vector* in, Vector* out) { out[0] = Gated(in[0], in[1]); });
       Multiply(m, d, f, {hidden.data(), f, 1}, Of(down, group), result.data(), d);
       for (int64_t i = 0; i < m; ++i)
         Add(weights.typed_data()[begin + i], result.data() + i * d, sum + token[i] * d, d);
@@ -120,11 +120,8 @@ ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Ints token_of, Floats w
         Elementwise<3, 3>(f, {gated.typed_data() + at, upped.typed_data() + at, dhidden.data() + i * f},
                           {da->typed_data() + at, db->typed_data() + at, hidden->typed_data() + at},
                           [&](Vector* in, Vector* out) {
-                            const Vector sigmoid = 1.0f / (1.0f + Exp(-in[0])), silu = in[0] * sigmoid;
-                            const Vector value = silu * in[1], dvalue = weight * in[2];
+                            const Vector value = GatedBackward(in[0], in[1], weight * in[2], out[0], out[1]);
                             by_weight += value * in[2];
-                            out[0] = dvalue * in[1] * (sigmoid + silu * (1.0f - sigmoid));
-                            out[1] = dvalue * silu;
                             out[2] = weight * value;
                           });
         float total = 0;

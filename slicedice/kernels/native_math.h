@@ -27,6 +27,17 @@ inline Vector Exp(Vector x) {
   return (y * r * r + r + 1.0f) * scale;
 }
 
+// SwiGLU's values of its two products: silu(a) * b.
+inline Vector Gated(Vector a, Vector b) { return a / (1.0f + Exp(-a)) * b; }
+
+// The gradients of a and b, given that of the value, which is returned.
+inline Vector GatedBackward(Vector a, Vector b, Vector grad, Vector& da, Vector& db) {
+  const Vector sigmoid = 1.0f / (1.0f + Exp(-a)), silu = a * sigmoid;
+  da = grad * b * (sigmoid + silu * (1.0f - sigmoid));
+  db = grad * silu;
+  return silu * b;
+}
+
 // Calls function(in, out) on a vector of each array at a time; the last is filled up with zeros.
 template <int inputs, int outputs, typename Function>
 void Elementwise(int64_t count, const float* const (&from)[inputs], float* const (&to)[outputs], Function function) {

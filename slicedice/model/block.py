@@ -3,7 +3,8 @@
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from slicedice.model.attention import Attention, RMSNorm
+from slicedice.model.attention import Attention
+from slicedice.model.norm import RMSNorm
 from slicedice.moe import LayerAux, MoELayer, Routing
 from slicedice.moe.experts import Initializer
 from slicedice.spec import ModelSpec

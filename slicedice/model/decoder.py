@@ -8,8 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from slicedice.kernels.platform import platform
-from slicedice.model.attention import MIXED, RMSNorm
+from slicedice.model.attention import MIXED
 from slicedice.model.block import Block
+from slicedice.model.norm import RMSNorm
 from slicedice.moe import LayerAux, Routing
 from slicedice.moe.exchange import EXCHANGED
 from slicedice.moe.experts import project, truncated_normal, weight

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from slicedice.kernels import expert_ffn
+from slicedice.kernels import expert_ffn, is_native
+from slicedice.moe.native_experts import native_gated
 from slicedice.parallel.gathering import gathered, local_experts
 
 Initializer = jax.nn.initializers.Initializer
@@ -39,7 +40,8 @@ class SwiGLU(nnx.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Computes down(silu(gate(x)) * up(x)) in the dtype of `x`."""
         gate, up, down = (gathered(weights, x.dtype) for weights in (self.gate, self.up, self.down))
-        return project(jax.nn.silu(project(x, gate)) * project(x, up), down)
+        gated = native_gated if is_native() else lambda a, b: jax.nn.silu(a) * b
+        return project(gated(project(x, gate), project(x, up)), down)
 
 
 class RoutedExperts(nnx.Module):

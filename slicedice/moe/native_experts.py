@@ -1,4 +1,4 @@
-"""A layer's routed experts on CPU as one kernel in C++, tokens to tokens: no rows as wide as the model in memory."""
+"""Experts on CPU by kernels in C++: a layer's from tokens to tokens, with no rows as wide as the model in memory."""
 
 import jax
 from jaxtyping import Array, Float
@@ -39,3 +39,14 @@ def _backward(residuals, grad):
 
 
 native_experts.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def native_gated(a: Float[Array, "*B F"], b: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """silu(a) * b, computed in float32; only `a` and `b` are kept for the backward pass."""
+    return native.gated(a, b)
+
+
+native_gated.defvjp(
+    lambda a, b: (native.gated(a, b), (a, b)), lambda residuals, grad: native.gated_backward(*residuals, grad)
+)

@@ -6,43 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from slicedice.kernels import is_native
 from slicedice.model import attention
 from slicedice.moe.experts import truncated_normal
-
-
-def _rotated(x: np.ndarray) -> np.ndarray:
-    """RoPE as a rotation in the complex plane, of [B, S, H, C]."""
-    half = x.shape[-1] // 2
-    turn = np.arange(x.shape[1])[:, None, None] * 500_000.0 ** (-2 * np.arange(half) / x.shape[-1])
-    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * turn)
-    return np.concatenate([z.real, z.imag], axis=-1)
-
-
-def test_rope_is_a_rotation_of_pairs(rng):
-    x = rng.standard_normal((2, 9, 3, 8)).astype(np.float32)
-    got = jax.jit(attention.rope)(x)
-    np.testing.assert_allclose(got, _rotated(x), rtol=0, atol=1e-5)
-    half = jax.jit(attention.rope)(x.astype(jnp.bfloat16))
-    assert half.dtype == jnp.bfloat16
-    np.testing.assert_allclose(half.astype(np.float32), got, rtol=2**-7, atol=2**-6)
-
-
-def test_scores_after_rope_depend_on_distance_alone(rng):
-    query, key = np.tile(rng.standard_normal((2, 1, 1, 1, 6)), (1, 1, 12, 1, 1)).astype(np.float32)
-    scores = jnp.einsum("bqhc,bkhc->qk", *map(attention.rope, (query, key)), precision="highest")
-    diagonals = [np.diagonal(scores, offset) for offset in range(-11, 12)]
-    for diagonal in diagonals:
-        np.testing.assert_allclose(diagonal, diagonal[0], rtol=0, atol=1e-5)
-    assert np.std([diagonal[0] for diagonal in diagonals]) > 1e-3
-
-
-@pytest.fixture(params=["native", "plain"])
-def with_and_without_a_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "native" and not is_native():
-        pytest.skip("needs the CPU and a C++ compiler")
-    monkeypatch.setattr(attention, "is_native", lambda: request.param == "native")
-
+from tests.model.test_norm import rotated
 
 # Positions of the second are many blocks of queries, of the third one that ends amid a vector.
 SHAPES = [(2, 9, 3, 8), (1, 1100, 2, 20), (2, 77, 1, 3), (3, 1, 2, 2)]
@@ -116,7 +82,7 @@ def test_attention_is_its_definition(rng, monkeypatch: pytest.MonkeyPatch, backe
     def norm(y, gain):
         return y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6) * gain
 
-    query, key = (_rotated(heads_of(norm(x @ w[i], gains[i]))) for i in (0, 1))
+    query, key = (rotated(heads_of(norm(x @ w[i], gains[i]))) for i in (0, 1))
     scores = np.einsum("bqhc,bkhc->bhqk", query, key) / (d // heads) ** 0.5
     shares = np.exp(scores) * np.tri(s)
     shares /= shares.sum(-1, keepdims=True)

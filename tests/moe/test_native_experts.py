@@ -7,7 +7,7 @@ import pytest
 
 from slicedice.kernels import expert_ffn, is_native
 from slicedice.moe import dispatch
-from slicedice.moe.native_experts import native_experts
+from slicedice.moe.native_experts import native_experts, native_gated
 from slicedice.moe.routing import Assignment
 
 pytestmark = pytest.mark.skipif(not is_native(), reason="needs the CPU and a C++ compiler")
@@ -90,3 +90,20 @@ def test_tokens_in_bfloat16_are_computed_in_float32(rng):
         assert a.dtype == like.dtype
         bound = 2.0**-8 if like.dtype == jnp.bfloat16 else 2e-5
         np.testing.assert_allclose(np.float32(a), b, rtol=bound, atol=bound * np.abs(b).max() / 100)
+
+
+def test_values_of_a_network_that_is_always_on(rng):
+    """Several tasks of them, the last one short; and arrays of several models at once."""
+    a, b, grad = (jnp.float32(8 * rng.standard_normal((3, 211, 53))) for _ in range(3))
+
+    def all_of(gated, a, b, grad):
+        out, pull = jax.vjp(gated, a, b)
+        return out, *pull(grad)
+
+    def plain(a, b):
+        return jax.nn.silu(a) * b
+
+    want = jax.jit(all_of, static_argnums=0)(plain, a, b, grad)
+    for function in (all_of, jax.vmap(all_of, (None, 0, 0, 0))):
+        for got, expected in zip(jax.jit(function, static_argnums=0)(native_gated, a, b, grad), want, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
