@@ -7,6 +7,8 @@ versus_transformers.py, on all cores; on an accelerator the study's 10m. Steps t
 median of those of neighbours. AdamW reads a parameter, its gradient and both moments, and writes a parameter and both
 moments: 28 bytes a parameter, at the rate of a large copy. That is what has to grow with n. `growth_explained` is the
 share that these bytes have of the time that a step takes beyond that of the MoE layer with the fewest experts.
+`of_products` and `of_copying` are the milliseconds that a step's FLOPs would take at the rate of a large matrix
+product, and the optimizer's bytes at that of the copy.
 """
 
 import argparse
@@ -41,15 +43,18 @@ def main() -> None:
 
     scale = "10m" if has_accelerator() else "versus"
     names = LAYERS.values() if scale == "versus" else ON_ACCELERATOR
-    steps, parameters = {}, {}
+    steps, specs = {}, {}
     for name in names:
-        steps[name], parameters[name] = stepping(scale, name)
+        steps[name], specs[name] = stepping(scale, name)
     turns = [{name: step() for name, step in steps.items()} for _ in range(options.turns)]
-    rate = measured_rates(jnp.float32).bytes
-    rows: list[dict[str, Any]] = []
+    rates, rows = measured_rates(jnp.float32 if scale == "versus" else jnp.bfloat16), list[dict[str, Any]]()
     for name in names:
-        seconds, moved = statistics.median(turn[name] for turn in turns), ADAMW_BYTES * parameters[name]
-        row = {"layer": name, "milliseconds": 1e3 * seconds, "optimizer_bytes": moved, "of_copying": 1e3 * moved / rate}
+        spec, milliseconds = specs[name], 1e3 * statistics.median(turn[name] for turn in turns)
+        moved = ADAMW_BYTES * spec.model.parameters()
+        length = spec.data.sequence_length
+        flops = spec.budget.batch_size * length * spec.model.flops_per_token(length)
+        row = {"layer": name, "milliseconds": milliseconds, "of_products": 1e3 * flops / rates.operations}
+        row |= {"optimizer_bytes": moved, "of_copying": 1e3 * moved / rates.bytes}
         row["over_dense"] = round(statistics.median(turn[name] / turn["dense"] for turn in turns), 3)
         if len(rows) > 1:  # rows[1] is the MoE layer with the fewest experts
             longer, copying = (row[key] - rows[1][key] for key in ("milliseconds", "of_copying"))
@@ -57,14 +62,14 @@ def main() -> None:
         rows.append(row)
     if options.json:
         ratios = {f"{scale} {row['layer']} over dense": row["over_dense"] for row in rows[1:]}
-        print(json.dumps({"rows": rows, "copy_bytes_a_second": rate, "ratios": ratios}))
+        print(json.dumps({"rows": rows, "rates": rates._asdict(), "ratios": ratios}))
     else:
         for row in rows:
             print(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 
 
-def stepping(scale: str, experts: str) -> tuple[Callable[[], float], int]:
-    """A function that takes a step, waits for it and returns its seconds; and how many parameters there are."""
+def stepping(scale: str, experts: str) -> tuple[Callable[[], float], Any]:
+    """A function that takes a step, waits for it and returns its seconds; and the run's spec."""
     import jax
     import numpy as np
     from versus_transformers import LAYERS, program
@@ -94,7 +99,7 @@ def stepping(scale: str, experts: str) -> tuple[Callable[[], float], int]:
 
     for _ in range(3):  # compiles; routers differ from their even start
         step()
-    return step, spec.model.parameters()
+    return step, spec
 
 
 if __name__ == "__main__":

@@ -171,7 +171,11 @@ BENCHMARKS = (
         "overhead",
         "share of workers' time outside compiled steps in a sweep at nano; time waiting for a batch over a step's",
         4,
-        (Bound("input stall*", "lower", 0.01, noise=4.0), Bound("*", "lower", 0.10, noise=1.5)),
+        (
+            Bound("input stall*", "lower", 0.01, noise=4.0),
+            Bound("steps compiled*", "lower", 1.0, noise=1.0),
+            Bound("outside of steps*", "lower", 0.10),
+        ),
     ),
     Benchmark(
         "nano_step",
@@ -206,7 +210,7 @@ BENCHMARKS = (
     Benchmark(
         "recipe",
         "how often a recipe's interval holds the truth, on results made from known laws",
-        30,
+        5,
         (Bound("*", "higher", 0.95, noise=1.1),),
     ),
     Benchmark(

@@ -17,6 +17,8 @@ so that a step which something else delays counts as overhead. Parts, as shares 
 - report: from the sweep's last result to the end
 - compilation, which is in other parts already
 
+How often a step was compiled, over the sweep's programs, is 1 where each was once, by one worker.
+
 The input's stall is the time that a worker's process takes to read a batch and place it, over that of a step. On an
 accelerator it is less, since the loop reads while the device computes.
 """
@@ -36,6 +38,7 @@ from typing import Any, NamedTuple
 
 from slicedice.launching.here import on_cores
 from slicedice.machine import slots
+from slicedice.spec import program_key
 from slicedice.store import Store
 
 SWEEP = ["--grid", "granularity_vs_count", "--scale", "nano", "--only", "*-s8-*-seed[01]", "--launcher", "local"]
@@ -43,14 +46,20 @@ STALL_STEPS = 200
 
 
 class Run(NamedTuple):
-    """A finished run: its worker's process; when it began, took its last step and had its result; seconds in steps."""
+    """A finished run, by its worker's process.
 
+    began, stepped, ended: when it began, took its last step and had its result. steps: seconds in steps. compiling:
+    seconds. compiled: steps that were.
+    """
+
+    program: str
     worker: int
     began: float
     stepped: float
     ended: float
     steps: float
     compiling: float
+    compiled: int
 
 
 def main() -> None:
@@ -84,11 +93,13 @@ def main() -> None:
             done = subprocess.run(child, env=os.environ | slot.environment, stdout=subprocess.PIPE, check=True)
         waiting = json.loads(done.stdout)
     steps = found.pop("steps")
+    compiled = sum(run.compiled for run in runs) / len({run.program for run in runs})
     ratios = {"outside of steps over workers' time": round(1 - steps, 4), "input stall over a step's time": waiting}
+    ratios["steps compiled over programs"] = round(compiled, 3)
     if options.json:
         print(json.dumps({"runs": len(runs), "seconds": end - begin, "parts": found, "ratios": ratios}))
     else:
-        print("\n".join(f"{name}: {share:.2%}" for name, share in (ratios | found).items()))
+        print("\n".join(f"{name}: {value:.5f}" for name, value in (ratios | found).items()))
 
 
 def finished(store: Store) -> list[Run]:
@@ -101,12 +112,14 @@ def finished(store: Store) -> list[Run]:
             continue
         runs.append(
             Run(
+                program_key(store.read_spec(path.name), folder.execution()),
                 attempt.holder.pid,
                 json.loads((attempt.path / "claim.json").read_text())["at"],
                 attempt.metrics.stat().st_mtime,
                 (path / "result.json").stat().st_mtime,
                 result["steps"] * result["seconds_per_step"],
                 result["compilation"]["seconds"],
+                result["compilation"]["steps"],
             )
         )
     return runs
