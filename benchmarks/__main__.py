@@ -18,9 +18,6 @@ from collections.abc import Sequence
 from benchmarks import records
 from benchmarks.catalogue import BENCHMARKS, GPU_SECONDS, GROUPS, NEEDS, OTHERS, Benchmark
 
-LEAST_SECONDS = 5
-"""That have to be left of a group's time to begin another benchmark."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what is asked; returns the exit status."""
@@ -51,27 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"The group gpu needs {NEEDS['gpu'][0]}, and there is none here: nothing was run.", file=sys.stderr)
         return 1
     chosen = GROUPS[options.group] if options.group else tuple(by_name[name] for name in options.names)
-    deadline = time.monotonic() + GPU_SECONDS if options.group == "gpu" else None
-    bad = []
-    for benchmark in chosen:
+    began, bad = time.monotonic(), list[str]()
+    for place, benchmark in enumerate(chosen):
+        limit = limit_of_first(chosen[place:], time.monotonic() - began) if options.group == "gpu" else None
         if missing := benchmark.missing():
             print(f"{benchmark.name}: left out, since it needs {' and '.join(missing)}", file=sys.stderr)
             bad += [benchmark.name] * bool(options.names)
-        elif not measure(benchmark, deadline, check=options.check, save=options.save):
+        elif not measure(benchmark, limit, check=options.check, save=options.save):
             bad.append(benchmark.name)
     if bad:
         print(f"Not well: {', '.join(bad)}", file=sys.stderr)
     return 1 if bad else 0
 
 
-def measure(benchmark: Benchmark, deadline: float | None, *, check: bool, save: bool) -> bool:
+def limit_of_first(left: Sequence[Benchmark], spent: float) -> float:
+    """Seconds for the first of what is left to run of the group `gpu`: its share, and what those before it left."""
+    return max(1.0, GPU_SECONDS - spent - sum(benchmark.gpu_seconds for benchmark in left[1:]))
+
+
+def measure(benchmark: Benchmark, limit: float | None, *, check: bool, save: bool) -> bool:
     """Runs a benchmark and prints its ratios; whether it ended well, and if asked, no worse than before."""
-    limit = None
-    if deadline is not None:
-        limit = min(benchmark.gpu_seconds, deadline - time.monotonic())
-        if limit < LEAST_SECONDS:
-            print(f"{benchmark.name}: no time left for it", file=sys.stderr)
-            return False
     print(f"{benchmark.name}: {benchmark.measures}", flush=True)
     try:
         record = records.run(benchmark, limit)

@@ -14,7 +14,7 @@ from slicedice import machine
 
 FOLDER = Path(__file__).parent
 GPU_SECONDS = 470
-"""For all that needs a GPU, the limits of its benchmarks together: it is to run unattended in under 8 minutes."""
+"""For the group `gpu`, which is to run unattended in under 8 minutes."""
 
 QUICK_MINUTES = 2
 NEEDS = {
@@ -68,7 +68,7 @@ class Benchmark:
     needs: of NEEDS.
     arguments: for the script.
     only_cpu: it measures the processor, whatever else is here.
-    gpu_seconds: its limit in the group `gpu`; 0 if it is not in that.
+    gpu_seconds: its share of the time of the group `gpu`; 0 if it is not in that.
     """
 
     name: str
@@ -114,12 +114,20 @@ BENCHMARKS = (
         needs=("transformers",),
     ),
     Benchmark(
+        "peak",
+        "utilization of a training step over the measured rate of a large matrix product",
+        1,
+        (Bound("10m *", "higher", 0.5), Bound("*", "higher")),
+        only_cpu=False,
+        gpu_seconds=95,  # the check of the kernels at their first use is the first benchmark's
+    ),
+    Benchmark(
         "active_flops",
         "time of an MoE step over the dense step's at equal active FLOPs, and what the optimizer's bytes explain",
         2,
         (Bound("10m *", "lower", 1.3), Bound("*", "lower", 1.6)),
         only_cpu=False,
-        gpu_seconds=80,
+        gpu_seconds=70,
     ),
     Benchmark(
         "whole_machine",
@@ -133,15 +141,7 @@ BENCHMARKS = (
         2.5,
         (Bound("10m *", "higher", 5.0), Bound("*", "higher")),
         only_cpu=False,
-        gpu_seconds=160,
-    ),
-    Benchmark(
-        "peak",
-        "utilization of a training step over the measured rate of a large matrix product",
-        1,
-        (Bound("10m *", "higher", 0.5), Bound("*", "higher")),
-        only_cpu=False,
-        gpu_seconds=60,
+        gpu_seconds=150,
     ),
     Benchmark(
         "measured_steps",
@@ -151,7 +151,7 @@ BENCHMARKS = (
         needs=("gpu",),
         arguments=("--only", "10m *"),
         only_cpu=False,
-        gpu_seconds=80,
+        gpu_seconds=75,
     ),
     Benchmark(
         "grouped_matmul",
@@ -165,7 +165,7 @@ BENCHMARKS = (
         ),
         arguments=("--quick",),
         only_cpu=False,
-        gpu_seconds=90,
+        gpu_seconds=80,
     ),
     Benchmark(
         "overhead",
