@@ -1,11 +1,13 @@
 """Forward and backward pass of our attention over `jax.nn.dot_product_attention`'s, on CPU.
 
-    python benchmarks/attention.py
+    python benchmarks/attention.py [--json]
 
 Both take turns in one process; the figure is the median of the ratios of neighbouring calls (below 1: ours
 is faster).
 """
 
+import argparse
+import json
 import statistics
 import time
 
@@ -21,6 +23,10 @@ SHAPES = ((32, 128, 4, 16), (4, 1024, 8, 64))
 
 def main() -> None:
     """Measures and prints a line for each shape."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    ratios = {}
     for shape in SHAPES:
         inputs = tuple(jax.random.normal(jax.random.key(i), shape) for i in range(3))
         ours = gradient(causal_mix)
@@ -28,8 +34,11 @@ def main() -> None:
         for function in (ours, library):
             jax.block_until_ready(function(*inputs))
         pairs = [(seconds(ours, inputs), seconds(library, inputs)) for _ in range(TURNS)]
-        ratio = statistics.median(a / b for a, b in pairs)
-        print(f"{jax.devices()[0].device_kind} {shape}: {ratio:.2f} of the library's time")
+        ratios[f"{shape} over the library"] = ratio = round(statistics.median(a / b for a, b in pairs), 3)
+        if not options.json:
+            print(f"{jax.devices()[0].device_kind} {shape}: {ratio:.2f} of the library's time")
+    if options.json:
+        print(json.dumps({"ratios": ratios}))
 
 
 def gradient(function):

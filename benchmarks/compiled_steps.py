@@ -1,8 +1,8 @@
 """Memory and traffic of whole training steps, by our arithmetic and by the TPU's compiler, for pods that are not there.
 
-    python benchmarks/compiled_steps.py [--only PATTERN] [--json FILE] [--known FILE]
+    python benchmarks/compiled_steps.py [--only PATTERN] [--json] [--save FILE] [--known FILE]
 
-Needs the `libtpu` package and no TPU; a step takes about a minute. `--known` reads a file that `--json` wrote, and asks
+Needs the `libtpu` package and no TPU; a step takes about a minute. `--known` reads a file that `--save` wrote, and asks
 the compiler about the steps alone that are not in it. The steps are of every scale of the study and every kind of
 layer and router. Constants of the arithmetic were fitted to those in STEPS; those in HELD_OUT are to see what they are
 worth elsewhere, and none was used to choose a constant. docs/parallel.md shows the first three, and tests hold the
@@ -13,6 +13,7 @@ import argparse
 import fnmatch
 import json
 import os
+import sys
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -117,22 +118,27 @@ def main() -> None:
     """Compiles, compares, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", help="steps whose name matches")
-    parser.add_argument("--json", help="file to write")
-    parser.add_argument("--known", help="file that --json wrote, to read what answers it has")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", help="file to write")
+    parser.add_argument("--known", help="file that --save wrote, to read what answers it has")
     options = parser.parse_args()
     known = {row["step"]: row for row in _read(options.known)["steps"]} if options.known else {}
-    rows = []
+    rows, measured = [], {}
     for step in STEPS + HELD_OUT:
         if fnmatch.fnmatch(step.name, options.only):
             rows.append(_row(step, known.get(step.name)))
-            print(_line(rows[-1]), flush=True)
+            print(_line(rows[-1]), flush=True, file=sys.stderr if options.json else sys.stdout)
     for kind in ("fitted", "held out"):
         ratios = [row["memory"] for row in rows if row["held_out"] == (kind == "held out") and row["memory"]]
-        if ratios:
-            print(f"{len(ratios)} {kind}: memory counted over compiled {min(ratios):.2f} to {max(ratios):.2f}")
+        for end, ratio in (("least", min(ratios)), ("most", max(ratios))) if ratios else ():
+            measured[f"memory counted over compiled, {end} of {len(ratios)} {kind}"] = round(ratio, 3)
     if options.json:
+        print(json.dumps({"ratios": measured}))
+    else:
+        print("\n".join(f"{name}: {ratio:.2f}" for name, ratio in measured.items()))
+    if options.save:
         versions = {name: version(name) for name in ("jax", "libtpu", "slicedice")}
-        with open(options.json, "w") as file:
+        with open(options.save, "w") as file:
             json.dump({"versions": versions, "date": time.strftime("%Y-%m-%d"), "steps": rows}, file, indent=1)
 
 

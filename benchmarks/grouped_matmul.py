@@ -53,6 +53,7 @@ STUDY = ((832, 52, 512, 64), (832, 52, 4096, 8))  # the finest experts of the st
 SKEWS = ("equal", "zipf", "one")
 DIRECTIONS = ("forward", "dlhs", "drhs", "ffn", "ffn_grad")
 RESULTS = Path(__file__).parent / "results"
+QUICK = ((832, 52, 512, 64), (832, 512, 64, 64))  # one of the study's, and one that fills any device
 TURNS = 5
 RAGGED_SECONDS = 0.3
 
@@ -84,7 +85,7 @@ class Rates(NamedTuple):
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="D = 832 alone")
+    parser.add_argument("--quick", action="store_true", help="two shapes alone")
     parser.add_argument("--only", default="*", help="shapes whose name matches, as in D832-F64-G512-r8")
     parser.add_argument("--implementation", default="", help="ours by name; by platform if not given")
     parser.add_argument("--most_seconds", type=float, default=0.1, help="of the largest dense product to measure")
@@ -107,8 +108,9 @@ def main() -> None:
         "groups_4096_over_512": many_groups(dtype, implementation),
         "skipped": {},
     }
-    for shape in itertools.starmap(Shape, [*itertools.product(WIDTHS, EXPERT_WIDTHS, GROUPS, ROWS), *STUDY]):
-        if (options.quick and shape.d != 832) or not fnmatch.fnmatch(str(shape), options.only):
+    shapes = QUICK if options.quick else [*itertools.product(WIDTHS, EXPERT_WIDTHS, GROUPS, ROWS), *STUDY]
+    for shape in itertools.starmap(Shape, shapes):
+        if not fnmatch.fnmatch(str(shape), options.only):
             continue
         reason = too_large(shape, rates, options, np.dtype(dtype).itemsize)
         if reason:
@@ -120,10 +122,27 @@ def main() -> None:
         if options.save:
             save(measured, rows)
     if options.json:
-        print(json.dumps(measured | {"rows": rows}))
+        print(json.dumps(measured | {"rows": rows, "ratios": ratios_of(measured, rows)}))
     else:
         print(json.dumps({key: value for key, value in measured.items() if key != "skipped"}, indent=1))
         print(f"{len(measured['skipped'])} shapes left out as too large")
+
+
+RATIOS = {
+    "over_dense": "over dense",
+    "roofline_share": "of roofline",
+    "ragged_dot_over_ours": "ragged_dot over ours",
+    "tokamax_over_ours": "tokamax over ours",
+}
+
+
+def ratios_of(measured: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The figures of equal groups, and what many groups cost, each by a name."""
+    ratios = {f"4096 groups over 512, {name}": value for name, value in measured["groups_4096_over_512"].items()}
+    for row in rows:
+        if row["groups"] == "equal":
+            ratios |= {f"{row['shape']} {row['direction']} {RATIOS[key]}": row[key] for key in RATIOS if row.get(key)}
+    return ratios
 
 
 def save(measured: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Whole training steps on the device that is here: memory by our arithmetic and by the compiler, and time.
 
-    python benchmarks/measured_steps.py [--only PATTERN] [--implementation NAME] [--processes N] [--seconds N] [--save]
+    python benchmarks/measured_steps.py [--only PATTERN] [--implementation NAME] [--processes N] [--seconds N]
+                                        [--json] [--save]
 
 For one GPU, or a TPU's device, of 80 GB or more; on an H200 the first twelve took 2.5 minutes. Every step has a process
 of its own, so that what the device says of memory in use is the step's: `--processes` of them compile side by side,
@@ -39,6 +40,7 @@ STEPS = [
     ("300m", "n=256 g=1/16", 8, True),
 ]
 Step = tuple[str, str, int, bool]
+KEYS = ("scale", "layer", "micro_batch", "remat")
 
 
 def main() -> None:
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--implementation", default="", help="of the expert layers' kernels; by platform if not given")
     parser.add_argument("--processes", type=int, default=8, help="that compile at once")
     parser.add_argument("--seconds", type=float, default=3600, help="after which no further steps are begun")
+    parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -59,13 +62,27 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for first in range(0, len(chosen), options.processes):
         if time.monotonic() - began > options.seconds:
-            print(f"no time left for {len(chosen) - first} steps")
+            print(f"no time left for {len(chosen) - first} steps", file=sys.stderr)
             break
         for row in _side_by_side(chosen[first : first + options.processes], options.implementation):
             rows.append(row)
-            print(_line(row), flush=True)
+            print(_line(row), flush=True, file=sys.stderr if options.json else sys.stdout)
             if options.save and "device" in row:
                 _save(rows)
+    if options.json:
+        print(json.dumps({"steps": rows, "ratios": _ratios(rows)}))
+
+
+def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Memory of every step; time of MoE steps over that of the dense one, all else alike."""
+    ran = {_name(*(row[key] for key in KEYS)): row for row in rows if "seconds" in row}
+    ratios = {name: round(sum(row["counted"].values()) / row["compiled"], 3) for name, row in ran.items()}
+    ratios = {f"{name}: memory counted over compiled": ratio for name, ratio in ratios.items()}
+    for name, row in ran.items():
+        dense = ran.get(_name(row["scale"], "dense", row["micro_batch"], row["remat"]))
+        if dense and row is not dense:
+            ratios[f"{name}: time over dense"] = round(row["seconds"] / dense["seconds"], 3)
+    return ratios
 
 
 def _save(rows: list[dict[str, Any]]) -> None:
@@ -89,7 +106,7 @@ def _side_by_side(steps: list[int], implementation: str):
         last = (out or line).splitlines()[-1:]
         said = json.loads(last[0]) if last else {}
         failure = {"error": (error.strip().splitlines() or ["nothing said"])[-1][:300]} if child.returncode else {}
-        yield dict(zip(("scale", "layer", "micro_batch", "remat"), STEPS[step], strict=True)) | said | failure
+        yield dict(zip(KEYS, STEPS[step], strict=True)) | said | failure
 
 
 def _measure(step: Step, implementation: str) -> None:

@@ -30,14 +30,18 @@ def main() -> None:
     if choose() == "native":
         steps["blocks"] = step("n=128 k=4 g=1/4", "blocks")
     turns = [{name: take() for name, take in steps.items()} for _ in range(TURNS)]
-    result = {
+    rows = {
         name: {
             "milliseconds": round(1e3 * statistics.median(turn[name] for turn in turns), 2),
             "tokens_a_second_over_dense": round(statistics.median(turn["dense"] / turn[name] for turn in turns), 3),
         }
         for name in steps
     }
-    print(json.dumps(result) if options.json else "\n".join(f"{name}: {values}" for name, values in result.items()))
+    if options.json:
+        ratios = {f"{name} over dense": rows[name]["tokens_a_second_over_dense"] for name in rows if name != "dense"}
+        print(json.dumps({"steps": rows, "ratios": ratios}))
+    else:
+        print("\n".join(f"{name}: {values}" for name, values in rows.items()))
 
 
 def as_worker(system_allocator: bool) -> None:

@@ -1,6 +1,6 @@
 """How fast a token store is made: tokens a second with bytes, and the tokenizer library's own time over ours.
 
-    python benchmarks/prepare.py
+    python benchmarks/prepare.py [--json]
 
 The text is that of the standard library, in one file of JSON lines, four times over (38 MB). With bytes, one process
 makes the store. With a tokenizer.json of 8,000 ids, `prepare` (reading, encoding on one process a core, removing
@@ -8,6 +8,7 @@ repeats, holding out, sorting, writing) takes turns with the `tokenizers` librar
 from memory with as many threads as there are cores; figures are medians over the turns (ratio above 1: ours is faster).
 """
 
+import argparse
 import json
 import statistics
 import tempfile
@@ -31,6 +32,9 @@ BATCH = 256
 
 def main() -> None:
     """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         room = Path(folder)
         texts = [document.text for part in Embedded().parts() for document in part.read(Account(skip=False))]
@@ -39,7 +43,7 @@ def main() -> None:
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
         taken = [store(path, "bytes", room / f"bytes-{turn}", 1) for turn in range(TURNS)]
-        print(f"bytes, one process: {statistics.median(rate for rate, _ in taken) / 1e6:.1f}M tokens a second")
+        of_bytes = statistics.median(rate for rate, _ in taken) / 1e6
 
         coder, cores = room / "tokenizer.json", len(machine.cores())
         train_tokenizer(UserText(str(path)), coder, 8000, 10, Account(skip=False))
@@ -50,6 +54,12 @@ def main() -> None:
             turns.append((library, ours))
         ratio = statistics.median(ours / library for library, ours in turns)
         library, ours = (statistics.median(rates) / 1e6 for rates in zip(*turns, strict=True))
+    if options.json:
+        rates = {"bytes": of_bytes, "library": library, "ours": ours}
+        ratios = {"8,000 ids, ours over the library": round(ratio, 3)}
+        print(json.dumps({"million_tokens_a_second": rates, "cores": cores, "ratios": ratios}))
+    else:
+        print(f"bytes, one process: {of_bytes:.1f}M tokens a second")
         print(f"8,000 ids, {cores} cores: library {library:.2f}M, ours {ours:.2f}M tokens a second; ratio {ratio:.2f}")
 
 

@@ -1,11 +1,15 @@
-"""How good recipes are, on results made from laws that are known: `python benchmarks/recipe.py [--trials 100]`.
+"""How good recipes are, on results made from laws that are known.
+
+    python benchmarks/recipe.py [--trials 100] [--json]
 
 For each law and each amount of data: in how many trials the answer is settled, how much worse than the best candidate
 what it recommends truly is, how often the interval of the best granularity holds the true one, and how many cells it
-asks for next. Then the same after those runs. Prints a Markdown table; needs no accelerator, and trains nothing.
+asks for next. Then the same after those runs. Prints a Markdown table; trains nothing. With --json, the ratios are the
+shares of trials whose interval holds the truth.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +26,10 @@ from slicedice.report.recipe.next_runs import propose
 from tests.recipe.known import FIVE, Laboratory, Truth, cells_at, dense_spec, of_another_form, of_its_form
 
 STUDY = (*FIVE, "200m", "300m")
+HEAD: Sequence[str] = (
+    "| law | results | settled | truly behind the best, nats: median, 95 % | best g covered | runs asked for |",
+    "|---|---|---|---|---|---|",
+)
 DATA = {"10m": ("10m",), "10m, 20m": ("10m", "20m"), "10m to 110m": FIVE}
 
 
@@ -52,12 +60,12 @@ def ask(observations: Sequence[Observation], truth: Truth) -> tuple[Trial, list]
 
 def main() -> None:
     """Runs the trials and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100)
-    trials = parser.parse_args().trials
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    trials, ratios, rows = options.trials, {}, list(HEAD)
     rng = np.random.default_rng(0)
-    print("| law | results | settled | truly behind the best, nats: median, 95 % | best g covered | runs asked for |")
-    print("|---|---|---|---|---|---|")
     for law in ("its own form", "another form"):
         for name, scales in DATA.items():
             first, after = [], []
@@ -76,7 +84,9 @@ def main() -> None:
                     asked = np.median([t.runs for t in found])
                     settled, covered = (np.mean([getattr(t, x) for t in found]) for x in ("settled", "covered"))
                     behind = f"{median:.4f}, {most:.4f}"
-                    print(f"| {law} | {label} | {settled:.0%} | {behind} | {covered:.0%} | {asked:.0f} |")
+                    rows.append(f"| {law} | {label} | {settled:.0%} | {behind} | {covered:.0%} | {asked:.0f} |")
+                    ratios[f"{law}, {label}: covered"] = float(covered)
+    print(json.dumps({"table": rows, "ratios": ratios}) if options.json else "\n".join(rows))
 
 
 if __name__ == "__main__":

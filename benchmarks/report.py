@@ -27,6 +27,9 @@ from slicedice.store import Kind, Store
 
 SLURM = "--launcher", "slurm", "--launcher.gres=gpu:h100"
 
+WANTED = {"status_seconds": 2.0, "status_json_seconds": 2.0, "missing_json_seconds": 10.0, "report_json_seconds": 10.0}
+"""Seconds that each may take."""
+
 COPIES = 700
 PERIOD = 40
 """Of so many runs one each is missing, diverged, crashed, damaged in one of several ways; the others are done."""
@@ -55,7 +58,11 @@ def main() -> None:
         # All of the paper's runs, of which an empty store has none.
         empty = ["--grid", "paper", "--store", str(Path(folder) / "empty"), "--dry_run", "--device", "h100"]
         result["submit_dry_seconds"] = round(statistics.median(seconds([*sweep, *empty, *SLURM]) for _ in range(3)), 2)
-    print(json.dumps(result) if options.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+    if options.json:
+        ratios = {f"{name} over {most:g}": round(result[name] / most, 3) for name, most in WANTED.items()}
+        print(json.dumps(result | {"ratios": ratios}))
+    else:
+        print("\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
 def fill(store: Store) -> None:

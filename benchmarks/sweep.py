@@ -18,6 +18,8 @@ from pathlib import Path
 
 SWEEP = [sys.executable, "-m", "slicedice.sweep"]
 GRID = ["--grid", "granularity_vs_count"]
+WANTED = {"sweep_minutes": 10.0, "largest_process_gib": 4.0, "again_seconds": 5.0, "plan_300m_seconds": 5.0}
+"""What each may be at most."""
 
 
 def main() -> None:
@@ -35,7 +37,11 @@ def main() -> None:
             sys.exit(f"{options.store} does not hold the finished default sweep: some runs are {', '.join(states)}")
         result["again_seconds"] = median_seconds([*SWEEP, *GRID, *store])
         result["plan_300m_seconds"] = median_seconds([*SWEEP, "plan", *GRID, *store, "--scale", "300m"])
-    print(json.dumps(result) if options.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+    if options.json:
+        ratios = {f"{name} over {WANTED[name]:g}": round(value / WANTED[name], 3) for name, value in result.items()}
+        print(json.dumps(result | {"ratios": ratios}))
+    else:
+        print("\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
 def from_nothing(store: list[str]) -> dict[str, float]:

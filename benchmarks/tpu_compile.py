@@ -1,6 +1,6 @@
 """Compiles the TPU kernels with the TPU's own compiler for chips that need not be there, and reads what it says.
 
-    python benchmarks/tpu_compile.py [--study] [--chips v5e v6e] [--json FILE]
+    python benchmarks/tpu_compile.py [--study] [--chips v5e v6e] [--json] [--save FILE]
 
 Needs the `libtpu` package and no TPU. For every chip, kernel and shape: the tiles chosen, bytes of VMEM by our
 arithmetic and by the compiler, what was allowed and what the chip has, and from the final schedule its length in
@@ -52,22 +52,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", action="store_true", help="the study's shapes only")
     parser.add_argument("--chips", nargs="+", choices=CHIPS, default=list(CHIPS))
-    parser.add_argument("--json", help="a file to write")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", help="a file to write")
     options = parser.parse_args()
     shapes = STUDY if options.study else STUDY + SHAPES
     rows = [row for chip in options.chips for row in compiled(chip, shapes)]
     shutil.rmtree(DUMP, ignore_errors=True)  # it is gone where the last kernel did not compile
+    lines, ratios = [], {}
     for chip, kernel in product(options.chips, KERNELS):
         mine = [row for row in rows if (row["chip"], row["kernel"]) == (chip, kernel)]
         good = [row for row in mine if not row["error"]]
         vmem = max((row["vmem_compiler"] for row in good), default=0) / 2**20
-        print(
+        ratios[f"{chip} {kernel}, share that compiles"] = round(len(good) / len(mine), 4)
+        ratios[f"{chip} {kernel}, VMEM over the chip's"] = round(vmem / (mine[0]["vmem_chip"] / 2**20), 4)
+        lines.append(
             f"{chip:6} {kernel:13} {len(good)} of {len(mine)} compile, for {sum(len(row['covers']) for row in good)} "
             f"shapes; VMEM at most {vmem:.1f} of {mine[0]['vmem_chip'] / 2**20:.0f} MiB; "
             f"{sum(not row['spills'] for row in good)} without spills, most "
             f"{max((row['spills'] for row in good), default=0)}"
         )
-    if options.json:
+    print(json.dumps({"ratios": ratios}) if options.json else "\n".join(lines))
+    if options.save:
         about = {
             "date": datetime.date.today().isoformat(),
             "versions": {"python": sys.version.split()[0], **{name: version(name) for name in ("jax", "libtpu")}},
@@ -81,7 +86,7 @@ def main() -> None:
         columns = [name for name in max(rows, key=len) if name != "covers"]
         lines = ",\n".join(json.dumps([row.get(name) for name in columns] + [len(row["covers"])]) for row in rows)
         head = json.dumps({**about, "columns": [*columns, "shapes_covered"]})
-        Path(options.json).write_text(f'{head[:-1]}, "rows": [\n{lines}\n]}}\n')
+        Path(options.save).write_text(f'{head[:-1]}, "rows": [\n{lines}\n]}}\n')
     if any(row["error"] for row in rows):
         sys.exit("some kernels do not compile")
 

@@ -1,6 +1,6 @@
 """One training step on CPU beside that of Hugging Face `transformers` with PyTorch: tokens a second of each side.
 
-    pip install torch==2.13.0 && pip install '.[export]'  # torch first, and alone: so pip takes its build for CPUs
+    pip install torch==2.13.0 && pip install --editable '.[benchmarks]'  # torch first, alone: its build for CPUs
     python benchmarks/versus_transformers.py [--only PATTERN] [--turns N] [--json]
 
 Both train one model (a dense one is OLMo 2 there, the others are FlexOlmo) from the same weights on the same batch, in
@@ -17,15 +17,14 @@ import fnmatch
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from turns import Process, serve
 
 from slicedice.machine import CPU_ENVIRONMENT
 
@@ -40,7 +39,6 @@ LAYERS = {  # by n, k and F
 ENVIRONMENTS = {"plain": {}, "worker's": CPU_ENVIRONMENT}
 STEPS, TOLERANCE = 3, 2e-4
 """First steps whose losses are compared, and nats that they may be apart; later, close decisions of routers differ."""
-TURN_SECONDS = 1.5
 
 Step = Callable[[], float]
 
@@ -54,7 +52,8 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        serve(options.side, options.only)
+        step = SIDES[options.side](options.only)
+        serve([step() for _ in range(STEPS)], step, BATCH * POSITIONS)
         return
     rows = []
     for name in LAYERS:
@@ -63,78 +62,36 @@ def main() -> None:
             if not options.json:
                 print("{n_k_F}: {ours:,} tokens/s over {theirs:,}, {ratio} times".format_map(rows[-1]), flush=True)
     if options.json:
-        print(json.dumps({"rows": rows}))
+        print(json.dumps({"rows": rows, "ratios": {f"n, k, F = {row['n_k_F']}": row["ratio"] for row in rows}}))
 
 
 def measure(name: str, turns: int) -> dict[str, Any]:
     """Tokens a second of both sides, and the median ratio."""
     with contextlib.ExitStack() as stack:
 
-        def started(side: str, environment: str) -> "Process":
-            return stack.enter_context(contextlib.closing(Process(side, name, environment)))
+        def started(side: str, environment: str) -> Process:
+            variables = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"} | ENVIRONMENTS[environment]
+            command = [__file__, "--side", side, "--only", name]
+            return stack.enter_context(contextlib.closing(Process(command, variables)))
 
-        best: dict[str, Process] = {}
+        best, environments = dict[str, Process](), dict[str, str]()
         for side in SIDES:
-            both = [started(side, environment) for environment in ENVIRONMENTS]
-            rates = [statistics.median(process.turn() for _ in range(3)) for process in both]
-            best[side] = both[rates.index(max(rates))]
-        apart = np.abs(np.subtract(*(process.losses for process in best.values()))).max()
+            both = {environment: started(side, environment) for environment in ENVIRONMENTS}
+            rates = {one: statistics.median(process.turn() for _ in range(3)) for one, process in both.items()}
+            environments[side] = max(rates, key=rates.__getitem__)
+            best[side] = both[environments[side]]
+        losses = [process.said for process in best.values()]
+        apart = np.abs(np.subtract(*losses)).max()
         if apart > TOLERANCE:
-            sys.exit(f"{name}: losses differ by {apart} nats: {[process.losses for process in best.values()]}")
+            sys.exit(f"{name}: losses differ by {apart} nats: {losses}")
         rates = [{side: process.turn() for side, process in best.items()} for _ in range(turns)]
     return {
         "n_k_F": name,
         **{side: round(statistics.median(turn[side] for turn in rates)) for side in SIDES},
         "ratio": round(statistics.median(turn["ours"] / turn["theirs"] for turn in rates), 2),
-        "environments": {side: process.environment for side, process in best.items()},
+        "environments": environments,
         "losses_apart": float(apart),
     }
-
-
-class Process:
-    """One side in a process of its own, which takes steps when it is asked to."""
-
-    def __init__(self, side: str, name: str, environment: str):
-        self.environment = environment
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--side", side, "--only", name],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"} | ENVIRONMENTS[environment],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.losses = self._answer()
-
-    def turn(self) -> float:
-        """Tokens a second, over some steps."""
-        assert self._process.stdin
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        """Ends it."""
-        self._process.communicate()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit(f"{' '.join(map(str, self._process.args))} failed")  # pyright: ignore[reportArgumentType]
-        return json.loads(line)
-
-
-def serve(side: str, name: str) -> None:
-    """Prints the losses of the first steps; then, for each line on standard input, tokens a second."""
-    step = SIDES[side](name)
-    print(json.dumps([step() for _ in range(STEPS)]), flush=True)
-    for _ in sys.stdin:
-        seconds, begin = [], time.perf_counter()
-        while time.perf_counter() - begin < TURN_SECONDS:
-            before = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - before)
-        print(BATCH * POSITIONS / statistics.median(seconds), flush=True)
 
 
 def batch() -> np.ndarray:

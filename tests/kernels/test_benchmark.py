@@ -1,10 +1,8 @@
 """The benchmark of the grouped matmul: competitors compute the same, tables come in parts, docs say what tables say."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -12,25 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import grouped_matmul, grouped_matmul_chart
 from slicedice.kernels import choose
 
 TOP = Path(__file__).parents[2]
 
 
-def script(name: str) -> ModuleType:
-    """A file of benchmarks/, which are no package."""
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", TOP / "benchmarks" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-BENCHMARK = script("grouped_matmul")
-
-
-@pytest.mark.parametrize("direction", BENCHMARK.DIRECTIONS)
+@pytest.mark.parametrize("direction", grouped_matmul.DIRECTIONS)
 def test_competitors_compute_the_same(direction: str, rng: np.random.Generator):
     """With one matrix for all groups a dense product is a grouped one, and its weight gradient the sum of theirs."""
     d, f, g, m = 12, 6, 3, 15
@@ -49,11 +35,11 @@ def test_competitors_compute_the_same(direction: str, rng: np.random.Generator):
     def summed(x: jax.Array) -> jax.Array:
         return x.sum(0) if x.ndim == 3 else x
 
-    want = jax.tree.map(summed, BENCHMARK.dense(direction)(*rows, *matrices))
+    want = jax.tree.map(summed, grouped_matmul.dense(direction)(*rows, *matrices))
     for function in (
-        BENCHMARK.ours(direction, choose(), g),
-        BENCHMARK.library(jax.lax.ragged_dot, direction, g),
-        lambda *x: BENCHMARK.chained(BENCHMARK.ours(direction, choose(), g))(3, *x),
+        grouped_matmul.ours(direction, choose(), g),
+        grouped_matmul.library(jax.lax.ragged_dot, direction, g),
+        lambda *x: grouped_matmul.chained(grouped_matmul.ours(direction, choose(), g))(3, *x),
     ):
         got = jax.tree.map(summed, function(*grouped))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
@@ -61,9 +47,9 @@ def test_competitors_compute_the_same(direction: str, rng: np.random.Generator):
 
 def test_rows_of_a_shape():
     """Each layout of groups has its row, with all that could be measured here, and no competitor failed."""
-    rates = BENCHMARK.Rates(1e6, 1e6)
-    rows = BENCHMARK.measure(BENCHMARK.Shape(12, 6, 4, 3), "ffn_grad", jnp.float32, rates, choose())
-    assert [row["groups"] for row in rows] == list(BENCHMARK.SKEWS)
+    rates = grouped_matmul.Rates(1e6, 1e6)
+    rows = grouped_matmul.measure(grouped_matmul.Shape(12, 6, 4, 3), "ffn_grad", jnp.float32, rates, choose())
+    assert [row["groups"] for row in rows] == list(grouped_matmul.SKEWS)
     for row in rows:
         assert "errors" not in row
         assert row["over_dense"] > 0
@@ -73,12 +59,12 @@ def test_rows_of_a_shape():
 
 def test_a_table_is_made_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What other calls measured stays, with what was said of these calls; the same call again takes its own's place."""
-    monkeypatch.setattr(BENCHMARK, "RESULTS", tmp_path)
+    monkeypatch.setattr(grouped_matmul, "RESULTS", tmp_path)
 
     def save(command: str, day: str, *shapes: str, implementation: str = "native") -> None:
         rows = [{"shape": shape, "groups": "equal", "direction": "ffn", "day": day} for shape in shapes]
         about: dict[str, Any] = {"command": command, "device": "A (good) chip", "implementation": implementation}
-        BENCHMARK.save(about | {"date": day}, rows)
+        grouped_matmul.save(about | {"date": day}, rows)
 
     save("one", "Monday", "a", "b")
     save("two", "Monday", "c")
@@ -97,7 +83,7 @@ def test_docs_give_the_table_of_results():
     """Every row and count of misses that the chart's script sums up; bold marks what missed its target."""
     docs = " ".join((TOP / "docs" / "kernels.md").read_text().replace("**", "").split())
     (results,) = (TOP / "benchmarks" / "results").glob("grouped_matmul-Intel*.json")
-    summary = script("grouped_matmul_chart").summary(json.loads(results.read_text()))
+    summary = grouped_matmul_chart.summary(json.loads(results.read_text()))
     rows = re.findall(r"^\| \d.*\d \|$", summary, re.MULTILINE)
     assert len(rows) == 6
     counts = re.findall(r": (\d+ of \d+)$", summary, re.MULTILINE)

@@ -69,7 +69,7 @@ def compiled(generation: str, function: Any, arrays: tuple) -> Any:
 def test_study_compiles(generation: str, tmp_path: Path):
     """All kernels of the study's widths, as the benchmark compiles and reads them: VMEM suffices, and few spill."""
     found = tmp_path / "found.json"
-    command = [sys.executable, BENCHMARK, "--study", "--chips", generation, "--json", found]
+    command = [sys.executable, BENCHMARK, "--study", "--chips", generation, "--save", found]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     about = json.loads(found.read_text())

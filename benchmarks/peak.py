@@ -1,0 +1,77 @@
+"""Utilization of a training step over what a large matrix product reaches on the device that is here.
+
+    python benchmarks/peak.py [--turns N] [--json]
+
+The study's 10m on an accelerator, in bfloat16; on a CPU nano, in float32, to see that it runs. FLOPs are those a run is
+defined by, forward and backward pass, without what rematerialisation adds; over the time of a step, over the rate of a
+product of large square matrices of the same type, measured before and after. Kernels of expert layers, attention and
+cross-entropy, and all that is no product, is in the step's time.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+SEQUENCES = 64
+"""Of a step on an accelerator, all at once; the study's 512 would add time alone."""
+LAYERS = ("dense", "n=32 g=1/4")
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    from slicedice.machine import has_accelerator, settle_platform
+
+    settle_platform()
+    import jax.numpy as jnp
+    from grouped_matmul import measured_rates
+
+    scale, dtype = ("10m", jnp.bfloat16) if has_accelerator() else ("nano", jnp.float32)
+    before = measured_rates(dtype).operations
+    rows = [measured(scale, experts, options.turns) for experts in LAYERS]
+    rate = max(before, measured_rates(dtype).operations)
+    for row in rows:
+        row["share"] = float(f"{row['flops'] / row['seconds'] / rate:.3g}")
+        if not options.json:
+            print("{step}: {seconds:.4f} s, {tokens_per_second:,.0f} tokens/s, {share:.1%}".format_map(row), flush=True)
+    ratios = {f"{row['step']} of the matmul rate": row["share"] for row in rows}
+    if options.json:
+        print(json.dumps({"rows": rows, "matmul_flops_a_second": rate, "ratios": ratios}))
+    else:
+        print(f"of {rate:.3g} FLOP/s in a large product")
+
+
+def measured(scale: str, experts: str, turns: int) -> dict:
+    """Median time of a step, and its FLOPs."""
+    import numpy as np
+
+    from slicedice.grid import load_config
+    from slicedice.spec import resolve
+    from slicedice.spec.config import override
+    from slicedice.training import Hyper, Program
+
+    changes: dict = {"model.experts": experts}
+    if scale != "nano":
+        changes |= {"budget.batch_size": SEQUENCES, "execution.micro_batch": SEQUENCES}
+    spec, execution = resolve(override(load_config(scale), changes, where="a benchmark"))
+    program, hyper = Program(spec, execution), Hyper.of(spec)
+    shape = spec.budget.batch_size, spec.data.sequence_length + 1
+    tokens = np.random.default_rng(0).integers(spec.model.vocab_size, size=shape, dtype=np.int32)
+    state, batch, seconds = program.init(np.uint32(0)), program.place(lambda rows: tokens[rows]), []
+    for _ in range(2 + turns):  # the first compiles
+        begin = time.perf_counter()
+        state, metrics = program.step(state, batch, hyper)
+        float(metrics["loss"])
+        seconds.append(time.perf_counter() - begin)
+    middle, count = statistics.median(seconds[2:]), spec.budget.batch_size * spec.data.sequence_length
+    flops = count * spec.model.flops_per_token(spec.data.sequence_length)
+    step = f"{scale} {experts}"
+    return {"step": step, "seconds": middle, "tokens_per_second": count / middle, "flops": flops}
+
+
+if __name__ == "__main__":
+    main()
