@@ -27,13 +27,14 @@ import time
 import traceback
 from collections.abc import Sequence
 
+from slicedice import cache
 from slicedice.faults import AGAIN, DISK_FULL, LostPeerError
 from slicedice.spec import SpecError
 from slicedice.spec.errors import require
 from slicedice.store import Store, StoreError
 from slicedice.store.files import BucketError, is_disk_full
 from slicedice.store.launches import read_launch
-from slicedice.worker import Worker, use_compilation_cache
+from slicedice.worker import Worker
 
 LOOK_SECONDS = 60
 """Between two looks at the runs that a unit waits for: in a bucket, each is a few requests."""
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         store = Store(options.store)
-        use_compilation_cache()
+        cache.use_compilation_cache()
         worker = Worker(store, options.parent)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, worker.stop)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from slicedice import cache, copies
+from slicedice import copies
 from slicedice.evaluating import Evaluator
 from slicedice.faults import LostPeerError, is_bucket_gone, is_lost_peer, is_out_of_memory, wait_for_all
 from slicedice.run_log import log_to
@@ -374,15 +374,3 @@ def lighter(execution: Execution, spec: RunSpec) -> Execution | None:
     for micro_batch in smaller:
         return dataclasses.replace(execution, micro_batch=micro_batch)
     return None if execution.remat else dataclasses.replace(execution, remat=True)
-
-
-def use_compilation_cache() -> None:
-    """Lets all processes of this user share compiled programs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.
-
-    Not in the store: what is compiled is executed, and a store may be someone else's.
-    """
-    import jax
-
-    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "compilation"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

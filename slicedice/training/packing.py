@@ -60,7 +60,7 @@ def measure(program: Program, most: int) -> dict[str, Any]:
     Returns:
       `lanes` that pay, and their `gain` in runs an hour over one at a time; `tried`, how many `most` was.
     """
-    state, batch, hyper = program.init(np.uint32(0)), _batch(program), Hyper.of(program.spec)
+    state, batch, hyper = program.init(np.uint32(0)), random_batch(program), Hyper.of(program.spec)
     placed = program.place(batch.__getitem__)
 
     def one() -> Any:
@@ -117,7 +117,7 @@ def _fitting(program: Program) -> int:
     return max(1, int(MEMORY_SHARE * limit / (kept + memory.temp_size_in_bytes)))
 
 
-def _batch(program: Program) -> np.ndarray:
+def random_batch(program: Program) -> np.ndarray:
     """Tokens at random, [B, S + 1], which routers spread as they do at the beginning."""
     budget, data = program.spec.budget, program.spec.data
     shape = budget.batch_size, data.sequence_length + 1
