@@ -6,11 +6,12 @@ import logging
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from slicedice import copies
+from slicedice import ahead, copies
 from slicedice.evaluating import Evaluator
 from slicedice.faults import LostPeerError, is_bucket_gone, is_lost_peer, is_out_of_memory, wait_for_all
 from slicedice.run_log import log_to
@@ -40,6 +41,8 @@ class Worker:
         self._stop = False
         self._programs: dict[str, Program] = {}
         self._lanes: dict[str, Lanes] = {}
+        self._making = threading.RLock()  # of the two above
+        self._ahead = ahead.Ahead()
         self._compiled_before: Compilations | None = None
         self.gone: set[str] = set()
 
@@ -59,17 +62,22 @@ class Worker:
         """Whether no worker has anything more to do for a run."""
         return self.store.state(run, self.store.read_spec(run), self.store.run(run).execution()).kind.is_settled
 
-    def train_all(self, runs: Sequence[str], *, patient: bool = False) -> Iterator[tuple[str, Kind | None]]:
+    def train_all(
+        self, runs: Sequence[str], then: Sequence[str] = (), *, patient: bool = False
+    ) -> Iterator[tuple[str, Kind | None]]:
         """Trains runs, those of one program at once where that pays; yields each with how it ended, None if not here.
 
         Args:
           runs: ids, in the order to train them in.
+          then: ids that may come after these. They are not trained, but may be compiled for.
           patient: see `train`.
         """
         left = list(runs)
         while left:
             together, lanes = ([left[0]], None) if self.is_gone(left[0]) else self._together(left)
             left = [run for run in left if run not in together]
+            if (left or then) and ahead.pays():
+                self._ahead.begin(partial(self._compile_next, together[0], [*left, *then]))
             if lanes:
                 works = [partial(self.train, run, patient=patient) for run in together]
                 yield from zip(together, lanes.train(works), strict=True)
@@ -93,13 +101,24 @@ class Worker:
 
     def _together(self, runs: Sequence[str]) -> tuple[list[str], "Lanes | None"]:
         """The first of `runs`, and those to be trained beside it, with their lanes; None for a run alone."""
-        import jax
+        from slicedice import training
 
         first = runs[0]
         execution = self.store.run(first).execution()
+        alike = self._alike(runs, execution)
+        if first not in alike or len(alike) == 1:
+            return [first], None
+        lanes = self._lanes_of(alike, execution, training.lanes_that_pay)
+        together = list(alike)[: lanes.width] if lanes else [first]
+        return ([first], None) if len(together) == 1 else (together, lanes)
+
+    def _alike(self, runs: Sequence[str], execution: Execution) -> dict[str, RunSpec]:
+        """Those of `runs` to train that are of the first one's program, if they may be lanes; none if not."""
+        import jax
+
         most = execution.lanes or (1 if jax.default_backend() == "cpu" else len(runs))
         if most == 1 or jax.process_count() > 1 or execution.mesh_shape.devices > 1:
-            return [first], None
+            return {}
         specs, key = dict[str, RunSpec](), ""
         for run in runs:
             with contextlib.suppress(StoreError):  # which its own turn will tell
@@ -108,35 +127,61 @@ class Worker:
                 key = key or own
                 if own == key and not self.is_settled(run):
                     specs[run] = spec
-        alike = sorted(specs, key=lambda run: specs[run].seed)  # runs of a seed read the same batches
-        if first not in alike or len(alike) == 1:
-            return [first], None
-        if key not in self._lanes:
-            from slicedice.training import Lanes, lanes_that_pay
+        return dict(sorted(specs.items(), key=lambda item: item[1].seed))  # runs of a seed read the same batches
 
-            program = self._program(specs[first], execution)
-            most = execution.lanes or lanes_that_pay(program, len(alike))
-            # As many in every round, since each number is a program of its own.
-            self._lanes[key] = Lanes(program, math.ceil(len(alike) / math.ceil(len(alike) / most)))
-        lanes = self._lanes[key]
-        together = alike[: lanes.width]
-        return ([first], None) if len(together) == 1 else (together, lanes)
+    def _lanes_of(
+        self, alike: dict[str, RunSpec], execution: Execution, at_once: "Callable[[Program, int], int]"
+    ) -> "Lanes | None":
+        """Lanes for runs of a program; `at_once` says how many if nobody did, or 0 for none."""
+        from slicedice.training import Lanes
+
+        spec = next(iter(alike.values()))
+        key = program_key(spec, execution)
+        with self._making:
+            if key not in self._lanes:
+                program = self._program(spec, execution)
+                if not (most := execution.lanes or at_once(program, len(alike))):
+                    return None
+                # As many in every round, since each number is a program of its own.
+                self._lanes[key] = Lanes(program, math.ceil(len(alike) / math.ceil(len(alike) / most)))
+            return self._lanes[key]
 
     def _program(self, spec: RunSpec, execution: Execution) -> "Program":
         from slicedice import training
 
         key = program_key(spec, execution)
-        if key not in self._programs:
-            training.compilations.so_far()  # counts from now on
-            self._programs[key] = training.Program(spec, execution)
-        return self._programs[key]
+        with self._making:
+            if key not in self._programs:
+                self._compiled_before = self._compiled_before or training.compilations.so_far()
+                self._programs[key] = training.Program(spec, execution)
+            return self._programs[key]
+
+    def _compile_next(self, current: str, runs: Sequence[str]) -> None:
+        """Compiles the step of the first of `runs` of another program than `current`, or of its lanes if it is known
+        how many there will be.
+        """
+        from slicedice import training
+
+        own = program_key(self.store.read_spec(current), self.store.run(current).execution())
+        for place, run in enumerate(runs):
+            with contextlib.suppress(StoreError):  # which its own turn will tell
+                spec, execution = self.store.read_spec(run), self.store.run(run).execution()
+                if program_key(spec, execution) == own or self.is_settled(run):
+                    continue
+                alike = self._alike(runs[place:], execution)
+                lanes = self._lanes_of(alike, execution, training.known_lanes) if len(alike) > 1 else None
+                if lanes and lanes.width > 1:
+                    lanes.compile(shared=len({one.seed for one in list(alike.values())[: lanes.width]}) == 1)
+                else:
+                    self._program(spec, execution).compile()
+                return
 
     def _compiled(self) -> dict[str, Any]:
         """What this process compiled since it was last asked: of lanes, the first that ends tells it."""
         from slicedice.training import compilations
 
         now = compilations.so_far()
-        new, self._compiled_before = now.since(self._compiled_before or compilations.Compilations()), now
+        new, self._compiled_before = now.since(self._compiled_before or now), now
         return dataclasses.asdict(new)
 
     def train(self, run: str, lane: "Lane | None" = None, *, patient: bool = False) -> Kind | None:
@@ -173,6 +218,9 @@ class Worker:
             kind, reason = self._attempt(claim, folder, spec, execution, lane)
             if kind is Kind.OUT_OF_MEMORY and lane:
                 log.warning("out of memory beside others; again alone")
+                kind, reason = self._attempt(claim, folder, spec, execution)
+            if kind is Kind.OUT_OF_MEMORY and self._ahead.wait(self.should_stop):  # some compilers time kernels there
+                log.warning("out of memory, perhaps since the next program was compiled; again without that")
                 kind, reason = self._attempt(claim, folder, spec, execution)
             while kind is Kind.OUT_OF_MEMORY and (less := lighter(execution, spec)):
                 log.warning("out of memory; again with %s", less)
