@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from slicedice import ahead, copies
 from slicedice.evaluating import Evaluator
 from slicedice.faults import LostPeerError, is_bucket_gone, is_lost_peer, is_out_of_memory, wait_for_all
+from slicedice.programs import Programs
 from slicedice.run_log import log_to
-from slicedice.spec import Execution, RunSpec, program_key, run_name
+from slicedice.spec import Execution, RunSpec, run_name
 from slicedice.store import Attempt, Claim, Kind, Onlooker, RunFolder, Store, StoreError, metrics
 from slicedice.store.files import is_disk_full
 from slicedice.writers import RunWriter
 
 if TYPE_CHECKING:
-    from slicedice.training import Lane, Lanes, Program, TrainState
-    from slicedice.training.compilations import Compilations
+    from slicedice.training import Lane, Program, TrainState
 
 log = logging.getLogger("slicedice.work")
 
@@ -39,11 +38,8 @@ class Worker:
     def __init__(self, store: Store, parent: int | None = None):
         self.store, self.parent = store, parent
         self._stop = False
-        self._programs: dict[str, Program] = {}
-        self._lanes: dict[str, Lanes] = {}
-        self._making = threading.RLock()  # of the two above
+        self._programs = Programs(store, self.is_settled)
         self._ahead = ahead.Ahead()
-        self._compiled_before: Compilations | None = None
         self.gone: set[str] = set()
 
     def stop(self, *_: object) -> None:
@@ -74,10 +70,10 @@ class Worker:
         """
         left = list(runs)
         while left:
-            together, lanes = ([left[0]], None) if self.is_gone(left[0]) else self._together(left)
+            together, lanes = ([left[0]], None) if self.is_gone(left[0]) else self._programs.together(left)
             left = [run for run in left if run not in together]
             if (left or then) and ahead.pays():
-                self._ahead.begin(partial(self._compile_next, together[0], [*left, *then]))
+                self._ahead.begin(partial(self._programs.compile_next, together[0], [*left, *then]))
             if lanes:
                 works = [partial(self.train, run, patient=patient) for run in together]
                 yield from zip(together, lanes.train(works), strict=True)
@@ -98,91 +94,6 @@ class Worker:
         if processes.greatest(gone):  # of all processes of a run, since they see it one after another
             self.gone.add(run)
         return run in self.gone
-
-    def _together(self, runs: Sequence[str]) -> tuple[list[str], "Lanes | None"]:
-        """The first of `runs`, and those to be trained beside it, with their lanes; None for a run alone."""
-        from slicedice import training
-
-        first = runs[0]
-        execution = self.store.run(first).execution()
-        alike = self._alike(runs, execution)
-        if first not in alike or len(alike) == 1:
-            return [first], None
-        lanes = self._lanes_of(alike, execution, training.lanes_that_pay)
-        together = list(alike)[: lanes.width] if lanes else [first]
-        return ([first], None) if len(together) == 1 else (together, lanes)
-
-    def _alike(self, runs: Sequence[str], execution: Execution) -> dict[str, RunSpec]:
-        """Those of `runs` to train that are of the first one's program, if they may be lanes; none if not."""
-        import jax
-
-        most = execution.lanes or (1 if jax.default_backend() == "cpu" else len(runs))
-        if most == 1 or jax.process_count() > 1 or execution.mesh_shape.devices > 1:
-            return {}
-        specs, key = dict[str, RunSpec](), ""
-        for run in runs:
-            with contextlib.suppress(StoreError):  # which its own turn will tell
-                spec = self.store.read_spec(run)
-                own = program_key(spec, self.store.run(run).execution())
-                key = key or own
-                if own == key and not self.is_settled(run):
-                    specs[run] = spec
-        return dict(sorted(specs.items(), key=lambda item: item[1].seed))  # runs of a seed read the same batches
-
-    def _lanes_of(
-        self, alike: dict[str, RunSpec], execution: Execution, at_once: "Callable[[Program, int], int]"
-    ) -> "Lanes | None":
-        """Lanes for runs of a program; `at_once` says how many if nobody did, or 0 for none."""
-        from slicedice.training import Lanes
-
-        spec = next(iter(alike.values()))
-        key = program_key(spec, execution)
-        with self._making:
-            if key not in self._lanes:
-                program = self._program(spec, execution)
-                if not (most := execution.lanes or at_once(program, len(alike))):
-                    return None
-                # As many in every round, since each number is a program of its own.
-                self._lanes[key] = Lanes(program, math.ceil(len(alike) / math.ceil(len(alike) / most)))
-            return self._lanes[key]
-
-    def _program(self, spec: RunSpec, execution: Execution) -> "Program":
-        from slicedice import training
-
-        key = program_key(spec, execution)
-        with self._making:
-            if key not in self._programs:
-                self._compiled_before = self._compiled_before or training.compilations.so_far()
-                self._programs[key] = training.Program(spec, execution)
-            return self._programs[key]
-
-    def _compile_next(self, current: str, runs: Sequence[str]) -> None:
-        """Compiles the step of the first of `runs` of another program than `current`, or of its lanes if it is known
-        how many there will be.
-        """
-        from slicedice import training
-
-        own = program_key(self.store.read_spec(current), self.store.run(current).execution())
-        for place, run in enumerate(runs):
-            with contextlib.suppress(StoreError):  # which its own turn will tell
-                spec, execution = self.store.read_spec(run), self.store.run(run).execution()
-                if program_key(spec, execution) == own or self.is_settled(run):
-                    continue
-                alike = self._alike(runs[place:], execution)
-                lanes = self._lanes_of(alike, execution, training.known_lanes) if len(alike) > 1 else None
-                if lanes and lanes.width > 1:
-                    lanes.compile(shared=len({one.seed for one in list(alike.values())[: lanes.width]}) == 1)
-                else:
-                    self._program(spec, execution).compile()
-                return
-
-    def _compiled(self) -> dict[str, Any]:
-        """What this process compiled since it was last asked: of lanes, the first that ends tells it."""
-        from slicedice.training import compilations
-
-        now = compilations.so_far()
-        new, self._compiled_before = now.since(self._compiled_before or now), now
-        return dataclasses.asdict(new)
 
     def train(self, run: str, lane: "Lane | None" = None, *, patient: bool = False) -> Kind | None:
         """Trains one run to a result or a failure, which is written; None if it was not ours to train.
@@ -248,7 +159,8 @@ class Worker:
 
         try:
             with contextlib.closing(RunWriter(spec, execution, self.store)) as shown:
-                return self._train(claim, folder, spec, execution, lane or self._program(spec, execution), shown), ""
+                program = lane or self._programs.program(spec, execution)
+                return self._train(claim, folder, spec, execution, program, shown), ""
         except training.Stopped as stopped:
             kind = Kind.CANCELLED if claim.is_cancelled else Kind.PREEMPTED
             return kind, claim.loss or str(stopped)
@@ -357,7 +269,7 @@ class Worker:
                     "execution": dataclasses.asdict(execution),
                     "seconds_per_step": seconds and seconds / program.width,
                     "lanes": program.width,
-                    "compilation": self._compiled(),
+                    "compilation": self._programs.compiled(),
                     "provenance": provenance(tokens.fingerprint),
                 },
             )

@@ -13,6 +13,7 @@ import pytest
 
 from slicedice import ahead, training, work
 from slicedice.data import prepare
+from slicedice.programs import Programs
 from slicedice.store import Kind, Store
 from slicedice.training import Lanes, Program
 from slicedice.worker import Worker
@@ -84,7 +85,7 @@ def test_lanes_whose_number_is_not_known_have_the_step_of_one_compiled(room, kno
     asked = []
     for kind in (Program, Lanes):
         monkeypatch.setattr(kind, "compile", lambda self, kind=kind, **about: asked.append((kind, about)))
-    Worker(store)._compile_next(runs[0], runs[1:])
+    Programs(store, lambda run: False).compile_next(runs[0], runs[1:])
     assert asked == [(Lanes, {"shared": False})] if known else [(Program, {})]
 
 
