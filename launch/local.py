@@ -59,6 +59,11 @@ class Queue:
         self._begun.add(part.program)
         return part
 
+    def after(self, part: Part) -> Part | None:
+        """What a worker that trains `part` would train of another program after it, as things stand."""
+        others = [other for other in self._parts if other.program != part.program]
+        return next((other for other in others if other.program not in self._begun), next(iter(others), None))
+
 
 class Worker:
     """A worker process on one slot, and those runs it has been given that have not ended."""
@@ -103,12 +108,18 @@ class Worker:
         self.runs = [run for run in self.runs if run not in ended]
         return ended
 
-    def give(self, part: Part) -> None:
-        """Gives the worker what it is to train next."""
+    def give(self, queue: Queue, program: str) -> None:
+        """Gives the worker what it is to train next, `program` being what it has compiled.
+
+        On accelerators it is told what may come after that, to compile it meanwhile; another worker may take that.
+        """
         assert self.process.stdin is not None
+        part = queue.next(program)
+        then = queue.after(part) if has_accelerator() else None
         self.part, self.runs = part, list(part.runs)
+        words = [*part.runs, "/", *then.runs] if then else part.runs
         with contextlib.suppress(BrokenPipeError):  # it has just died, which its output will tell
-            self.process.stdin.write(f"{' '.join(part.runs)}\n".encode())
+            self.process.stdin.write(f"{' '.join(words)}\n".encode())
             self.process.stdin.flush()
 
     def end(self) -> int:
@@ -169,7 +180,7 @@ class Local:
                 worker = Worker(slot, job)
                 workers.add(worker)
                 selector.register(worker.output, selectors.EVENT_READ, (worker, slot))
-                worker.give(queue.next(""))
+                worker.give(queue, "")
 
             def retire(worker: Worker) -> int:
                 selector.unregister(worker.output)
@@ -197,7 +208,7 @@ class Local:
                         if lines is None and queue:
                             start(slot)
                         elif lines is not None and not worker.runs and queue:
-                            worker.give(queue.next(worker.part.program))
+                            worker.give(queue, worker.part.program)
                         elif lines is not None and not worker.runs:
                             retire(worker)
                     job.watch()

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from slicedice import machine
+
 log = logging.getLogger(__name__)
 
 
@@ -33,3 +35,21 @@ def alone(path: Path) -> Iterator[None]:
         except OSError as error:
             log.info("%s is made without a lock: %s", path, error)
         yield
+
+
+def use_compilation_cache() -> None:
+    """Lets all processes of this user share compiled programs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.
+
+    Not in the store: what is compiled is executed, and a store may be someone else's. On CPU they are kept by number of
+    threads: the compiler cuts loops into as many parts, of which JAX's own keys know nothing.
+
+    Raises:
+      RuntimeError: there is no home folder.
+    """
+    import jax
+
+    shared = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folder() / "compilation")
+    if not machine.has_accelerator():
+        shared = f"{shared}/{machine.threads()}-threads"
+    jax.config.update("jax_compilation_cache_dir", shared)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from slicedice import copies, evaluation, machine
+from slicedice import cache, copies, evaluation, machine
 from slicedice.commandline import door
 from slicedice.data import DataError, TokenStore
 from slicedice.evaluation import HELD_OUT, Settings
@@ -176,9 +176,8 @@ class _Run:
         from slicedice import training
         from slicedice.evaluation.scoring import scorers
         from slicedice.provenance import provenance
-        from slicedice.worker import use_compilation_cache
 
-        use_compilation_cache()
+        cache.use_compilation_cache()
         model, routing = self._model(), training.routing_of(self.spec)
         origin = provenance(self.tokens.fingerprint)
         if not evaluations:

@@ -97,15 +97,21 @@ def cores() -> list[int]:
     return available[: max(1, int(quota) // int(period))] if quota.isdecimal() else available
 
 
-def slots(max_concurrent: int = 0, worker_bytes: int = 0, devices: int = 1) -> list[Slot]:
-    """Places for workers: a GPU each or several to one, one for a TPU, and on CPU as many as cores and memory let pay.
+def threads() -> int:
+    """How many threads XLA has on CPU in this process: one for each core that it sees, or device that it simulates."""
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told, devices = (os.environ.get(name, "") for name in ("NPROC", "JAX_NUM_CPU_DEVICES"))
+    return max(int(told) if told.isdecimal() else seen, int(devices) if devices.isdecimal() else 1)
 
-    A step of a small model does not fill two cores, so on CPU a worker has one core of its own, and more only where
-    memory or `max_concurrent` allow fewer workers than cores. Their number never depends on how many runs are left: a
-    run that the same command takes up again meets the same threads, without which its results are not bitwise the same.
+
+def slots(max_concurrent: int = 0, worker_bytes: int = 0, devices: int = 1) -> list[Slot]:
+    """Places for workers: a GPU each or several to one, one for a TPU, and on CPU as many as cores and memory allow.
+
+    On CPU workers share the cores out evenly. Their number never depends on how many runs are left: a run that the same
+    command takes up again meets the same threads, without which its results are not bitwise the same.
 
     Args:
-      max_concurrent: how many workers, on CPU if there are cores for them; 0 for as many as pay. A TPU has one. Where
+      max_concurrent: how many workers, on CPU if there are cores for them; 0 for as many as fit. A TPU has one. Where
         they are more than GPUs, each is taken by several in turn, which share its memory evenly.
       worker_bytes: memory that a worker's largest run takes of a device.
       devices: how many a run trains on; a CPU is taken for as many.

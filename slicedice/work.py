@@ -2,9 +2,10 @@
 
 Every launcher starts this. Runs are those of a work unit, or are named by id, as arguments or in lines on standard
 input, and their folders say what they are. Those of one program that are named together are trained at once where that
-pays, as lanes of one step. One is passed over that another process trains, that has a result, that failed or was
-cancelled, or whose program failed. However a run ends, its folder says so, a line "RUN KIND" is printed, and the next
-one begins. SIGTERM or SIGUSR1 has the worker save what it trains and end.
+pays, as lanes of one step. In a line, runs behind a slash are not trained: they may come in a later line, and where an
+accelerator trains, their step is compiled meanwhile. One is passed over that another process trains, that has a result,
+that failed or was cancelled, or whose program failed. However a run ends, its folder says so, a line "RUN KIND" is
+printed, and the next one begins. SIGTERM or SIGUSR1 has the worker save what it trains and end.
 
 A unit ends when each of its runs has a result, failed or was cancelled: for one that another process trains it waits.
 
@@ -26,14 +27,16 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
+from slicedice import ahead, cache
 from slicedice.faults import AGAIN, DISK_FULL, LostPeerError
 from slicedice.spec import SpecError
 from slicedice.spec.errors import require
 from slicedice.store import Store, StoreError
 from slicedice.store.files import BucketError, is_disk_full
 from slicedice.store.launches import read_launch
-from slicedice.worker import Worker, use_compilation_cache
+from slicedice.worker import Worker
 
 LOOK_SECONDS = 60
 """Between two looks at the runs that a unit waits for: in a bucket, each is a few requests."""
@@ -95,14 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         store = Store(options.store)
-        use_compilation_cache()
+        cache.use_compilation_cache()
         worker = Worker(store, options.parent)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, worker.stop)
         if options.unit:
             return _leave(_train_unit(worker, _unit(store, options)), options)
-        lines = [options.runs] if options.runs else map(str.split, iter(sys.stdin.readline, ""))
-        for run, kind in itertools.chain.from_iterable(map(worker.train_all, lines)):
+        lines = [(options.runs, ())] if options.runs else map(_given, iter(sys.stdin.readline, ""))
+        for run, kind in itertools.chain.from_iterable(itertools.starmap(worker.train_all, lines)):
             print(run, kind or "passed_over", flush=True)
             if options.processes == 1 and worker.should_stop():  # several decide together, in `train`
                 break
@@ -128,6 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         traceback.print_exc()
         return _leave(1, options)
+
+
+def _given(line: str) -> tuple[list[str], list[str]]:
+    """The runs that a line gives, and behind a slash those that may come next."""
+    runs, _, then = line.partition("/")
+    return runs.split(), then.split()
 
 
 def _unit(store: Store, options: argparse.Namespace) -> tuple[str, ...]:
@@ -178,12 +187,19 @@ def _train_unit(worker: Worker, runs: Sequence[str]) -> int:
 def _leave(status: int, options: argparse.Namespace) -> int:
     """The status; but of several processes, one that fails ends at once: the ordinary way out waits for the others."""
     if options.processes != 1 and status:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _end_at_once(status)
     return status
 
 
+def _end_at_once(status: int) -> NoReturn:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if ahead.is_busy():  # the ordinary way out would take away from the compiler what it works with
+        _end_at_once(status)
+    sys.exit(status)

@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from slicedice import cache, copies
+from slicedice import ahead, copies
 from slicedice.evaluating import Evaluator
 from slicedice.faults import LostPeerError, is_bucket_gone, is_lost_peer, is_out_of_memory, wait_for_all
+from slicedice.programs import Programs
 from slicedice.run_log import log_to
-from slicedice.spec import Execution, RunSpec, program_key, run_name
+from slicedice.spec import Execution, RunSpec, run_name
 from slicedice.store import Attempt, Claim, Kind, Onlooker, RunFolder, Store, StoreError, metrics
 from slicedice.store.files import is_disk_full
 from slicedice.writers import RunWriter
 
 if TYPE_CHECKING:
-    from slicedice.training import Lane, Lanes, Program, TrainState
-    from slicedice.training.compilations import Compilations
+    from slicedice.training import Lane, Program, TrainState
 
 log = logging.getLogger("slicedice.work")
 
@@ -38,9 +38,8 @@ class Worker:
     def __init__(self, store: Store, parent: int | None = None):
         self.store, self.parent = store, parent
         self._stop = False
-        self._programs: dict[str, Program] = {}
-        self._lanes: dict[str, Lanes] = {}
-        self._compiled_before: Compilations | None = None
+        self._programs = Programs(store, self.is_settled)
+        self._ahead = ahead.Ahead()
         self.gone: set[str] = set()
 
     def stop(self, *_: object) -> None:
@@ -59,17 +58,22 @@ class Worker:
         """Whether no worker has anything more to do for a run."""
         return self.store.state(run, self.store.read_spec(run), self.store.run(run).execution()).kind.is_settled
 
-    def train_all(self, runs: Sequence[str], *, patient: bool = False) -> Iterator[tuple[str, Kind | None]]:
+    def train_all(
+        self, runs: Sequence[str], then: Sequence[str] = (), *, patient: bool = False
+    ) -> Iterator[tuple[str, Kind | None]]:
         """Trains runs, those of one program at once where that pays; yields each with how it ended, None if not here.
 
         Args:
           runs: ids, in the order to train them in.
+          then: ids that may come after these. They are not trained, but may be compiled for.
           patient: see `train`.
         """
         left = list(runs)
         while left:
-            together, lanes = ([left[0]], None) if self.is_gone(left[0]) else self._together(left)
+            together, lanes = ([left[0]], None) if self.is_gone(left[0]) else self._programs.together(left)
             left = [run for run in left if run not in together]
+            if (left or then) and ahead.pays():
+                self._ahead.begin(partial(self._programs.compile_next, together[0], [*left, *then]))
             if lanes:
                 works = [partial(self.train, run, patient=patient) for run in together]
                 yield from zip(together, lanes.train(works), strict=True)
@@ -90,54 +94,6 @@ class Worker:
         if processes.greatest(gone):  # of all processes of a run, since they see it one after another
             self.gone.add(run)
         return run in self.gone
-
-    def _together(self, runs: Sequence[str]) -> tuple[list[str], "Lanes | None"]:
-        """The first of `runs`, and those to be trained beside it, with their lanes; None for a run alone."""
-        import jax
-
-        first = runs[0]
-        execution = self.store.run(first).execution()
-        most = execution.lanes or (1 if jax.default_backend() == "cpu" else len(runs))
-        if most == 1 or jax.process_count() > 1 or execution.mesh_shape.devices > 1:
-            return [first], None
-        specs, key = dict[str, RunSpec](), ""
-        for run in runs:
-            with contextlib.suppress(StoreError):  # which its own turn will tell
-                spec = self.store.read_spec(run)
-                own = program_key(spec, self.store.run(run).execution())
-                key = key or own
-                if own == key and not self.is_settled(run):
-                    specs[run] = spec
-        alike = sorted(specs, key=lambda run: specs[run].seed)  # runs of a seed read the same batches
-        if first not in alike or len(alike) == 1:
-            return [first], None
-        if key not in self._lanes:
-            from slicedice.training import Lanes, lanes_that_pay
-
-            program = self._program(specs[first], execution)
-            most = execution.lanes or lanes_that_pay(program, len(alike))
-            # As many in every round, since each number is a program of its own.
-            self._lanes[key] = Lanes(program, math.ceil(len(alike) / math.ceil(len(alike) / most)))
-        lanes = self._lanes[key]
-        together = alike[: lanes.width]
-        return ([first], None) if len(together) == 1 else (together, lanes)
-
-    def _program(self, spec: RunSpec, execution: Execution) -> "Program":
-        from slicedice import training
-
-        key = program_key(spec, execution)
-        if key not in self._programs:
-            training.compilations.so_far()  # counts from now on
-            self._programs[key] = training.Program(spec, execution)
-        return self._programs[key]
-
-    def _compiled(self) -> dict[str, Any]:
-        """What this process compiled since it was last asked: of lanes, the first that ends tells it."""
-        from slicedice.training import compilations
-
-        now = compilations.so_far()
-        new, self._compiled_before = now.since(self._compiled_before or compilations.Compilations()), now
-        return dataclasses.asdict(new)
 
     def train(self, run: str, lane: "Lane | None" = None, *, patient: bool = False) -> Kind | None:
         """Trains one run to a result or a failure, which is written; None if it was not ours to train.
@@ -174,6 +130,9 @@ class Worker:
             if kind is Kind.OUT_OF_MEMORY and lane:
                 log.warning("out of memory beside others; again alone")
                 kind, reason = self._attempt(claim, folder, spec, execution)
+            if kind is Kind.OUT_OF_MEMORY and self._ahead.wait(self.should_stop):  # some compilers time kernels there
+                log.warning("out of memory, perhaps since the next program was compiled; again without that")
+                kind, reason = self._attempt(claim, folder, spec, execution)
             while kind is Kind.OUT_OF_MEMORY and (less := lighter(execution, spec)):
                 log.warning("out of memory; again with %s", less)
                 wait_for_all(f"{run} with {less}", kind)
@@ -200,7 +159,8 @@ class Worker:
 
         try:
             with contextlib.closing(RunWriter(spec, execution, self.store)) as shown:
-                return self._train(claim, folder, spec, execution, lane or self._program(spec, execution), shown), ""
+                program = lane or self._programs.program(spec, execution)
+                return self._train(claim, folder, spec, execution, program, shown), ""
         except training.Stopped as stopped:
             kind = Kind.CANCELLED if claim.is_cancelled else Kind.PREEMPTED
             return kind, claim.loss or str(stopped)
@@ -309,7 +269,7 @@ class Worker:
                     "execution": dataclasses.asdict(execution),
                     "seconds_per_step": seconds and seconds / program.width,
                     "lanes": program.width,
-                    "compilation": self._compiled(),
+                    "compilation": self._programs.compiled(),
                     "provenance": provenance(tokens.fingerprint),
                 },
             )
@@ -374,15 +334,3 @@ def lighter(execution: Execution, spec: RunSpec) -> Execution | None:
     for micro_batch in smaller:
         return dataclasses.replace(execution, micro_batch=micro_batch)
     return None if execution.remat else dataclasses.replace(execution, remat=True)
-
-
-def use_compilation_cache() -> None:
-    """Lets all processes of this user share compiled programs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.
-
-    Not in the store: what is compiled is executed, and a store may be someone else's.
-    """
-    import jax
-
-    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "compilation"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

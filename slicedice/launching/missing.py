@@ -1,17 +1,19 @@
 """How a sweep trains what is missing: text is prepared, folders are made, work units cut and handed to a launcher."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 
 from slicedice import copies, evaluation, machine
-from slicedice.cost import cost, memory
+from slicedice.cost import cost
 from slicedice.data import TokenStore
 from slicedice.data.tokenizer import padded_vocab_size
 from slicedice.grid import Plan
+from slicedice.launching.cores import Measure, largest, measured_speed, workers_that_pay
 from slicedice.launching.loading import load_launcher
 from slicedice.launching.protocol import Attended, Job, Launcher, LaunchError, LeftoverError, WorkUnit
 from slicedice.launching.queue import REFUSED, queue
@@ -109,7 +111,8 @@ def train_missing(plan: Plan, store: Store, how: How, console: Console) -> bool:
                 f"All {len(left)} runs that are left are in an engine's queue; the verb status tells of them."
             )
         return not left
-    job = make_job(plan, store, missing, how, launcher) if missing else None
+    tell = partial(console.print, highlight=False, soft_wrap=True)
+    job = make_job(plan, store, missing, how, launcher, tell, measured_speed) if missing else None
     rendered = launcher.render(job) if job else {}
     begun = failed if how.retry else missing
     settled = [id_ for id_ in missing if looks[id_][0].kind.is_settled]
@@ -163,25 +166,40 @@ def _submit(launcher: Launcher, job: Job, launch: Launch, rendered: Mapping[str,
         raise
 
 
-def make_job(plan: Plan, store: Store, missing: Sequence[str], how: How, launcher: Launcher) -> Job:
+def make_job(
+    plan: Plan,
+    store: Store,
+    missing: Sequence[str],
+    how: How,
+    launcher: Launcher,
+    tell: Callable[[str], None] = lambda line: None,
+    measure: Measure | None = None,
+) -> Job:
     """What a launcher is to do: work units of a program each, or for this machine, where workers keep programs, runs.
+
+    Args:
+      plan: all runs.
+      store: where they live.
+      missing: ids of those to train.
+      how: to train them; where it does not say how many at once, on this machine's cores as many as pay.
+      launcher: whose job it is.
+      tell, measure: see `workers_that_pay`; without them, nothing is measured.
 
     Raises:
       SpecError: on the mesh of a run some devices would have no expert.
     """
-    runs = {id_: plan.runs[id_] for id_ in missing}
+    runs, at_once = {id_: plan.runs[id_] for id_ in missing}, how.max_concurrent
     for spec, execution in runs.values():
         require_experts(execution.mesh_shape, spec.model.layer, run_name(spec))
     if isinstance(launcher, Attended):
         units = tuple(WorkUnit((id_,), execution.mesh_shape.devices) for id_, (_, execution) in runs.items())
+        at_once = at_once or workers_that_pay(plan, tell, measure)
     else:
         seconds = {id_: cost(*run, how.where.rate).seconds for id_, run in runs.items()}
         units = work_units(runs, seconds, 3600 * how.unit_hours)
     # Of all runs of the plan, done or not: what is left must not change how many train at once.
-    largest = max(memory(spec, execution) for spec, execution in plan.runs.values())
-    devices = max(execution.mesh_shape.devices for _, execution in plan.runs.values())
-    name = store.next_launch(how.label)
-    return Job(name, store, units, how.max_concurrent, largest, devices, how.where.topology)
+    size, devices = largest(plan)
+    return Job(store.next_launch(how.label), store, units, at_once, size, devices, how.where.topology)
 
 
 def _tell_of_evaluations(plan: Plan, store: Store, console: Console) -> None:

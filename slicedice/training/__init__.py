@@ -5,7 +5,7 @@ from slicedice.training.checkpoint import CheckpointError, Checkpoints
 from slicedice.training.gradients import Hyper, routing_of
 from slicedice.training.lanes import Lane, Lanes
 from slicedice.training.loop import Diverged, Stopped, train
-from slicedice.training.packing import lanes_that_pay
+from slicedice.training.packing import known_lanes, lanes_that_pay
 from slicedice.training.program import Program, TrainState
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Stopped",
     "TrainState",
     "compilations",
+    "known_lanes",
     "lanes_that_pay",
     "routing_of",
     "train",

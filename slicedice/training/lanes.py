@@ -37,10 +37,12 @@ class Lanes:
         self.program, self.width = program, width
         # Layers stay the first axis, which the step scans over: with lanes in front, it would turn all weights around.
         self._axes = axes = tree_map_with_path(lambda path, _: int("blocks" in keystr(path)), program.like)
-        self._step_of: dict[bool, Any] = {
+        self._step_of = {
             shared: jax.jit(jax.vmap(program.take_step, (axes, None if shared else 0, 0), (axes, 0)), donate_argnums=0)
             for shared in (True, False)
         }
+        self._compiled: dict[bool, jax.stages.Compiled] = {}
+        self._compiling = threading.Lock()
         self._with = jax.jit(self._replaced, donate_argnums=0)
         self._take = jax.jit(lambda all_, lane: jax.tree.map(lambda axis, x: x.take(lane, axis), axes, all_))
         self._state: TrainState | None = None
@@ -67,8 +69,23 @@ class Lanes:
         self._shared &= all(np.array_equal(batch, batches[0]) for batch in batches)
         hyper = jax.tree.map(lambda *numbers: np.stack(numbers), *hypers)
         batch = batches[0] if self._shared else np.stack(batches)
-        self._state, metrics = self._step_of[self._shared](self._state, batch, hyper)
+        self._state, metrics = self.compile(self._shared)(self._state, batch, hyper)
         return metrics
+
+    def compile(self, shared: bool) -> jax.stages.Compiled:
+        """The step of all as it is compiled, once: by this thread or by another one that has begun to.
+
+        Args:
+          shared: whether all lanes read the same batch.
+        """
+        with self._compiling:
+            if shared not in self._compiled:
+                state, shape = jax.tree.map(self._shape, self._axes, self.program.like), self.program.batch_shape
+                batch = jax.ShapeDtypeStruct(shape if shared else (self.width, *shape), jnp.int32)
+                number = jax.ShapeDtypeStruct((self.width,), jnp.float32)
+                hyper = jax.tree.map(lambda _: number, Hyper.of(self.program.spec))
+                self._compiled[shared] = self._step_of[shared].lower(state, batch, hyper).compile()
+            return self._compiled[shared]
 
     def clear(self) -> None:
         """Gives all memory back."""
@@ -125,8 +142,12 @@ class Lanes:
             lane.metrics = {name: _Of(values, lane.index) for name, values in metrics.items()}
 
     def _zeros(self, axis: int, leaf: jax.ShapeDtypeStruct) -> Array:
+        whole = self._shape(axis, leaf)
+        return jnp.zeros(whole.shape, whole.dtype, device=whole.sharding)
+
+    def _shape(self, axis: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         shape = *leaf.shape[:axis], self.width, *leaf.shape[axis:]
-        return jnp.zeros(shape, leaf.dtype, device=leaf.sharding)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
 
     def _replaced(self, all_: TrainState, lane: Int[Array, ""], state: TrainState) -> TrainState:
         def put(axis: int, x: Array, own: Array) -> Array:

@@ -41,17 +41,23 @@ def lanes_that_pay(program: Program, most: int) -> int:
     """
     if most == 1:
         return 1
-    path = _path(program)
-    known = _read(path)
-    # Fewer that paid pay again; more may be tried where all that were tried did.
-    if known and (most <= known["lanes"] or known["lanes"] < known["tried"]):
-        return min(most, known["lanes"])
-    found = measure(program, most)
+    if known := known_lanes(program, most):
+        return known
+    found, path = measure(program, most), _path(program)
     with contextlib.suppress(OSError, RuntimeError):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found))
     log.info("%d lanes at once, %.2f times as fast as one after the other", found["lanes"], found["gain"])
     return found["lanes"]
+
+
+def known_lanes(program: Program, most: int) -> int:
+    """How many of `most` runs to train at once, by what was measured before; 0 if nothing was that tells."""
+    known = _read(_path(program))
+    # Fewer that paid pay again; more may be tried where all that were tried did.
+    if known and (most <= known["lanes"] or known["lanes"] < known["tried"]):
+        return min(most, known["lanes"])
+    return 0
 
 
 def measure(program: Program, most: int) -> dict[str, Any]:
@@ -60,7 +66,7 @@ def measure(program: Program, most: int) -> dict[str, Any]:
     Returns:
       `lanes` that pay, and their `gain` in runs an hour over one at a time; `tried`, how many `most` was.
     """
-    state, batch, hyper = program.init(np.uint32(0)), _batch(program), Hyper.of(program.spec)
+    state, batch, hyper = program.init(np.uint32(0)), random_batch(program), Hyper.of(program.spec)
     placed = program.place(batch.__getitem__)
 
     def one() -> Any:
@@ -117,7 +123,7 @@ def _fitting(program: Program) -> int:
     return max(1, int(MEMORY_SHARE * limit / (kept + memory.temp_size_in_bytes)))
 
 
-def _batch(program: Program) -> np.ndarray:
+def random_batch(program: Program) -> np.ndarray:
     """Tokens at random, [B, S + 1], which routers spread as they do at the beginning."""
     budget, data = program.spec.budget, program.spec.data
     shape = budget.batch_size, data.sequence_length + 1

@@ -108,15 +108,16 @@ class Program:
 
     def place(self, rows: Callable[[slice], np.ndarray]) -> Array:
         """A batch on its devices, of which this process reads its own share: `rows(slice)` are some of its rows."""
-        return placing.place(rows, self._batch_shape, self._share)
+        return placing.place(rows, self.batch_shape, self._share)
 
     def lower(self) -> jax.stages.Lowered:
         """The step for the compiler; its devices need not be here."""
-        batch = jax.ShapeDtypeStruct(self._batch_shape, jnp.int32, sharding=self._share)
+        batch = jax.ShapeDtypeStruct(self.batch_shape, jnp.int32, sharding=self._share)
         return self._step.lower(self.like, batch, jax.eval_shape(lambda: Hyper.of(self.spec)))
 
     @property
-    def _batch_shape(self) -> tuple[int, int]:
+    def batch_shape(self) -> tuple[int, int]:
+        """Of a batch of windows, [B, S + 1]."""
         return self.spec.budget.batch_size, self.spec.data.sequence_length + 1
 
     def _model(self, seed: Int[Array, ""]) -> Decoder:

@@ -50,3 +50,14 @@ def test_a_process_compiles_each_program_for_its_first_run(tmp_path: Path, tiny)
     ]
     list(Worker(store).train_all(runs))
     assert [compiled(store, run) for run in runs] == [(1, 0), (0, 0), (1, 0), (0, 0)]
+
+
+def test_what_is_compiled_for_some_threads_is_not_taken_for_others(tmp_path: Path, tiny):
+    """The compiler cuts loops into a part for each."""
+    store, texts = Store(tmp_path / "store").create(), write_texts(tmp_path / "texts")
+    runs = [add(store, texts, tiny, seed=seed) for seed in range(3)]
+    for run, threads in zip(runs, ("1", "2", "1"), strict=True):
+        command = [sys.executable, "-m", "slicedice.work", "--store", str(store.root), run]
+        told = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "NPROC": threads, "JAX_NUM_CPU_DEVICES": "1"}
+        assert subprocess.run(command, env=os.environ | told, timeout=300).returncode == 0
+    assert [compiled(store, run) for run in runs] == [(1, 0), (1, 0), (0, 1)]

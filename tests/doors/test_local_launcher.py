@@ -49,7 +49,7 @@ with open(os.path.join(here, "behaviour.json")) as file:
 def given():
     for line in iter(sys.stdin.readline, ""):
         note("line", runs=line.split())
-        yield from line.split()
+        yield from line.partition("/")[0].split()
 
 for run in given():
     what = behaviour.get(run, "done")
@@ -201,6 +201,34 @@ def test_each_worker_keeps_to_a_program_while_there_are_others(bench: Bench):
     asked = [("", "0"), ("", "2"), ("a", "1"), ("a", "4"), ("b", "3"), ("b", "5")]
     assert [queue.next(program).runs for program, _ in asked] == [[run] for _, run in asked]
     assert not queue
+
+
+def test_on_accelerators_a_worker_is_told_what_may_come_of_another_program(bench: Bench, tiny, monkeypatch):
+    """So that it compiles that while it trains; on CPU that would take its cores."""
+    monkeypatch.setattr(bench.local, "slots", lambda *_: [Slot(frozenset(), {})])
+    other = [add(bench.store, tiny({"seed": seed, "model.layers": 3})) for seed in range(2)]
+    bench.ids[:] = [bench.ids[0], other[0], bench.ids[1], other[1]]
+    bench.launch(*["done"] * 4)
+    assert [note["runs"] for note in bench.notes("line")] == [[bench.ids[i]] for i in (0, 2, 1, 3)]
+    bench.ids[:] = [add(bench.store, tiny({"seed": seed, "model.layers": n})) for n in (4, 5) for seed in range(2)]
+    monkeypatch.setattr(bench.local, "has_accelerator", lambda: True)
+    bench.launch(*["done"] * 4)
+    a, b, c, d = bench.ids
+    assert [note["runs"] for note in bench.notes("line")][4:] == [[a, "/", c], [b, "/", c], [c], [d]]
+    assert bench.kinds == [Kind.DONE] * 4
+
+
+def test_what_may_come_next_is_first_what_nobody_has_compiled(bench: Bench):
+    part = bench.local.Part
+    queue = bench.local.Queue([part(program, [str(i)]) for i, program in enumerate("aabbcc")])
+    first, second = queue.next(""), queue.next("")
+    assert (first.program, second.program) == ("a", "b")
+    assert queue.after(first).runs == queue.after(second).runs == ["4"]  # of c
+    queue.next("c")
+    assert queue.after(first).runs == ["3"]  # someone has begun with c too, and b comes first
+    while queue:
+        last = queue.next("c")
+    assert queue.after(last) is None
 
 
 def test_runs_that_are_trained_at_once_are_given_together(bench: Bench, tiny):

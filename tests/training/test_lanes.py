@@ -148,7 +148,9 @@ def test_states_that_are_evaluated_are_the_lanes_own(training: Training, run):
 
 
 @pytest.mark.parametrize(("seeds", "shared"), [((7, 7), True), ((7, 8), False)])
-def test_one_batch_serves_all_that_read_the_same(seeds: tuple[int, int], shared: bool, training: Training, run):
+def test_one_batch_serves_all_that_read_the_same(
+    seeds: tuple[int, int], shared: bool, training: Training, run, monkeypatch
+):
     rates = 1e-3, 2e-3
     specs = [run({"seed": seed, "optimizer.learning_rate": rate}) for seed, rate in zip(seeds, rates, strict=True)]
     lanes, shapes = Lanes(training.program, 2), []
@@ -157,21 +159,22 @@ def test_one_batch_serves_all_that_read_the_same(seeds: tuple[int, int], shared:
         shapes.append(batch.shape)
         return step(state, batch, hyper)
 
-    lanes._step_of = {key: partial(watched, step) for key, step in lanes._step_of.items()}
+    compiled = lanes.compile
+    monkeypatch.setattr(lanes, "compile", lambda shared: partial(watched, compiled(shared)))
     got = lanes.train([training.lane(spec, name=str(i)) for i, spec in enumerate(specs)])
     assert set(shapes) == {(8, 17) if shared else (2, 8, 17)}
     for trained, spec, alone in zip(got, specs, "ab", strict=True):
         assert_same(trained, training.one(training.program, spec, alone))
 
 
-def test_what_a_step_raises_every_lane_is_told(training: Training, run):
+def test_what_a_step_raises_every_lane_is_told(training: Training, run, monkeypatch: pytest.MonkeyPatch):
     """As when the device has no room for it; each may then go on in another way."""
     lanes = Lanes(training.program, 2)
 
     def no_room(*_: Any) -> Any:
         raise RuntimeError("RESOURCE_EXHAUSTED")
 
-    lanes._step_of = dict.fromkeys((True, False), no_room)
+    monkeypatch.setattr(lanes, "compile", lambda shared: no_room)
 
     def goes_on_alone(spec: RunSpec, lane: Lane) -> Trained:
         with pytest.raises(RuntimeError, match="EXHAUSTED"):
