@@ -232,14 +232,18 @@ def _command(job: Job, parent: int | str) -> list[str]:
 
 
 def _parts(job: Job, workers: int) -> list[Part]:
-    """All runs: one by one, or where they are trained at once, those of a unit together."""
+    """All runs: one by one, or where they are trained at once, a worker's share of a program's together."""
+    of_program: dict[str, list[str]] = {}
+    lanes: dict[str, int] = {}
+    for run in job.runs:
+        execution = job.store.run(run).execution()
+        program = program_key(job.store.read_spec(run), execution)
+        of_program.setdefault(program, []).append(run)
+        lanes[program] = execution.lanes
     parts = []
-    for unit in job.units:
-        first = unit.runs[0]
-        execution = job.store.run(first).execution()
-        program = program_key(job.store.read_spec(first), execution)
-        size = execution.lanes or (math.ceil(len(unit.runs) / workers) if has_accelerator() else 1)
-        parts += [Part(program, unit.runs[i : i + size]) for i in range(0, len(unit.runs), size)]
+    for program, runs in of_program.items():
+        size = lanes[program] or (math.ceil(len(runs) / workers) if has_accelerator() else 1)
+        parts += [Part(program, runs[i : i + size]) for i in range(0, len(runs), size)]
     return parts
 
 

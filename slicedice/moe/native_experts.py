@@ -47,6 +47,12 @@ def native_gated(a: Float[Array, "*B F"], b: Float[Array, "*B F"]) -> Float[Arra
     return native.gated(a, b)
 
 
-native_gated.defvjp(
-    lambda a, b: (native.gated(a, b), (a, b)), lambda residuals, grad: native.gated_backward(*residuals, grad)
-)
+def _gated_forward(a, b):
+    return native.gated(a, b), (a, b)
+
+
+def _gated_backward(residuals, grad):
+    return native.gated_backward(*residuals, grad)
+
+
+native_gated.defvjp(_gated_forward, _gated_backward)

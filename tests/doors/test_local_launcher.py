@@ -214,7 +214,7 @@ def test_on_accelerators_a_worker_is_told_what_may_come_of_another_program(bench
     monkeypatch.setattr(bench.local, "has_accelerator", lambda: True)
     bench.launch(*["done"] * 4)
     a, b, c, d = bench.ids
-    assert [note["runs"] for note in bench.notes("line")][4:] == [[a, "/", c], [b, "/", c], [c], [d]]
+    assert [note["runs"] for note in bench.notes("line")][4:] == [[a, b, "/", c, d], [c, d]]
     assert bench.kinds == [Kind.DONE] * 4
 
 
@@ -233,15 +233,15 @@ def test_what_may_come_next_is_first_what_nobody_has_compiled(bench: Bench):
 
 def test_runs_that_are_trained_at_once_are_given_together(bench: Bench, tiny):
     bench.ids[:] = [add(bench.store, tiny({"seed": seed, "execution.lanes": 2})) for seed in range(10, 15)]
-    bench.launch(*["done"] * 5, units=[[0, 1, 2], [3, 4]])
+    bench.launch(*["done"] * 5)  # a unit each, as a sweep has it
     assert bench.kinds == [Kind.DONE] * 5
     lines = sorted(tuple(bench.ids.index(run) for run in note["runs"]) for note in bench.notes("line"))
-    assert lines == [(0, 1), (2,), (3, 4)]
+    assert lines == [(0, 1), (2, 3), (4,)]
 
 
-def test_on_accelerators_each_worker_is_given_its_share_of_a_unit(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+def test_on_accelerators_each_worker_is_given_its_share_of_a_program(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bench.local, "has_accelerator", lambda: True)
-    bench.launch(*["done"] * 5, units=[[0, 1, 2, 3, 4]])
+    bench.launch(*["done"] * 5)
     lines = sorted(tuple(bench.ids.index(run) for run in note["runs"]) for note in bench.notes("line"))
     assert lines == [(0, 1, 2), (3, 4)]
 

@@ -106,7 +106,7 @@ def test_half_precision_is_computed_in_float32(rng):
     narrow = jnp.bfloat16(x)
     got = jax.jit(lambda x: module(gain).rotated(x, 2))(narrow)
     assert got.dtype == jnp.bfloat16
-    want = rotated((normal(np.float64(narrow))[0] * gain).reshape(2, 7, 2, 12))
+    want = rotated((normal(np.asarray(narrow, np.float64))[0] * gain).reshape(2, 7, 2, 12))
     # Written out, it is rounded twice: before heads are turned, and after.
     np.testing.assert_allclose(np.float32(got), want, rtol=0, atol=2.0**-8 * np.abs(want).max())
 
