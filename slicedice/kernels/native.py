@@ -39,7 +39,8 @@ HEADERS = tuple(_HERE / f"native_{name}.h" for name in ("math", "pool", "product
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 
 NAMES = (
-    *("Gmm", "Tgmm", "Ffn", "FfnRows", "TopK", "Layer", "LayerBackward"),
+    *("Gmm", "Tgmm", "Ffn", "FfnRows", "Layer", "LayerBackward"),
+    *("Softmax", "SoftmaxBackward", "TopK", "Sorted"),
     *("Attend", "AttendBackward", "Norm", "NormBackward", "Gated", "GatedBackward"),
 )
 """Of the library's functions, each after `Slicedice`."""
@@ -191,11 +192,27 @@ def _shares(x: Array, token_of: Array) -> np.int64:
     return np.int64(min(max(token_of.shape[0] // x.shape[0] // 2, 4), 16))
 
 
+def softmax(logits: Array) -> list[Array]:
+    """Of [..., E] the softmax over the last axis, and the logarithm of the sum of exponentials, [...]."""
+    return _call("Softmax", (logits.shape, logits.shape[:-1]), (logits,), "broadcast_all")
+
+
+def softmax_backward(shares: Array, grad: Array, log_grad: Array) -> Array:
+    """The gradient of the logits, by those of the softmax and of the logarithm."""
+    return _call("SoftmaxBackward", (shares.shape,), (shares, grad, log_grad), "broadcast_all")[0]
+
+
 def top_k(scores: Array, k: int) -> Array:
     """[..., E] -> [..., k]: indices of the highest scores, highest first; ties go to the lower index."""
     shape = jax.ShapeDtypeStruct((*scores.shape[:-1], k), jnp.int32)
     call = jax.ffi.ffi_call(_target("TopK"), shape, vmap_method="broadcast_all")
     return vary_as(call(jax.lax.stop_gradient(scores).astype(jnp.float32)), scores)
+
+
+def places_by_key(keys: Array, n: int) -> Array:
+    """Places in [M] of keys from 0 to n - 1, sorted by key; those of one key stay in order."""
+    call = jax.ffi.ffi_call(_target("Sorted"), jax.ShapeDtypeStruct(keys.shape, jnp.int32), vmap_method="sequential")
+    return vary_as(call(keys.astype(jnp.int32), n=np.int64(n)), keys)
 
 
 def _call(

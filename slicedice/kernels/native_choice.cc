@@ -1,5 +1,6 @@
-// The choice of experts on CPUs.
+// The choice of experts on CPUs, in float32: their probabilities, the highest of them, and their tokens one after another.
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -50,7 +51,74 @@ ffi::Error TopK(ffi::ThreadPool pool, Floats scores, ffi::ResultBuffer<ffi::S32>
   return ffi::Error::Success();
 }
 
+// Of each row its softmax, and the logarithm of the sum of exponentials.
+ffi::Error Softmax(ffi::ThreadPool pool, Floats logits, Result shares, Result log_sums) {
+  const int64_t n = logits.dimensions().back(), rows = logits.element_count() / n;
+  const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
+  ForPieces(pool, rows, [&](int64_t begin, int64_t end) {
+    static thread_local std::vector<float> exponentials;
+    exponentials.resize(padded);
+    for (int64_t row = begin; row < end; ++row) {
+      const float* from = logits.typed_data() + row * n;
+      float* to = exponentials.data();
+      const float most = *std::max_element(from, from + n);
+      std::copy_n(from, n, to);
+      for (int64_t i = 0; i < padded; i += kLanes) {
+        Vector& x = *reinterpret_cast<Vector*>(to + i);
+        x = Exp(x - most);
+      }
+      std::fill(to + n, to + padded, 0.0f);
+      Vector sums = {};
+      for (int64_t i = 0; i < padded; i += kLanes) sums += *reinterpret_cast<const Vector*>(to + i);
+      float sum = 0;
+      for (int lane = 0; lane < kLanes; ++lane) sum += sums[lane];
+      const float share = 1.0f / sum;
+      for (int64_t i = 0; i < n; ++i) shares->typed_data()[row * n + i] = to[i] * share;
+      log_sums->typed_data()[row] = most + std::log(sum);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// The gradient of logits, given those of shares and of the logarithms.
+ffi::Error SoftmaxBackward(ffi::ThreadPool pool, Floats shares, Floats grad, Floats log_grad, Result out) {
+  const int64_t n = shares.dimensions().back(), rows = shares.element_count() / n;
+  ForPieces(pool, rows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float *p = shares.typed_data() + row * n, *g = grad.typed_data() + row * n;
+      const float shift = log_grad.typed_data()[row] - Dot(p, g, n);
+      float* to = out->typed_data() + row * n;
+      for (int64_t i = 0; i < n; ++i) to[i] = p[i] * (g[i] + shift);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// Places of keys from 0 to n - 1, those of a key one after another, in order.
+ffi::Error Sorted(Ints keys, int64_t n, ffi::ResultBuffer<ffi::S32> places) {
+  std::vector<int32_t> next(n + 1, 0);
+  for (size_t i = 0; i < keys.element_count(); ++i) {
+    const int32_t key = keys.typed_data()[i];
+    if (key < 0 || key >= n) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "a key is not from 0 to n - 1");
+    ++next[key + 1];
+  }
+  for (int64_t key = 0; key < n; ++key) next[key + 1] += next[key];
+  for (size_t i = 0; i < keys.element_count(); ++i) places->typed_data()[next[keys.typed_data()[i]]++] = i;
+  return ffi::Error::Success();
+}
+
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    SlicediceSoftmax, Softmax,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Ret<Floats>().Ret<Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    SlicediceSoftmaxBackward, SoftmaxBackward,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceSorted, Sorted,
+                              ffi::Ffi::Bind().Arg<Ints>().Attr<int64_t>("n").Ret<ffi::Buffer<ffi::S32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceTopK, TopK,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Ret<ffi::Buffer<ffi::S32>>());

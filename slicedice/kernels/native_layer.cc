@@ -69,8 +69,7 @@ Matrix Transposed(Matrix x) { return {x.data, x.column, x.row}; }
 ffi::Error Layer(ffi::ThreadPool pool, Floats x, Ints token_of, Floats weights, Ints starts, Ints sizes, Floats gate,
                  Floats up, Floats down, int64_t shares, Result out, Result gated, Result upped) {
   const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[2];
-  static thread_local std::vector<float> sums;
-  sums.assign(shares * tokens * d, 0.0f);
+  std::vector<float> sums(shares * tokens * d);
   const auto pieces = Shares(starts, sizes, shares);
   ForEach(pool, shares, [&, sums = sums.data()](int64_t share) {
     static thread_local std::vector<float> rows, hidden, result;
@@ -100,8 +99,7 @@ ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Ints token_of, Floats w
                          Result dx, Result dweights, Result dgate, Result dup, Result ddown, Result da, Result db,
                          Result hidden) {
   const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[2];
-  static thread_local std::vector<float> sums;
-  sums.assign(shares * tokens * d, 0.0f);
+  std::vector<float> sums(shares * tokens * d);
   std::fill_n(dweights->typed_data(), dweights->element_count(), 0.0f);
   const auto pieces = Shares(starts, sizes, shares);
   ForEach(pool, shares, [&, sums = sums.data()](int64_t share) {
@@ -135,18 +133,22 @@ ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Ints token_of, Floats w
     }
   });
   AddUp(pool, sums, shares, tokens * d, dx->typed_data());
-  ForEach(pool, sizes.element_count(), [&](int64_t g) {
+  // Two tasks for each expert, by whose rows they gather: with few experts, threads would else wait for the largest.
+  ForEach(pool, 2 * sizes.element_count(), [&](int64_t task) {
     static thread_local std::vector<float> rows;
-    const int64_t size = sizes.typed_data()[g], start = size ? starts.typed_data()[g] : 0;
+    const int64_t g = task / 2, size = sizes.typed_data()[g], start = size ? starts.typed_data()[g] : 0;
     const int32_t* token = token_of.typed_data() + start;
     rows.resize(size * d);
     const auto into = [&](Result to) { return to->typed_data() + g * d * f; };
     const auto at = [&](Result from) { return from->typed_data() + start * f; };
-    Gather(x, token, size, rows.data());
-    Multiply(d, f, size, {rows.data(), 1, d}, {at(da), f, 1}, into(dgate), f);
-    Multiply(d, f, size, {rows.data(), 1, d}, {at(db), f, 1}, into(dup), f);
-    Gather(grad, token, size, rows.data());
-    Multiply(f, d, size, {at(hidden), 1, f}, {rows.data(), d, 1}, into(ddown), d);
+    if (task % 2) {
+      Gather(grad, token, size, rows.data());
+      Multiply(f, d, size, {at(hidden), 1, f}, {rows.data(), d, 1}, into(ddown), d);
+    } else {
+      Gather(x, token, size, rows.data());
+      Multiply(d, f, size, {rows.data(), 1, d}, {at(da), f, 1}, into(dgate), f);
+      Multiply(d, f, size, {rows.data(), 1, d}, {at(db), f, 1}, into(dup), f);
+    }
   });
   return ffi::Error::Success();
 }

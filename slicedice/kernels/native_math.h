@@ -27,6 +27,18 @@ inline Vector Exp(Vector x) {
   return (y * r * r + r + 1.0f) * scale;
 }
 
+// The sum of products.
+inline float Dot(const float* a, const float* b, int64_t count) {
+  Vector sum = {};
+  const int64_t whole = count / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes)
+    sum += *reinterpret_cast<const Vector*>(a + i) * *reinterpret_cast<const Vector*>(b + i);
+  float total = 0;
+  for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
+  for (int64_t i = whole; i < count; ++i) total += a[i] * b[i];
+  return total;
+}
+
 // SwiGLU's values of its two products: silu(a) * b.
 inline Vector Gated(Vector a, Vector b) { return a / (1.0f + Exp(-a)) * b; }
 

@@ -15,17 +15,6 @@ namespace {
 
 constexpr int64_t kBlock = 128;  // rows of a task
 
-float Dot(const float* a, const float* b, int64_t count) {
-  Vector sum = {};
-  const int64_t whole = count / kLanes * kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes)
-    sum += *reinterpret_cast<const Vector*>(a + i) * *reinterpret_cast<const Vector*>(b + i);
-  float total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
-  for (int64_t i = whole; i < count; ++i) total += a[i] * b[i];
-  return total;
-}
-
 // Turns the pair (j, j + half) of each head by an angle, whose cosines and sines are [positions, half]; of no columns,
 // nothing is turned.
 struct Rope {

@@ -141,7 +141,7 @@ class ExpertSet(nnx.Module):
         return moving.combine(rows, assignment.weights, plan), plan.lost
 
     def _route(self, logits, mask, capacity_factor: float | None) -> tuple[routing.Assignment, SetAux]:
-        probabilities = jax.nn.softmax(logits)
+        probabilities, log_sums = routing.probabilities(logits)
         experts, weights = routing.select(probabilities, self.bias[...], self.k)
         offered = kept = moving.all_offered(mask, self.k)
         load = routing.load(experts, offered, self.n)
@@ -150,7 +150,7 @@ class ExpertSet(nnx.Module):
             kept = routing.within_capacity(experts, offered, self.n, limit)
         aux = SetAux(
             load_balancing_loss=routing.load_balancing_loss(probabilities, load, mask, self.k),
-            z_loss=routing.router_z_loss(logits, mask),
+            z_loss=routing.router_z_loss(log_sums, mask),
             load=load,
             dropped=offered.sum() - kept.sum(),
             lost=jnp.int32(0),

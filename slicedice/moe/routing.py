@@ -25,6 +25,31 @@ class Assignment(NamedTuple):
     kept: Bool[Array, "T K"]
 
 
+def probabilities(logits: Float[Array, "T E"]) -> tuple[Float[Array, "T E"], Float[Array, " T"]]:
+    """The softmax of router logits, and their logsumexp, of which `router_z_loss` is."""
+    if is_native():
+        return _native_probabilities(logits)
+    return jax.nn.softmax(logits), jax.nn.logsumexp(logits, axis=1)
+
+
+@jax.custom_vjp
+def _native_probabilities(logits: Array) -> tuple[Array, Array]:
+    shares, log_sums = native.softmax(logits)
+    return shares, log_sums
+
+
+def _native_forward(logits: Array):
+    shares, log_sums = native.softmax(logits)
+    return (shares, log_sums), shares
+
+
+def _native_backward(shares: Array, grads: tuple[Array, Array]):
+    return (native.softmax_backward(shares, *grads),)
+
+
+_native_probabilities.defvjp(_native_forward, _native_backward)
+
+
 def select(
     probabilities: Float[Array, "T E"], bias: Float[Array, " E"], k: int
 ) -> tuple[Int[Array, "T K"], Float[Array, "T K"]]:
@@ -76,10 +101,9 @@ def load_balancing_loss(
     return probabilities.shape[1] / k * jnp.sum(counts / tokens * mean_probability)
 
 
-def router_z_loss(logits: Float[Array, "T E"], mask: Bool[Array, " T"]) -> Float[Array, ""]:
+def router_z_loss(log_sums: Float[Array, " T"], mask: Bool[Array, " T"]) -> Float[Array, ""]:
     """mean(logsumexp(logits)^2), which keeps logits small (ST-MoE, arXiv 2202.08906, eq. 5)."""
-    squares = jax.nn.logsumexp(logits, axis=1) ** 2
-    return jnp.where(mask, squares, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+    return jnp.where(mask, log_sums**2, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
 def capacity(tokens: int, n: int, k: int, factor: float) -> int:
@@ -112,7 +136,9 @@ def sort_by_expert(
     """
     key = jnp.where(offered, experts, n).reshape(-1)
     rows = key.shape[0]
-    if (n + 1) * rows < 2**31:
+    if is_native():
+        order = native.places_by_key(key, n + 1)
+    elif (n + 1) * rows < 2**31:
         # Sorting one packed integer is several times faster than sorting pairs, on CPU above all.
         packed = jnp.sort(key * rows + jnp.arange(rows, dtype=jnp.int32), stable=False)
         order = packed % rows

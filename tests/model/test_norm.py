@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from slicedice.kernels import is_native
 from slicedice.model import norm
 
 
@@ -123,16 +122,6 @@ def test_norms_of_several_models_at_once(rng):
     together = jax.jit(jax.vmap(all_of))(gains, x)
     for lane in range(3):
         assert_close([array[lane] for array in together], jax.jit(all_of)(gains[lane], x[lane]))
-
-
-@pytest.mark.skipif(not is_native(), reason="needs the CPU and a C++ compiler")
-def test_gradients_of_gains_do_not_depend_on_threads(rng):
-    """To the bit: rows are added up by blocks."""
-    gain, x = jnp.float32(rng.standard_normal(40)), jnp.float32(rng.standard_normal((4, 500, 40)))
-    function = jax.jit(jax.grad(lambda gain, x: jnp.sin(by_gain(lambda made, x: made(x))(gain, x)).sum()))
-    first = function(gain, x)
-    for _ in range(5):
-        np.testing.assert_array_equal(function(gain, x), first)
 
 
 def test_rope_is_a_rotation_of_pairs(rng):

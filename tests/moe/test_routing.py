@@ -74,6 +74,7 @@ def test_load_balancing_loss_at_its_ends(n: int, k: int):
     np.testing.assert_allclose(worst, n / k, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("with_and_without_a_compiler")
 def test_auxiliary_losses_and_their_gradients_with_padding(rng):
     logits = 3 * rng.standard_normal((50, 6)).astype(np.float32)
     mask = rng.random(50) < 0.6
@@ -83,7 +84,8 @@ def test_auxiliary_losses_and_their_gradients_with_padding(rng):
 
     @jax.jit
     def losses(logits):
-        return routing.load_balancing_loss(jax.nn.softmax(logits), counts, mask, 2), routing.router_z_loss(logits, mask)
+        probabilities, log_sums = routing.probabilities(logits)
+        return routing.load_balancing_loss(probabilities, counts, mask, 2), routing.router_z_loss(log_sums, mask)
 
     real, t = logits[mask].astype(np.float64), mask.sum()
     p, z = _softmax(real), np.log(np.exp(real).sum(1))
@@ -103,7 +105,7 @@ def test_auxiliary_losses_and_their_gradients_with_padding(rng):
 def test_losses_without_a_single_token():
     mask, logits = jnp.zeros(4, bool), jnp.ones((4, 3))
     balance = jax.jit(routing.load_balancing_loss, static_argnums=3)(logits, jnp.zeros(3, int), mask, 1)
-    assert balance == jax.jit(routing.router_z_loss)(logits, mask) == 0
+    assert balance == jax.jit(routing.router_z_loss)(logits[:, 0], mask) == 0
 
 
 @pytest.mark.parametrize(
@@ -142,9 +144,57 @@ def test_load_counts_what_is_marked(rng):
     np.testing.assert_array_equal(got, np.bincount(experts[marked], minlength=9))
 
 
+@pytest.mark.usefixtures("with_and_without_a_compiler")
 def test_sorting_is_stable_and_puts_what_is_not_offered_last(rng):
-    experts, offered = rng.integers(0, 4, (25, 2)).astype(np.int32), rng.random((25, 2)) < 0.7
-    order, counts = jax.jit(routing.sort_by_expert, static_argnums=2)(experts, offered, 4)
-    want = np.argsort(np.where(offered, experts, 4).reshape(-1), kind="stable")
-    np.testing.assert_array_equal(order, want)
-    np.testing.assert_array_equal(counts, np.bincount(experts[offered], minlength=4))
+    experts, offered = rng.integers(0, 4, (3, 25, 2)).astype(np.int32), rng.random((3, 25, 2)) < 0.7
+    together = jax.jit(jax.vmap(lambda e, o: routing.sort_by_expert(e, o, 4)))(experts, offered)
+    for lane in range(3):
+        order, counts = jax.jit(lambda e, o: routing.sort_by_expert(e, o, 4))(experts[lane], offered[lane])
+        want = np.argsort(np.where(offered[lane], experts[lane], 4).reshape(-1), kind="stable")
+        np.testing.assert_array_equal(order, want)
+        np.testing.assert_array_equal(together[0][lane], want)
+        np.testing.assert_array_equal(counts, np.bincount(experts[lane][offered[lane]], minlength=4))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (70, 5), (3, 41, 16), (200, 100)])
+@pytest.mark.usefixtures("with_and_without_a_compiler")
+def test_probabilities_and_their_gradients(shape: tuple[int, ...], rng):
+    logits, grad = 5 * rng.standard_normal((2, *shape))
+    log_grad = rng.standard_normal(shape[:-1])
+    # Shifted far, as logits that nothing holds in place may be; and one expert that is as good as certain.
+    logits += 80 * rng.standard_normal((*shape[:-1], 1))
+    logits[..., 0] += 200 * (rng.random(shape[:-1]) < 0.1)
+
+    @jax.jit
+    def all_of(logits):
+        out, pull = jax.vjp(routing.probabilities, logits)
+        return *out, *pull((jnp.float32(grad), jnp.float32(log_grad)))
+
+    if len(shape) > 2:  # groups of tokens, as a capacity has them
+
+        def all_of(logits):
+            function = jax.vmap(lambda *x: jax.vjp(routing.probabilities, x[0])[1](x[1:]))
+            return *jax.vmap(routing.probabilities)(logits), *function(logits, jnp.float32(grad), jnp.float32(log_grad))
+
+    shares, log_sums, of_logits = all_of(jnp.float32(logits))
+    most = logits.max(-1, keepdims=True)
+    p = np.exp(logits - most)
+    z = np.log(p.sum(-1)) + most[..., 0]
+    p /= p.sum(-1, keepdims=True)
+    # A logit's rounding is relative to it, and the exponential makes it relative to a probability.
+    rounding = 2.0**-22 * np.abs(logits).max()
+    np.testing.assert_allclose(shares, p, rtol=rounding, atol=1e-30)
+    np.testing.assert_allclose(log_sums, z, rtol=0, atol=rounding)
+    want = p * (grad - (p * grad).sum(-1, keepdims=True) + log_grad[..., None])
+    np.testing.assert_allclose(of_logits, want, rtol=0, atol=2 * rounding * np.abs(want).max())
+
+
+@pytest.mark.usefixtures("with_and_without_a_compiler")
+def test_logits_that_are_no_numbers_are_not_hidden():
+    """By them a run that has diverged is told."""
+    logits = jnp.array([[0.0, 1.0, jnp.nan], [jnp.inf, 0.0, 0.0], [0.0, 1.0, 2.0]])
+    shares, log_sums = jax.jit(lambda x: routing.probabilities(x))(logits)
+    assert np.isnan(shares[:2]).any(1).all()
+    assert np.isfinite(shares[2]).all()
+    assert np.isnan(log_sums[0])
+    assert np.isfinite(log_sums[2])
