@@ -5,7 +5,8 @@ saved beside it, in the same checkpoint. It is computed where the array lies, be
 is back: no file is read for it, and it is the same on every mesh.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
+
+from slicedice.training import compilations
 
 NAME = "checksums"
 """Of the array of all checksums, among those that are saved."""
@@ -23,9 +26,22 @@ def shape(leaves: Mapping[str, Any], sharding: jax.sharding.Sharding) -> jax.Sha
     return jax.ShapeDtypeStruct((len(leaves),), jnp.uint32, sharding=sharding)
 
 
-@jax.jit
-def checksums(leaves: Mapping[str, Array]) -> UInt32[Array, " N"]:
-    """The checksum of each of N arrays, in order of their names; all processes that have a part of them have to ask."""
+def checksums(leaves: Mapping[str, Array], sharding: jax.sharding.Sharding | None = None) -> UInt32[Array, " N"]:
+    """The checksum of each of N arrays, in order of their names; all processes that have a part of them have to ask.
+
+    Args:
+      leaves: the arrays.
+      sharding: where the checksums are to lie; None for where the arrays do.
+    """
+    return _compiled(sharding)(leaves)
+
+
+@functools.cache
+def _compiled(sharding: jax.sharding.Sharding | None) -> Callable[[Mapping[str, Array]], Array]:
+    return jax.jit(_checksums, out_shardings=sharding, compiler_options=compilations.quick())
+
+
+def _checksums(leaves: Mapping[str, Array]) -> Array:
     return jnp.stack([_checksum(leaves[name]) for name in sorted(leaves)])
 
 
@@ -36,7 +52,7 @@ def changed(leaves: Mapping[str, Array]) -> list[str]:
     """
     arrays = {name: leaf for name, leaf in leaves.items() if name != NAME}
     saved = leaves[NAME]
-    differ = jax.jit(checksums, out_shardings=saved.sharding)(arrays) != saved
+    differ = checksums(arrays, saved.sharding) != saved
     return [name for name, differs in zip(sorted(arrays), np.asarray(differ), strict=True) if differs]
 
 

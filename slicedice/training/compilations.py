@@ -3,13 +3,20 @@
 import functools
 import threading
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import jax
 import jax.monitoring
 
 COMPILED, FOUND = "/jax/core/compile/backend_compile_duration", "/jax/compilation_cache/cache_hits"
 
 STEP = "take_step"
 """In the name of what is compiled of a program, for one run or for lanes."""
+
+
+def quick() -> dict[str, Any] | None:
+    """Options of `jax.jit` for what runs seldom: on CPU unoptimised, which compiles in a fraction of the time."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 @dataclass

@@ -24,6 +24,7 @@ from slicedice.moe import RouterBias
 from slicedice.parallel import placing
 from slicedice.parallel.mesh import batch_sharding, make_mesh
 from slicedice.spec import Execution, RunSpec, program_key
+from slicedice.training import compilations
 from slicedice.training.gradients import Counts, Hyper, Losses, gradients
 from slicedice.training.optimizer import adamw, rate_at
 
@@ -79,9 +80,7 @@ class Program:
         self.like: TrainState = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
         )
-        # Random initial values compile slowly and run once: unoptimised, on CPU, in a quarter of the time.
-        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        self.init = jax.jit(self._init, compiler_options=quick, out_shardings=shardings)
+        self.init = jax.jit(self._init, compiler_options=compilations.quick(), out_shardings=shardings)
         self._step = jax.jit(self.take_step, donate_argnums=0, out_shardings=(shardings, None))
         self._compiled: jax.stages.Compiled | None = None
         self._compiling = threading.Lock()
