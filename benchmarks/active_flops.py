@@ -62,6 +62,8 @@ def main() -> None:
         rows.append(row)
     if options.json:
         ratios = {f"{scale} {row['layer']} over dense": row["over_dense"] for row in rows[1:]}
+        explained = {row["layer"]: row.get("growth_explained") for row in rows}
+        ratios |= {f"bytes of growth, {scale} {layer}": round(s, 3) for layer, s in explained.items() if s is not None}
         print(json.dumps({"rows": rows, "rates": rates._asdict(), "ratios": ratios}))
     else:
         for row in rows:

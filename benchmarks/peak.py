@@ -14,8 +14,10 @@ import statistics
 import time
 
 SEQUENCES = 64
-"""Of a step on an accelerator, all at once; the study's 512 would add time alone."""
-LAYERS = ("dense", "n=32 g=1/4")
+"""Of a step on an accelerator; the study's 512 would add time alone."""
+STEPS = (("dense", SEQUENCES), ("n=32 g=1/4", SEQUENCES), ("dense", 8))
+"""Layers, and sequences at once, of which 8 is what a run takes unless `plan --fit` finds room for more."""
+ON_CPU = (("dense", 0), ("n=32 g=1/4", 0))
 
 
 def main() -> None:
@@ -32,7 +34,8 @@ def main() -> None:
 
     scale, dtype = ("10m", jnp.bfloat16) if has_accelerator() else ("nano", jnp.float32)
     before = measured_rates(dtype).operations
-    rows = [measured(scale, experts, options.turns) for experts in LAYERS]
+    steps = STEPS if has_accelerator() else ON_CPU
+    rows = [measured(scale, *step, options.turns) for step in steps]
     rate = max(before, measured_rates(dtype).operations)
     for row in rows:
         row["share"] = float(f"{row['flops'] / row['seconds'] / rate:.3g}")
@@ -45,8 +48,8 @@ def main() -> None:
         print(f"of {rate:.3g} FLOP/s in a large product")
 
 
-def measured(scale: str, experts: str, turns: int) -> dict:
-    """Median time of a step, and its FLOPs."""
+def measured(scale: str, experts: str, at_once: int, turns: int) -> dict:
+    """Median time of a step, and its FLOPs; `at_once` is its micro-batch, 0 on CPU."""
     import numpy as np
 
     from slicedice.grid import load_config
@@ -55,8 +58,8 @@ def measured(scale: str, experts: str, turns: int) -> dict:
     from slicedice.training import Hyper, Program
 
     changes: dict = {"model.experts": experts}
-    if scale != "nano":
-        changes |= {"budget.batch_size": SEQUENCES, "execution.micro_batch": SEQUENCES}
+    if at_once:
+        changes |= {"budget.batch_size": SEQUENCES, "execution.micro_batch": at_once}
     spec, execution = resolve(override(load_config(scale), changes, where="a benchmark"))
     program, hyper = Program(spec, execution), Hyper.of(spec)
     shape = spec.budget.batch_size, spec.data.sequence_length + 1
@@ -69,7 +72,7 @@ def measured(scale: str, experts: str, turns: int) -> dict:
         seconds.append(time.perf_counter() - begin)
     middle, count = statistics.median(seconds[2:]), spec.budget.batch_size * spec.data.sequence_length
     flops = count * spec.model.flops_per_token(spec.data.sequence_length)
-    step = f"{scale} {experts}"
+    step = f"{scale} {experts}" + (f", {at_once} at once" if at_once else "")
     return {"step": step, "seconds": middle, "tokens_per_second": count / middle, "flops": flops}
 
 

@@ -6,16 +6,15 @@
 Both train one model (a dense one is OLMo 2 there, the others are FlexOlmo) from the same weights on the same batch, in
 float32: forward and backward pass of the cross-entropy, gradients clipped by their norm, AdamW. Their losses over the
 first steps are compared, and the benchmark ends where they differ. Each side has a process of its own with all cores,
-and the better of two environments, plain or with the allocator's settings of a sweep's worker; PyTorch has its fused
-AdamW, and experts by `grouped_mm`, the fastest that `transformers` has. The two take turns while the other sleeps; the
-ratio is the median over turns.
+and the better of two environments, plain or with the allocator's settings of a sweep's worker. Our scan over layers is
+unrolled (`execution.unroll`), as in runs at nano; PyTorch has its fused AdamW, and experts by `grouped_mm`, the fastest
+that `transformers` has. The two take turns while the other sleeps; the ratio is the median over turns.
 """
 
 import argparse
 import contextlib
 import fnmatch
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from turns import Process, serve
 
-from slicedice.machine import CPU_ENVIRONMENT
+from slicedice.machine import CPU_ENVIRONMENT, cores
 
 POSITIONS, BATCH, VOCABULARY = 256, 8, 1024
 LAYERS = {  # by n, k and F
@@ -161,7 +160,7 @@ def theirs(name: str) -> Step:
         (Path(folder) / "config.json").write_text(json.dumps(hugging_face.config(spec, 0)))
         experts = {} if LAYERS[name] == "dense" else {"experts_implementation": "grouped_mm"}
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, **experts)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(len(cores()))
     model.train()
     o = spec.optimizer
     optimizer = torch.optim.AdamW(

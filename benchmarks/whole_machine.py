@@ -15,7 +15,7 @@ import statistics
 
 from turns import Process, serve
 
-from slicedice.machine import slots
+from slicedice.machine import cores, slots
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=LAYERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve({"cores": sorted(os.sched_getaffinity(0))}, *stepping(LAYERS[options.serve]))
+        serve({"cores": cores()}, *stepping(LAYERS[options.serve]))
         return
     rows = []
     for name in LAYERS:
