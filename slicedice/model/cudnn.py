@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
@@ -35,6 +36,11 @@ def cudnn_attention(
 ) -> Float[Array, "B S H C"]:
     """Softmax attention over positions up to one's own, scores and sums in float32, of queries that fit."""
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
+
+
+def is_kernel(primitive: jax.extend.core.Primitive, *_: Any, **__: Any) -> bool:
+    """A policy for `jax.checkpoint`: all that the kernel gives is kept, also its sums, which have no name."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
 @functools.cache

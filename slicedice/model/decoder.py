@@ -1,5 +1,6 @@
 """The OLMo2-style decoder: embeddings, scanned blocks, a norm, and a head of its own."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from slicedice.kernels.platform import platform
+from slicedice.model import cudnn
 from slicedice.model.attention import MIXED
 from slicedice.model.block import Block
 from slicedice.model.norm import RMSNorm
@@ -19,9 +21,13 @@ from slicedice.parallel.gathering import gathered
 from slicedice.parallel.mesh import axes
 from slicedice.spec import ModelSpec
 
-PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(MIXED, EXPERT_ROWS, EXCHANGED),
+PRODUCTS = functools.reduce(
+    jax.checkpoint_policies.save_from_both_policies,
+    (
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(MIXED, EXPERT_ROWS, EXCHANGED),
+        cudnn.is_kernel,
+    ),
 )
 """Results of matrix products are kept for the backward pass, of attention and of experts. The rest costs little to have
 again, and in float32 would take five times their memory; parameters of other devices are gathered again."""

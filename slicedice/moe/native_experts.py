@@ -52,7 +52,8 @@ def _gated_forward(a, b):
 
 
 def _gated_backward(residuals, grad):
-    return native.gated_backward(*residuals, grad)
+    a, b = residuals
+    return native.gated_backward(a, b, grad)
 
 
 native_gated.defvjp(_gated_forward, _gated_backward)

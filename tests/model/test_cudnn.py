@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slicedice.model import attention, cudnn
+from slicedice.model import attention, cudnn, decoder
 
 
 @pytest.fixture
@@ -77,3 +77,23 @@ def test_what_the_library_lacks_is_told(in_place_of_it, caplog, rng):
     with caplog.at_level(logging.WARNING, "slicedice"):
         attention.causal_mix(*drawn(rng, jnp.bfloat16))
     assert "by itself, it fails: RuntimeError: cuDNN is not detected" in caplog.text
+
+
+def test_the_backward_pass_does_not_take_the_forward_pass_again(monkeypatch, rng):
+    """As traced: what JAX asks of the device before it traces is answered for it."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_100)
+    monkeypatch.setattr(fused, "check_is_flash_attention", lambda *_, **__: None)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda *_, **__: True)
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(cudnn, "available", lambda: True)
+
+    def kernels(policy) -> int:
+        layer = jax.checkpoint(lambda *x: jnp.sin(attention.causal_mix(*x)), policy=policy)
+        gradient = jax.grad(lambda *x: layer(*x).astype(jnp.float32).sum(), (0, 1, 2))
+        return str(jax.make_jaxpr(gradient)(*drawn(rng, jnp.bfloat16))).count("= dot_product_attention_fwd_wrapper")
+
+    names_alone = jax.checkpoint_policies.save_only_these_names(attention.MIXED)
+    assert kernels(names_alone) == 2, "this test would not see it"
+    assert kernels(decoder.PRODUCTS) == 1

@@ -165,18 +165,12 @@ def test_probabilities_and_their_gradients(shape: tuple[int, ...], rng):
     logits += 80 * rng.standard_normal((*shape[:-1], 1))
     logits[..., 0] += 200 * (rng.random(shape[:-1]) < 0.1)
 
-    @jax.jit
-    def all_of(logits):
+    def all_of(logits, grad, log_grad):
         out, pull = jax.vjp(routing.probabilities, logits)
-        return *out, *pull((jnp.float32(grad), jnp.float32(log_grad)))
+        return *out, *pull((grad, log_grad))
 
-    if len(shape) > 2:  # groups of tokens, as a capacity has them
-
-        def all_of(logits):
-            function = jax.vmap(lambda *x: jax.vjp(routing.probabilities, x[0])[1](x[1:]))
-            return *jax.vmap(routing.probabilities)(logits), *function(logits, jnp.float32(grad), jnp.float32(log_grad))
-
-    shares, log_sums, of_logits = all_of(jnp.float32(logits))
+    compute = jax.jit(all_of if len(shape) == 2 else jax.vmap(all_of))  # groups of tokens, as a capacity has them
+    shares, log_sums, of_logits = compute(*map(jnp.float32, (logits, grad, log_grad)))
     most = logits.max(-1, keepdims=True)
     p = np.exp(logits - most)
     z = np.log(p.sum(-1)) + most[..., 0]
