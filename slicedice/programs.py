@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -9,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from slicedice.spec import Execution, RunSpec, program_key
 from slicedice.store import Store, StoreError
+from slicedice.store.files import is_disk_full
 
 if TYPE_CHECKING:
     from slicedice.training import Lanes, Program
     from slicedice.training.compilations import Compilations
+
+log = logging.getLogger("slicedice.work")
 
 
 class Programs:
@@ -40,7 +44,14 @@ class Programs:
         alike = self._alike(runs, execution)
         if first not in alike or len(alike) == 1:
             return [first], None
-        lanes = self._lanes_of(alike, execution, training.lanes_that_pay)
+        try:
+            lanes = self._lanes_of(alike, execution, training.lanes_that_pay)
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            # Outside any attempt: if it is the program's own fault, the first run meets it again, and has it on record.
+            log.warning("the program of %s has no lanes: %s: %s", first, type(error).__name__, error)
+            return [first], None
         together = list(alike)[: lanes.width] if lanes else [first]
         return ([first], None) if len(together) == 1 else (together, lanes)
 

@@ -199,3 +199,37 @@ def test_a_fault_of_one_lane_ends_the_worker_when_the_others_are_done(room, monk
     monkeypatch.setattr(training, "train", faulty)
     assert work.main(["--store", str(store.root), *ids]) == work.DISK_FULL
     assert [store.run(id_).state().kind for id_ in ids] == [Kind.PREEMPTED, Kind.DONE, Kind.DONE]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("RESOURCE_EXHAUSTED: for one"), Kind.OUT_OF_MEMORY),
+        (ValueError("no such kernel"), Kind.CRASHED),
+    ],
+)
+def test_what_fails_while_lanes_are_measured_is_the_first_runs_own(error: Exception, kind: Kind, room, monkeypatch):
+    """And not the end of the worker, with which a sweep would end before it has begun."""
+    store, ids = room(*SEEDS, lanes=0)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+
+    def fails(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(training.Program, "compile", fails)
+    (first, *others) = Worker(store).train_all(ids)
+    assert first == (ids[0], kind)
+    assert str(error) in store.run(ids[0]).state().reason
+    assert others == [(id_, None) for id_ in ids[1:]]  # which wait for `retry`: the program failed
+
+
+def test_a_full_disk_while_lanes_are_measured_ends_the_worker(room, monkeypatch):
+    store, ids = room(*SEEDS, lanes=0)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "lanes_that_pay", full)
+    assert work.main(["--store", str(store.root), *ids]) == work.DISK_FULL
+    assert [store.run(id_).state().kind for id_ in ids] == [Kind.MISSING] * 3
