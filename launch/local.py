@@ -232,7 +232,10 @@ def _command(job: Job, parent: int | str) -> list[str]:
 
 
 def _parts(job: Job, workers: int) -> list[Part]:
-    """All runs: one by one, or where they are trained at once, a worker's share of a program's together."""
+    """All runs: one by one, or where they are trained at once, those of a program together.
+
+    A program is split only where some workers would have none: there, into a share for each that it has.
+    """
     of_program: dict[str, list[str]] = {}
     lanes: dict[str, int] = {}
     for run in job.runs:
@@ -241,8 +244,9 @@ def _parts(job: Job, workers: int) -> list[Part]:
         of_program.setdefault(program, []).append(run)
         lanes[program] = execution.lanes
     parts = []
+    shares = max(1, workers // max(1, len(of_program)))
     for program, runs in of_program.items():
-        size = lanes[program] or (math.ceil(len(runs) / workers) if has_accelerator() else 1)
+        size = lanes[program] or (math.ceil(len(runs) / shares) if has_accelerator() else 1)
         parts += [Part(program, runs[i : i + size]) for i in range(0, len(runs), size)]
     return parts
 

@@ -246,6 +246,22 @@ def test_on_accelerators_each_worker_is_given_its_share_of_a_program(bench: Benc
     assert lines == [(0, 1, 2), (3, 4)]
 
 
+@pytest.mark.parametrize(("workers", "sizes"), [(2, [2, 2, 3]), (3, [2, 2, 3]), (6, [1, 1, 1, 1, 1, 2]), (20, [1] * 7)])
+def test_a_program_is_split_where_workers_would_have_none(
+    workers: int, sizes: list[int], bench: Bench, tiny, monkeypatch
+):
+    """Otherwise its runs stay together, since those of several programs fill no lanes."""
+    monkeypatch.setattr(bench.local, "has_accelerator", lambda: True)
+    monkeypatch.setattr(bench.local, "slots", lambda *_: [Slot(frozenset(), {})] * workers)
+    runs = [(layers, seed) for seed in range(3) for layers in (3, 4, 5)][:7]
+    bench.ids[:] = [add(bench.store, tiny({"seed": seed, "model.layers": layers})) for layers, seed in runs]
+    bench.launch(*["done"] * 7)
+    lines = [" ".join(note["runs"]).partition("/")[0].split() for note in bench.notes("line")]
+    assert sorted(map(len, lines)) == sizes
+    for line in lines:
+        assert len({bench.store.read_spec(run).model.layers for run in line}) == 1
+
+
 @pytest.mark.parametrize("end", ["killed_once", "die early"])
 def test_what_a_dead_worker_was_given_is_taken_up_one_by_one(end: str, bench: Bench, tiny):
     """One of them may have killed it, and the others need not suffer for that again."""
