@@ -71,11 +71,15 @@ class Worker:
     ) -> Iterator[tuple[str, Kind | None]]:
         """Trains runs, those of one program at once where that pays; yields each with how it ended, None if not here.
 
+        Once told to stop, it ends when it has yielded all that were trained at once.
+
         Args:
           runs: ids, in the order to train them in.
           then: ids that may come after these. They are not trained, but may be compiled for.
           patient: see `train`.
         """
+        from slicedice.parallel import processes
+
         left = list(runs)
         while left:
             together, lanes = ([left[0]], None) if self.is_gone(left[0]) else self._programs.together(left)
@@ -90,6 +94,8 @@ class Worker:
                 yield from zip(together, ended, strict=True)
             else:
                 yield from ((run, None if run in self.gone else self.train(run, patient=patient)) for run in together)
+            if processes.greatest(self.should_stop()):
+                return
 
     def is_gone(self, run: str) -> bool:
         """Whether the folder of a run was removed or damaged, which is told."""

@@ -124,6 +124,23 @@ def test_all_are_saved_when_the_worker_is_told_to_stop_and_gone_on_from(room, al
         assert_same(store.run(id_), alone.run(id_))
 
 
+def test_a_worker_that_is_told_to_stop_tells_of_all_that_it_saved(room, monkeypatch, capsys):
+    """And begins with nothing else."""
+    store, ids = room(*SEEDS, {"seed": 3}, {"seed": 4}, lanes=3)
+    worker, step = Worker(store), Lanes.step
+
+    def stopping(self: Lanes, batches: Any, hypers: Any) -> Any:
+        worker.stop()
+        return step(self, batches, hypers)
+
+    monkeypatch.setattr(Lanes, "step", stopping)
+    monkeypatch.setattr(work, "Worker", lambda *_: worker)
+    monkeypatch.setattr(work.signal, "signal", lambda *_: None)
+    assert work.main(["--store", str(store.root), *ids]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{id_} preempted" for id_ in ids[:3]]
+    assert [store.run(id_).attempts() for id_ in ids[3:]] == [[], []]
+
+
 def test_one_that_is_cancelled_ends_and_one_that_another_holds_is_passed_over(room, alone: Store, monkeypatch, rounds):
     store, ids = room(*SEEDS, lanes=3)
     step, taken = Lanes.step, []
