@@ -202,15 +202,16 @@ class Local:
                     for key, _ in selector.select(timeout=0.5):
                         worker, slot = key.data
                         lines = worker.listen()
-                        again = []
+                        unbegun, again = [], []
                         if lines is None:
-                            again = _mourn(job, worker, retire(worker))
+                            unbegun, again = _mourn(job, worker, retire(worker))
                         else:
                             worker.note(lines)
                         if not worker.runs or lines is None:
                             again.append(worker.told)
                         for runs in again:
                             tries.update(runs)  # also of those that die before they begin
+                        for runs in (unbegun, *again):
                             if left := [run for run in runs if tries[run] < MOST_FRUITLESS]:
                                 queue.add(Part(worker.part.program, left))
                         if lines is None and queue:
@@ -259,11 +260,13 @@ def _parts(job: Job, workers: int) -> list[Part]:
     return parts
 
 
-def _mourn(job: Job, worker: Worker, status: int) -> list[list[str]]:
-    """Settles what a dead worker leaves behind; returns which of its runs are to be trained on, by what goes together.
+def _mourn(job: Job, worker: Worker, status: int) -> tuple[list[str], list[list[str]]]:
+    """Settles what a dead worker leaves behind.
 
-    What it was training is taken up one by one, since one of it may have killed it; so is all of it if it died before
-    any began. What it had not begun is at no fault, and stays together.
+    Returns:
+      Of its runs that are to be trained on, those that it had not begun, which are at no fault and stay together; and
+      those that it was training, one by one, since one of them may have killed it. If it died before any began, all are
+      of the latter.
 
     Raises:
       LaunchError: the others will fare no better.
@@ -294,7 +297,7 @@ def _mourn(job: Job, worker: Worker, status: int) -> list[list[str]]:
             job.store.note_ending(attempt.run.name)
     left = [run for run in worker.runs if job.store.run(run).state().kind in (Kind.MISSING, Kind.PREEMPTED)]
     unbegun = [run for run in left if run not in mine] if mine else []
-    return [unbegun, *([run] for run in left if run not in unbegun)]
+    return unbegun, [[run] for run in left if run not in unbegun]
 
 
 def _attempt_of(folder: RunFolder, worker: Worker) -> Attempt | None:

@@ -297,6 +297,14 @@ def test_what_a_dead_worker_had_not_begun_stays_together(bench: Bench, together)
     assert bench.kinds == [Kind.DONE] * 5
 
 
+def test_deaths_before_its_turn_are_not_counted_against_a_run(bench: Bench, together, tiny):
+    count = MOST_FRUITLESS + 2
+    bench.ids[:] = [add(bench.store, tiny({"seed": 20 + i, "execution.lanes": count})) for i in range(count)]
+    bench.launch(*["killed_once"] * (count - 1), "done")
+    assert together()[0] == tuple(range(count))
+    assert bench.kinds == [Kind.DONE] * count
+
+
 def test_only_a_run_that_takes_its_worker_down_alone_has_crashed(bench: Bench, together, monkeypatch):
     """Of several that were trained at once, any may be at fault."""
     bench.launch("done", "beside", "aborts", "done", "done")
