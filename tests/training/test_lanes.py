@@ -1,6 +1,7 @@
 """Runs trained as lanes are the runs that they would be alone, whatever becomes of those beside them."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from slicedice.spec import RunSpec
+from slicedice import cache
+from slicedice.spec import RunSpec, program_key
 from slicedice.training import Checkpoints, Diverged, Lane, Lanes, Stopped, TrainState, train
 
 STEPS = 6
@@ -272,6 +274,32 @@ def test_one_that_leaves_has_the_others_go_on_and_is_alone_when_they_have_ended(
     _, got = training.together(leaves, ends)
     assert order == ["leaves", "ends", "is alone"]
     assert_same(got, training.alone(run(RUNS[1])))
+
+
+def test_processes_compile_one_after_the_other(training: Training, monkeypatch: pytest.MonkeyPatch):
+    """As the step of one run is, under the lock of the same program: the next one finds it in the cache."""
+    held, compiled = [], []
+
+    @contextlib.contextmanager
+    def alone(path: Path) -> Iterator[None]:
+        held.append(path.name)
+        yield
+        held.append("released")
+
+    class Step:
+        """Whose compilation takes no time."""
+
+        def lower(self, *_: Any) -> "Step":
+            return self
+
+        def compile(self) -> None:
+            compiled.append([*held])
+
+    monkeypatch.setattr(cache, "alone", alone)
+    lanes = Lanes(training.program, 2)
+    monkeypatch.setitem(lanes._step_of, True, Step())
+    lanes.compile(shared=True)
+    assert compiled == [[program_key(training.program.spec, training.program.execution)]]
 
 
 def test_a_lane_counts_those_that_take_steps_with_it(training: Training, run):
