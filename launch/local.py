@@ -29,6 +29,9 @@ from slicedice.store import Attempt, Kind, Launch, RunFolder, Store
 from slicedice.store.holder import Holder
 from slicedice.store.kinds import MOST_FRUITLESS
 
+RUN_SECONDS = 5.0
+"""How much longer a worker is given to end for each further run that it has: it saves one after the other."""
+
 
 class Part(NamedTuple):
     """Runs that a worker is given at a time, of one program."""
@@ -66,10 +69,14 @@ class Queue:
 
 
 class Worker:
-    """A worker process on one slot, and those runs it has been given that have not ended."""
+    """A worker process on one slot.
+
+    part: what it was given last. runs: those of it that have not ended. told: those that were preempted since it was
+      told to stop, by which none of them is at fault.
+    """
 
     def __init__(self, slot: Slot, job: Job):
-        self.part, self.runs = Part("", ()), list[str]()
+        self.part, self.runs, self.told = Part("", ()), list[str](), list[str]()
         self._unfinished = b""
         with on_cores(slot), _opened(job.store.workers_log) as log:
             self.process = subprocess.Popen(
@@ -98,15 +105,15 @@ class Worker:
         *lines, self._unfinished = (self._unfinished + heard).split(b"\n")
         return lines
 
-    def endings(self, lines: list[bytes]) -> dict[str, str]:
-        """How runs have ended of which these lines say so, be it behind something that ended no line."""
+    def note(self, lines: list[bytes]) -> None:
+        """Notes which runs have ended by these lines, be it behind something that ended no line."""
         ended = {}
         for line in lines:
             for run in self.runs:
                 if match := re.search(rf"{run} ([a-z_]+)$".encode(), line):
                     ended[run] = match[1].decode()
         self.runs = [run for run in self.runs if run not in ended]
-        return ended
+        self.told += [run for run, kind in ended.items() if kind == Kind.PREEMPTED]
 
     def give(self, queue: Queue, program: str) -> None:
         """Gives the worker what it is to train next, `program` being what it has compiled.
@@ -116,7 +123,7 @@ class Worker:
         assert self.process.stdin is not None
         part = queue.next(program)
         then = queue.after(part) if has_accelerator() else None
-        self.part, self.runs = part, list(part.runs)
+        self.part, self.runs, self.told = part, list(part.runs), []
         words = [*part.runs, "/", *then.runs] if then else part.runs
         with contextlib.suppress(BrokenPipeError):  # it has just died, which its output will tell
             self.process.stdin.write(f"{' '.join(words)}\n".encode())
@@ -195,16 +202,18 @@ class Local:
                     for key, _ in selector.select(timeout=0.5):
                         worker, slot = key.data
                         lines = worker.listen()
+                        unbegun, again = [], []
                         if lines is None:
-                            again = _mourn(job, worker, retire(worker))
+                            unbegun, again = _mourn(job, worker, retire(worker))
                         else:
-                            ended = worker.endings(lines)
-                            again = [run for run, kind in ended.items() if kind == Kind.PREEMPTED]
-                        tries.update(again)
-                        # Also of those that die before they begin. One by one: the fault may be of one of them.
-                        for run in again:
-                            if tries[run] < MOST_FRUITLESS:
-                                queue.add(Part(worker.part.program, [run]))
+                            worker.note(lines)
+                        if not worker.runs or lines is None:
+                            again.append(worker.told)
+                        for runs in again:
+                            tries.update(runs)  # also of those that die before they begin
+                        for runs in (unbegun, *again):
+                            if left := [run for run in runs if tries[run] < MOST_FRUITLESS]:
+                                queue.add(Part(worker.part.program, left))
                         if lines is None and queue:
                             start(slot)
                         elif lines is not None and not worker.runs and queue:
@@ -232,7 +241,10 @@ def _command(job: Job, parent: int | str) -> list[str]:
 
 
 def _parts(job: Job, workers: int) -> list[Part]:
-    """All runs: one by one, or where they are trained at once, a worker's share of a program's together."""
+    """All runs: one by one, or where they are trained at once, those of a program together.
+
+    A program is split only where some workers would have none: there, into a share for each that it has.
+    """
     of_program: dict[str, list[str]] = {}
     lanes: dict[str, int] = {}
     for run in job.runs:
@@ -241,14 +253,20 @@ def _parts(job: Job, workers: int) -> list[Part]:
         of_program.setdefault(program, []).append(run)
         lanes[program] = execution.lanes
     parts = []
+    shares = max(1, workers // max(1, len(of_program)))
     for program, runs in of_program.items():
-        size = lanes[program] or (math.ceil(len(runs) / workers) if has_accelerator() else 1)
+        size = lanes[program] or (math.ceil(len(runs) / shares) if has_accelerator() else 1)
         parts += [Part(program, runs[i : i + size]) for i in range(0, len(runs), size)]
     return parts
 
 
-def _mourn(job: Job, worker: Worker, status: int) -> list[str]:
-    """Settles what a dead worker leaves behind; returns which of its runs are to be trained on.
+def _mourn(job: Job, worker: Worker, status: int) -> tuple[list[str], list[list[str]]]:
+    """Settles what a dead worker leaves behind.
+
+    Returns:
+      Of its runs that are to be trained on, those that it had not begun, which are at no fault and stay together; and
+      those that it was training, one by one, since one of them may have killed it. If it died before any began, all are
+      of the latter.
 
     Raises:
       LaunchError: the others will fare no better.
@@ -257,23 +275,29 @@ def _mourn(job: Job, worker: Worker, status: int) -> list[str]:
         raise LaunchError(
             f"The disk of {job.store.root} is full. Finished runs are safe; make room and run the same command again."
         )
-    mine = [attempt for run in worker.runs if (attempt := _attempt_of(job.store.run(run), worker))]
+    mine = {run: attempt for run in worker.runs if (attempt := _attempt_of(job.store.run(run), worker))}
     if worker.runs and not mine and status > 0:
         # It did not come as far as training: so it would be with every other run.
         raise LaunchError(
             f"A worker ended with status {status} before it began to train. The end of "
             f"{job.store.workers_log} says why."
         )
-    for attempt in mine:
+    suspects = [attempt for attempt in mine.values() if not attempt.ending()]
+    for attempt in suspects:
+        log = job.store.workers_log
         if status == AGAIN:
             attempt.end_for_it(Kind.PREEMPTED, "its worker could not go on, and asked to be started again")
         elif -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             attempt.end_for_it(Kind.PREEMPTED, f"its worker was killed by {signal.Signals(-status).name}")
+        elif len(suspects) > 1:  # only one that is alone is known to be at fault
+            reason = f"its worker ended with status {status} while it trained {len(suspects)} runs; see {log}"
+            attempt.end_for_it(Kind.PREEMPTED, reason)
         else:  # a signal of its own making, such as SIGSEGV, would come again
-            log = job.store.workers_log
             attempt.end_for_it(Kind.CRASHED, f"its worker ended with status {status}; see {log}")
             job.store.note_ending(attempt.run.name)
-    return [run for run in worker.runs if job.store.run(run).state().kind in (Kind.MISSING, Kind.PREEMPTED)]
+    left = [run for run in worker.runs if job.store.run(run).state().kind in (Kind.MISSING, Kind.PREEMPTED)]
+    unbegun = [run for run in left if run not in mine] if mine else []
+    return unbegun, [[run] for run in left if run not in unbegun]
 
 
 def _attempt_of(folder: RunFolder, worker: Worker) -> Attempt | None:
@@ -286,14 +310,15 @@ def _attempt_of(folder: RunFolder, worker: Worker) -> Attempt | None:
 
 
 def _stop(workers: set[Worker]) -> None:
-    """Asks workers to save and end, and kills those that do not in time."""
+    """Asks workers to save and end, and kills those that do not in time, of which they get more with more runs."""
     for worker in workers:
         worker.process.send_signal(signal.SIGTERM)
         worker.close()
-    deadline = time.monotonic() + GRACE_SECONDS
+    began = time.monotonic()
     for worker in workers:
+        grace = GRACE_SECONDS + RUN_SECONDS * max(0, len(worker.runs) - 1)
         try:
-            worker.process.wait(max(0.0, deadline - time.monotonic()))
+            worker.process.wait(max(0.0, began + grace - time.monotonic()))
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             worker.process.kill()
         worker.end()

@@ -38,7 +38,9 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def use_compilation_cache() -> None:
-    """Lets all processes of this user share compiled programs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.
+    """Lets all processes of this user share compiled programs, in the folder JAX is told, or the user's cache folder.
+
+    JAX is told by JAX_COMPILATION_CACHE_DIR, or by `jax.config` as `jax_compilation_cache_dir`.
 
     Not in the store: what is compiled is executed, and a store may be someone else's. On CPU they are kept by number of
     threads: the compiler cuts loops into as many parts, of which JAX's own keys know nothing.
@@ -48,8 +50,9 @@ def use_compilation_cache() -> None:
     """
     import jax
 
-    shared = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folder() / "compilation")
-    if not machine.has_accelerator():
-        shared = f"{shared}/{machine.threads()}-threads"
+    shared = jax.config.jax_compilation_cache_dir or str(folder() / "compilation")  # pyright: ignore[reportAttributeAccessIssue]
+    own = f"/{machine.threads()}-threads"
+    if not machine.has_accelerator() and not shared.endswith(own):
+        shared += own
     jax.config.update("jax_compilation_cache_dir", shared)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

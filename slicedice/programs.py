@@ -2,32 +2,37 @@
 
 import contextlib
 import dataclasses
-import math
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from slicedice.faults import is_out_of_memory
 from slicedice.spec import Execution, RunSpec, program_key
 from slicedice.store import Store, StoreError
+from slicedice.store.files import is_disk_full
 
 if TYPE_CHECKING:
     from slicedice.training import Lanes, Program
     from slicedice.training.compilations import Compilations
 
+log = logging.getLogger("slicedice.work")
+
 
 class Programs:
     """Those of one process, by `program_key`. Several threads may ask for them."""
 
-    def __init__(self, store: Store, is_settled: Callable[[str], bool]):
+    def __init__(self, store: Store, is_free: Callable[[str], bool]):
         """Begins with none.
 
         Args:
           store: where runs are.
-          is_settled: whether there is nothing to be done for a run.
+          is_free: whether a run is to be trained, and nobody does.
         """
-        self.store, self._is_settled = store, is_settled
+        self.store, self._is_free = store, is_free
         self._programs: dict[str, Program] = {}
         self._lanes: dict[str, Lanes] = {}
+        self._without = set[str]()
         self._making = threading.RLock()
         self._compiled_before: Compilations | None = None
 
@@ -38,9 +43,18 @@ class Programs:
         first = runs[0]
         execution = self.store.run(first).execution()
         alike = self._alike(runs, execution)
-        if first not in alike or len(alike) == 1:
+        if first not in alike or len(alike) == 1 or (key := program_key(alike[first], execution)) in self._without:
             return [first], None
-        lanes = self._lanes_of(alike, execution, training.lanes_that_pay)
+        try:
+            lanes = self._lanes_of(alike, execution, training.packing.lanes_that_pay)
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            # Outside any attempt: if it is the program's own fault, the first run meets it again, and has it on record.
+            log.warning("the program of %s has no lanes: %s: %s", first, type(error).__name__, error)
+            if not is_out_of_memory(error):  # which may pass, and is soon found out
+                self._without.add(key)
+            return [first], None
         together = list(alike)[: lanes.width] if lanes else [first]
         return ([first], None) if len(together) == 1 else (together, lanes)
 
@@ -57,26 +71,40 @@ class Programs:
                 spec = self.store.read_spec(run)
                 own = program_key(spec, self.store.run(run).execution())
                 key = key or own
-                if own == key and not self._is_settled(run):
+                if own == key and self._is_free(run):
                     specs[run] = spec
         return dict(sorted(specs.items(), key=lambda item: item[1].seed))  # runs of a seed read the same batches
 
     def _lanes_of(
-        self, alike: dict[str, RunSpec], execution: Execution, at_once: "Callable[[Program, int], int]"
+        self,
+        alike: dict[str, RunSpec],
+        execution: Execution,
+        choose: "Callable[[Program, Sequence[int]], Lanes | None]",
     ) -> "Lanes | None":
-        """Lanes for runs of a program; `at_once` says how many if nobody did, or 0 for none."""
-        from slicedice.training import Lanes
+        """Lanes for runs of a program; `choose` makes them, or not, by the runs' seeds, if nobody said how many."""
+        from slicedice import training
 
         spec = next(iter(alike.values()))
         key = program_key(spec, execution)
         with self._making:
             if key not in self._lanes:
                 program = self.program(spec, execution)
-                if not (most := execution.lanes or at_once(program, len(alike))):
+                if execution.lanes:
+                    made = training.Lanes(program, training.packing.round_of(len(alike), execution.lanes))
+                else:
+                    made = choose(program, [one.seed for one in alike.values()])
+                if made is None:
                     return None
-                # As many in every round, since each number is a program of its own.
-                self._lanes[key] = Lanes(program, math.ceil(len(alike) / math.ceil(len(alike) / most)))
+                self._lanes[key] = made
             return self._lanes[key]
+
+    def narrow(self, lanes: "Lanes") -> None:
+        """Has later rounds take less memory than these lanes, which ran out of it."""
+        from slicedice import training
+
+        with self._making:
+            key = program_key(lanes.program.spec, lanes.program.execution)
+            self._lanes[key] = training.packing.narrowed(lanes)
 
     def program(self, spec: RunSpec, execution: Execution) -> "Program":
         """That of a run, made when it is first asked for."""
@@ -100,10 +128,10 @@ class Programs:
         for place, run in enumerate(runs):
             with contextlib.suppress(StoreError):  # which its own turn will tell
                 spec, execution = self.store.read_spec(run), self.store.run(run).execution()
-                if program_key(spec, execution) == own or self._is_settled(run):
+                if program_key(spec, execution) == own or not self._is_free(run):
                     continue
                 alike = self._alike(runs[place:], execution)
-                lanes = self._lanes_of(alike, execution, training.known_lanes) if len(alike) > 1 else None
+                lanes = self._lanes_of(alike, execution, training.packing.known_lanes) if len(alike) > 1 else None
                 if lanes and lanes.width > 1:
                     lanes.compile(shared=len({one.seed for one in list(alike.values())[: lanes.width]}) == 1)
                 else:

@@ -18,7 +18,6 @@ same runs as arguments. All see the same files; the first one writes them.
 
 import argparse
 import contextlib
-import itertools
 import logging
 import os
 import re
@@ -105,9 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.unit:
             return _leave(_train_unit(worker, _unit(store, options)), options)
         lines = [(options.runs, ())] if options.runs else map(_given, iter(sys.stdin.readline, ""))
-        for run, kind in itertools.chain.from_iterable(itertools.starmap(worker.train_all, lines)):
-            print(run, kind or "passed_over", flush=True)
-            if options.processes == 1 and worker.should_stop():  # several decide together, in `train`
+        for runs, then in lines:
+            for run, kind in worker.train_all(runs, then):
+                print(run, kind or "passed_over", flush=True)
+            if worker.should_stop():
                 break
         return _leave(1 if worker.gone else 0, options)
     except (StoreError, SpecError) as error:
@@ -169,8 +169,8 @@ def _train_unit(worker: Worker, runs: Sequence[str]) -> int:
         for run, kind in worker.train_all(left, patient=rounds > 0):
             if kind or not rounds:
                 print(run, kind or "passed_over", flush=True)
-            if processes.greatest(worker.should_stop()):
-                return AGAIN if not all(run in worker.gone or worker.is_settled(run) for run in left) else 0
+        if processes.greatest(worker.should_stop()):
+            return AGAIN if not all(run in worker.gone or worker.is_settled(run) for run in left) else 0
         left = [run for run in left if not worker.is_gone(run) and processes.greatest(not worker.is_settled(run))]
         if not left:
             return 1 if worker.gone else 0

@@ -38,7 +38,7 @@ class Worker:
     def __init__(self, store: Store, parent: int | None = None):
         self.store, self.parent = store, parent
         self._stop = False
-        self._programs = Programs(store, self.is_settled)
+        self._programs = Programs(store, self.is_free)
         self._ahead = ahead.Ahead()
         self.gone: set[str] = set()
 
@@ -56,18 +56,30 @@ class Worker:
 
     def is_settled(self, run: str) -> bool:
         """Whether no worker has anything more to do for a run."""
-        return self.store.state(run, self.store.read_spec(run), self.store.run(run).execution()).kind.is_settled
+        return self._kind(run).is_settled
+
+    def is_free(self, run: str) -> bool:
+        """Whether a run is to be trained, and nobody seems to train it."""
+        kind = self._kind(run)
+        return kind.is_open and kind is not Kind.RUNNING
+
+    def _kind(self, run: str) -> Kind:
+        return self.store.state(run, self.store.read_spec(run), self.store.run(run).execution()).kind
 
     def train_all(
         self, runs: Sequence[str], then: Sequence[str] = (), *, patient: bool = False
     ) -> Iterator[tuple[str, Kind | None]]:
         """Trains runs, those of one program at once where that pays; yields each with how it ended, None if not here.
 
+        Once told to stop, it ends when it has yielded all that were trained at once.
+
         Args:
           runs: ids, in the order to train them in.
           then: ids that may come after these. They are not trained, but may be compiled for.
           patient: see `train`.
         """
+        from slicedice.parallel import processes
+
         left = list(runs)
         while left:
             together, lanes = ([left[0]], None) if self.is_gone(left[0]) else self._programs.together(left)
@@ -76,9 +88,14 @@ class Worker:
                 self._ahead.begin(partial(self._programs.compile_next, together[0], [*left, *then]))
             if lanes:
                 works = [partial(self.train, run, patient=patient) for run in together]
-                yield from zip(together, lanes.train(works), strict=True)
+                ended = lanes.train(works)
+                if lanes.ran_out:
+                    self._programs.narrow(lanes)
+                yield from zip(together, ended, strict=True)
             else:
                 yield from ((run, None if run in self.gone else self.train(run, patient=patient)) for run in together)
+            if processes.greatest(self.should_stop()):
+                return
 
     def is_gone(self, run: str) -> bool:
         """Whether the folder of a run was removed or damaged, which is told."""
@@ -129,6 +146,7 @@ class Worker:
             kind, reason = self._attempt(claim, folder, spec, execution, lane)
             if kind is Kind.OUT_OF_MEMORY and lane:
                 log.warning("out of memory beside others; again alone")
+                lane.leave()
                 kind, reason = self._attempt(claim, folder, spec, execution)
             if kind is Kind.OUT_OF_MEMORY and self._ahead.wait(self.should_stop):  # some compilers time kernels there
                 log.warning("out of memory, perhaps since the next program was compiled; again without that")

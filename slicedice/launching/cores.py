@@ -43,7 +43,7 @@ START_SECONDS = 13.0
 STEPS = 6
 """How many steps are taken of each, at the least and by the slowest."""
 
-WORTH = 10
+WORTH = 50
 """How many times as long as measuring the plan's training has to take, by estimate, for it to be worth it."""
 
 Run = tuple[RunSpec, Execution]
@@ -95,7 +95,10 @@ def workers_that_pay(
         if speeds:
             chosen = choose(speeds)
             told = ", ".join(f"{count} {speed:,.0f}" for count, speed in speeds.items())
-            tell(f"Tokens a second by number of workers on {len(machine.cores())} cores: {told}. {chosen} are used.")
+            tell(
+                f"Tokens a second by number of workers on {len(machine.cores())} cores: {told}. {chosen} are used. "
+                f"Remove {path} to have that measured again."
+            )
             return chosen
     return 0
 

@@ -1,11 +1,10 @@
 """Training one run: optimizer, the compiled step, the loop, checkpoints. Knows no grid and no store."""
 
-from slicedice.training import compilations
+from slicedice.training import compilations, packing
 from slicedice.training.checkpoint import CheckpointError, Checkpoints
 from slicedice.training.gradients import Hyper, routing_of
 from slicedice.training.lanes import Lane, Lanes
 from slicedice.training.loop import Diverged, Stopped, train
-from slicedice.training.packing import known_lanes, lanes_that_pay
 from slicedice.training.program import Program, TrainState
 
 __all__ = [
@@ -19,8 +18,7 @@ __all__ = [
     "Stopped",
     "TrainState",
     "compilations",
-    "known_lanes",
-    "lanes_that_pay",
+    "packing",
     "routing_of",
     "train",
 ]

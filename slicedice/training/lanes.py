@@ -7,10 +7,12 @@ kernel may add up.
 
 The code of a run stays that of a run alone: `train` takes a `Lane` where it would take a `Program`. Every lane has a
 thread, of which one works at a time, until it comes to its next step; once all that are left have, the step is taken
-for all, and they go on in order.
+for all, and they go on in order. With its first step a lane's state becomes part of what is stacked, before the next
+lane makes or reads its own, so that there is memory for one at a time beside the others.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -22,7 +24,7 @@ from jaxtyping import Array, Int
 
 from slicedice.model import Decoder
 from slicedice.training.gradients import Hyper
-from slicedice.training.program import Program, TrainState
+from slicedice.training.program import Program, TrainState, compiling_alone
 
 T = TypeVar("T")
 
@@ -31,10 +33,11 @@ class Lanes:
     """The state of all lanes, stacked on the device, and the step of all.
 
     width: how many there is room for. What a lane without a run computes, nobody reads.
+    ran_out: whether a lane left the others in `train`, for want of memory.
     """
 
     def __init__(self, program: Program, width: int):
-        self.program, self.width = program, width
+        self.program, self.width, self.ran_out = program, width, False
         # Layers stay the first axis, which the step scans over: with lanes in front, it would turn all weights around.
         self._axes = axes = tree_map_with_path(lambda path, _: int("blocks" in keystr(path)), program.like)
         self._step_of = {
@@ -84,7 +87,8 @@ class Lanes:
                 batch = jax.ShapeDtypeStruct(shape if shared else (self.width, *shape), jnp.int32)
                 number = jax.ShapeDtypeStruct((self.width,), jnp.float32)
                 hyper = jax.tree.map(lambda _: number, Hyper.of(self.program.spec))
-                self._compiled[shared] = self._step_of[shared].lower(state, batch, hyper).compile()
+                with compiling_alone(self.program):
+                    self._compiled[shared] = self._step_of[shared].lower(state, batch, hyper).compile()
             return self._compiled[shared]
 
     def clear(self) -> None:
@@ -103,27 +107,32 @@ class Lanes:
         """
         assert len(works) <= self.width
         self.clear()
-        lanes = [Lane(self, index, len(works), work) for index, work in enumerate(works)]
-        while working := [lane for lane in lanes if not lane.is_over]:
-            error = None
+        self.ran_out = False
+        lanes = [Lane(self, index, work) for index, work in enumerate(works)]
+        while working := [lane for lane in lanes if lane.takes_steps]:
+            interrupt = None
             for lane in working:
                 try:
                     lane.work()
-                except KeyboardInterrupt as interrupt:
-                    error = interrupt
+                except KeyboardInterrupt as caught:
+                    interrupt = caught
                     lane.wait()
-            working = [lane for lane in working if not lane.is_over]
-            if not working:
-                break
-            try:
-                self._advance(working)
-            except BaseException as caught:
-                error = error or caught
-            for lane in working:
-                lane.error = error
+            working = [lane for lane in working if lane.takes_steps]
+            error = interrupt or next((lane.error for lane in working if lane.error), None)
+            if working and not error:
+                try:
+                    self._advance(working)
+                except BaseException as caught:
+                    error = caught
             if error:
                 self.clear()  # its memory may be what is needed now
+            for lane in working:
+                lane.error = error
+            del error, interrupt  # what they were raised in holds states
         self.clear()
+        for lane in lanes:
+            if not lane.is_over:
+                lane.work()
         for lane in lanes:
             if lane.failure:
                 raise lane.failure
@@ -131,14 +140,11 @@ class Lanes:
 
     def _advance(self, lanes: Sequence["Lane"]) -> None:
         """Takes the step that each of `lanes` has come to."""
-        for lane in lanes:
-            if isinstance(lane.state, TrainState):
-                self.put(lane.index, lane.state)
-            lane.state = lane
         of = {lane.index: lane for lane in lanes}
         each = [of.get(index, lanes[0]) for index in range(self.width)]
         metrics = self.step([lane.batch for lane in each], [lane.hyper for lane in each])
         for lane in lanes:
+            lane.beside[len(lanes)] += 1
             lane.metrics = {name: _Of(values, lane.index) for name, values in metrics.items()}
 
     def _zeros(self, axis: int, leaf: jax.ShapeDtypeStruct) -> Array:
@@ -160,24 +166,30 @@ class Lane:
     """What `train` takes for the program of one run of several; its state is the lane itself, once it has taken a step.
 
     Attributes:
-      width: how many there are.
-      state, batch, hyper: what its next step is to be taken of.
+      batch, hyper: what its next step is to be taken of.
       metrics: of its last step.
-      error: what that step raised.
+      beside: how many of its steps were taken by how many lanes.
+      error: what its step raised.
+      takes_steps: whether it has neither ended nor left the others.
       is_over, result, failure: whether its function has ended, and what it returned or raised.
     """
 
-    def __init__(self, lanes: Lanes, index: int, width: int, work: Callable[["Lane"], Any]):
-        self._lanes, self.index, self.width = lanes, index, width
-        self.state: TrainState | Lane | None = None
+    def __init__(self, lanes: Lanes, index: int, work: Callable[["Lane"], Any]):
+        self._lanes, self.index = lanes, index
         self.batch: Any = None
         self.hyper: Any = None
         self.metrics: dict[str, Any] = {}
+        self.beside = Counter[int]()
         self.error: BaseException | None = None
-        self.is_over, self.result, self.failure = False, None, None
+        self.takes_steps, self.is_over, self.result, self.failure = True, False, None, None
         self._may_work, self._rests = threading.Semaphore(0), threading.Semaphore(0)
         self.like, self.init = lanes.program.like, lanes.program.init
         threading.Thread(target=self._run, args=(work,), name=f"lane {index}", daemon=True).start()
+
+    @property
+    def width(self) -> int:
+        """How many lanes took a step together, in most of its steps; 1 if it took none."""
+        return self.beside.most_common(1)[0][0] if self.beside else 1
 
     def model(self, state: TrainState) -> Decoder:
         """As the program's."""
@@ -188,21 +200,37 @@ class Lane:
         return rows(slice(0, self._lanes.program.spec.budget.batch_size))
 
     def step(self, state: Any, batch: Any, hyper: Hyper) -> tuple[Any, dict[str, Any]]:
-        """Its step, which is taken once all lanes have come to theirs."""
-        self.state, self.batch, self.hyper = state, batch, hyper
-        del state
-        self._rests.release()
-        self._may_work.acquire()
-        if self.error:
-            raise self.error
+        """Its step, which is taken once all lanes have come to theirs.
+
+        Raises:
+          BaseException: what that raised. The state is lost.
+        """
+        self.batch, self.hyper = batch, hyper
+        if state is not self:
+            try:
+                self._lanes.put(self.index, state)
+            except BaseException as error:  # which ends the step of all
+                jax.tree.map(lambda leaf: leaf.delete(), state)
+                self.error = error
+        self._rest()
+        try:
+            if self.error:
+                raise self.error
+        finally:
+            self.error = None
         return self, self.metrics
+
+    def leave(self) -> None:
+        """Has the others go on without it, and waits until they have ended or left, with no state on the device."""
+        self._lanes.ran_out, self.takes_steps = True, False
+        self._rest()
 
     def read(self, state: Any) -> TrainState:
         """A state of this lane as arrays."""
         return self._lanes.read(self.index) if state is self else state
 
     def work(self) -> None:
-        """Lets its thread work until that comes to its next step, or to its end."""
+        """Lets its thread work until that comes to its next step, leaves, or comes to its end."""
         self._may_work.release()
         self.wait()
 
@@ -210,13 +238,17 @@ class Lane:
         """Waits for that."""
         self._rests.acquire()
 
+    def _rest(self) -> None:
+        self._rests.release()
+        self._may_work.acquire()
+
     def _run(self, work: Callable[["Lane"], Any]) -> None:
         self._may_work.acquire()
         try:
             self.result = work(self)
         except BaseException as error:
             self.failure = error
-        self.is_over = True
+        self.takes_steps, self.is_over = False, True
         self._rests.release()
 
 

@@ -1,15 +1,18 @@
 """How many runs of a program a device had best train at once: as many as fit its memory, if a measurement says it pays.
 
-What was measured is kept in the user's cache folder, by program, kind of device and versions.
+They are trained in rounds of one size, since each size is a program of its own. That size is measured, and what was
+compiled for it trains. What was measured is kept in the user's cache folder, by program, kind and memory of the device,
+and versions.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slicedice import cache
+from slicedice import __version__, cache
 from slicedice.spec import program_key
 from slicedice.training.gradients import Hyper
 from slicedice.training.lanes import Lanes
@@ -34,37 +37,53 @@ LEAST_GAIN = 1.1
 MEASURED_STEPS = 8
 
 
-def lanes_that_pay(program: Program, most: int) -> int:
-    """How many of `most` runs to train at once.
+def lanes_that_pay(program: Program, seeds: Sequence[int]) -> Lanes:
+    """Lanes for runs of a program, with room for a round of them: for one run if more at once do not pay.
 
-    Asks the cache, or else compiles the step of one run and of many and takes some of each.
+    Asks the cache, or else compiles the step of one run and of a round and takes some of each.
+
+    Args:
+      program: theirs.
+      seeds: of the runs, in the order to train them in.
     """
-    if most == 1:
-        return 1
-    if known := known_lanes(program, most):
+    if known := known_lanes(program, seeds):
         return known
-    found, path = measure(program, most), _path(program)
-    with contextlib.suppress(OSError, RuntimeError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found))
-    log.info("%d lanes at once, %.2f times as fast as one after the other", found["lanes"], found["gain"])
-    return found["lanes"]
+    found, lanes = measure(program, seeds)
+    path = _path(program)
+    _keep(path, found)
+    told = "%d lanes are %.2f times as fast as one after the other: %d at once. Remove %s to have that measured again."
+    log.info(told, found["lanes"], found["gain"], lanes.width, path)
+    return lanes
 
 
-def known_lanes(program: Program, most: int) -> int:
-    """How many of `most` runs to train at once, by what was measured before; 0 if nothing was that tells."""
-    known = _read(_path(program))
-    # Fewer that paid pay again; more may be tried where all that were tried did.
-    if known and (most <= known["lanes"] or known["lanes"] < known["tried"]):
-        return min(most, known["lanes"])
-    return 0
+def known_lanes(program: Program, seeds: Sequence[int]) -> Lanes | None:
+    """As `lanes_that_pay`, by what was measured before; None if nothing was that tells."""
+    if known := _read(_path(program)):
+        width = round_of(len(seeds), known["fits"])
+        if width <= known["lanes"]:  # fewer that paid pay again, and fewer than what did not pay do not
+            return Lanes(program, width if known["gain"] > LEAST_GAIN else 1)
+    return None
 
 
-def measure(program: Program, most: int) -> dict[str, Any]:
-    """Compares one run at a time with as many of `most` as fit.
+def narrowed(lanes: Lanes) -> Lanes:
+    """Half as many, for rounds after one that ran out of memory: as many fit from now on, if anything was measured."""
+    fits, path = max(1, lanes.width // 2), _path(lanes.program)
+    if known := _read(path):
+        _keep(path, known | {"fits": min(fits, known["fits"])})
+    return Lanes(lanes.program, fits)
+
+
+def round_of(runs: int, most: int) -> int:
+    """How many runs to train at once, `most` or fewer, so that rounds are of one size."""
+    return math.ceil(runs / math.ceil(runs / most))
+
+
+def measure(program: Program, seeds: Sequence[int]) -> tuple[dict[str, Any], Lanes]:
+    """Compares one run at a time with a round of as many as fit.
 
     Returns:
-      `lanes` that pay, and their `gain` in runs an hour over one at a time; `tried`, how many `most` was.
+      What was found: of how many `lanes` at last, their `gain` in runs an hour over one at a time, and how many `fits`
+      the memory; and the lanes to use, which are those that were measured if they pay.
     """
     state, batch, hyper = program.init(np.uint32(0)), random_batch(program), Hyper.of(program.spec)
     placed = program.place(batch.__getitem__)
@@ -76,26 +95,28 @@ def measure(program: Program, most: int) -> dict[str, Any]:
 
     seconds = _seconds(one)
     del state
-    count = min(most, _fitting(program))
-    while count > 1:
+    fits = _fitting(program)
+    while (width := round_of(len(seeds), fits)) > 1:
+        lanes = Lanes(program, width)
+        shared = len({*seeds[:width]}) == 1  # runs of a seed read the same batches
+        batches = [batch if shared else np.roll(batch, lane, 0) for lane in range(width)]
         try:
-            gain = count * seconds / _seconds_of_lanes(program, count, batch, hyper)
+            gain = width * seconds / _seconds_of_lanes(lanes, batches, hyper)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            count //= 2
+            fits = width // 2
             continue
-        if gain > LEAST_GAIN:
-            return {"lanes": count, "gain": gain, "tried": most}
-        break
-    return {"lanes": 1, "gain": 1.0, "tried": most}
+        finally:
+            lanes.clear()
+        return {"lanes": width, "gain": gain, "fits": fits}, lanes if gain > LEAST_GAIN else Lanes(program, 1)
+    return {"lanes": 1, "gain": 1.0, "fits": fits}, Lanes(program, 1)
 
 
-def _seconds_of_lanes(program: Program, count: int, batch: np.ndarray, hyper: Hyper) -> float:
-    lanes = Lanes(program, count)
-    for lane in range(count):
-        lanes.put(lane, program.init(np.uint32(lane)))
-    return _seconds(lambda: lanes.step([batch] * count, [hyper] * count))
+def _seconds_of_lanes(lanes: Lanes, batches: Sequence[np.ndarray], hyper: Hyper) -> float:
+    for lane in range(lanes.width):
+        lanes.put(lane, lanes.program.init(np.uint32(lane)))
+    return _seconds(lambda: lanes.step(batches, [hyper] * lanes.width))
 
 
 def _seconds(step: Callable[[], Any]) -> float:
@@ -131,13 +152,23 @@ def random_batch(program: Program) -> np.ndarray:
 
 
 def _path(program: Program) -> Path:
-    key = program_key(program.spec, program.execution), jax.local_devices()[0].device_kind, version("jaxlib")
-    return cache.folder() / "lanes" / f"{hashlib.sha256(' '.join(key).encode()).hexdigest()[:12]}.json"
+    device = jax.local_devices()[0]
+    memory = (device.memory_stats() or {}).get("bytes_limit")  # less than the device's where workers share it
+    versions = __version__, version("jax"), version("jaxlib")
+    key = json.dumps([program_key(program.spec, program.execution), device.device_kind, memory, versions])
+    return cache.folder() / "lanes" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+
+
+def _keep(path: Path, found: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError, RuntimeError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text())
-        return found if {"lanes", "tried"} <= found.keys() else None
-    except (OSError, ValueError):
+        whole = found.keys() == {"lanes", "gain", "fits"} and all(0 < number < math.inf for number in found.values())
+        return found if whole else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None

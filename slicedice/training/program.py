@@ -97,7 +97,7 @@ class Program:
         """The step as it is compiled, once: by this thread or by another one that has begun to."""
         with self._compiling:
             if self._compiled is None:
-                with _alone(self):
+                with compiling_alone(self):
                     self._compiled = self.lower().compile()
             return self._compiled
 
@@ -182,7 +182,7 @@ class Program:
 
 
 @contextlib.contextmanager
-def _alone(program: Program) -> Iterator[None]:
+def compiling_alone(program: Program) -> Iterator[None]:
     """Waits while another process of this machine compiles the same, to find it in the cache then.
 
     Those that train one run together compile together: some compilers have each of them time a share of the kernels.

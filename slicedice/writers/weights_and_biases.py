@@ -75,7 +75,7 @@ class WandbWriter(ScalarWriter):
                 resume="allow",
                 name=name,
                 dir=None if os.environ.get("WANDB_DIR") else str(folder.absolute()),
-                reinit="finish_previous",
+                reinit="create_new",  # lanes have a run each, open at once
                 settings=wandb.Settings(
                     console="off",  # a worker's output is its launcher's
                     quiet=True,

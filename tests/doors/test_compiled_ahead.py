@@ -80,12 +80,14 @@ def test_lanes_are_compiled_if_their_number_is_known(room, monkeypatch: pytest.M
 def test_lanes_whose_number_is_not_known_have_the_step_of_one_compiled(room, known: int, monkeypatch):
     store, runs = room({}, *({**OTHER, "seed": seed} for seed in range(2)))
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    monkeypatch.setattr(training, "known_lanes", lambda program, most: known)
-    monkeypatch.setattr(training, "lanes_that_pay", lambda program, most: 2)
+    monkeypatch.setattr(
+        training.packing, "known_lanes", lambda program, seeds: Lanes(program, known) if known else None
+    )
+    monkeypatch.setattr(training.packing, "lanes_that_pay", pytest.fail)
     asked = []
     for kind in (Program, Lanes):
         monkeypatch.setattr(kind, "compile", lambda self, kind=kind, **about: asked.append((kind, about)))
-    Programs(store, lambda run: False).compile_next(runs[0], runs[1:])
+    Programs(store, lambda run: True).compile_next(runs[0], runs[1:])
     assert asked == [(Lanes, {"shared": False})] if known else [(Program, {})]
 
 

@@ -1,7 +1,7 @@
 """What a worker trains at once: each run has its own claim, log, metrics, result and end, as if it were alone."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,23 @@ def test_all_are_saved_when_the_worker_is_told_to_stop_and_gone_on_from(room, al
         assert_same(store.run(id_), alone.run(id_))
 
 
+def test_a_worker_that_is_told_to_stop_tells_of_all_that_it_saved(room, monkeypatch, capsys):
+    """And begins with nothing else."""
+    store, ids = room(*SEEDS, {"seed": 3}, {"seed": 4}, lanes=3)
+    worker, step = Worker(store), Lanes.step
+
+    def stopping(self: Lanes, batches: Any, hypers: Any) -> Any:
+        worker.stop()
+        return step(self, batches, hypers)
+
+    monkeypatch.setattr(Lanes, "step", stopping)
+    monkeypatch.setattr(work, "Worker", lambda *_: worker)
+    monkeypatch.setattr(work.signal, "signal", lambda *_: None)
+    assert work.main(["--store", str(store.root), *ids]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{id_} preempted" for id_ in ids[:3]]
+    assert [store.run(id_).attempts() for id_ in ids[3:]] == [[], []]
+
+
 def test_one_that_is_cancelled_ends_and_one_that_another_holds_is_passed_over(room, alone: Store, monkeypatch, rounds):
     store, ids = room(*SEEDS, lanes=3)
     step, taken = Lanes.step, []
@@ -151,18 +168,23 @@ def test_one_that_is_cancelled_ends_and_one_that_another_holds_is_passed_over(ro
         kinds = dict(Worker(store).train_all(ids))
     assert kinds == {ids[0]: Kind.CANCELLED, ids[1]: None, ids[2]: Kind.DONE}
     assert_same(store.run(ids[2]), alone.run(ids[2]))
-    assert rounds == [3]
+    assert rounds == [2]
+    assert (store.run(ids[2]).result() or {})["lanes"] == 1  # in most steps
 
 
-def test_out_of_memory_beside_others_is_tried_alone(room, alone: Store, monkeypatch):
-    store, ids = room(*SEEDS, lanes=3)
+def test_out_of_memory_beside_others_is_tried_alone_and_later_rounds_are_narrower(room, alone: Store, monkeypatch):
+    store, ids = room(*SEEDS, *({"seed": seed} for seed in range(3, 5)), lanes=3)
 
-    def no_room(*_: Any) -> Any:
+    widths = []
+
+    def no_room(self: Lanes, *_: Any) -> Any:
+        widths.append(self.width)
         raise RuntimeError("RESOURCE_EXHAUSTED: for three")
 
     monkeypatch.setattr(Lanes, "step", no_room)
-    assert [kind for _, kind in Worker(store).train_all(ids)] == [Kind.DONE] * 3
-    for id_ in ids:
+    assert [kind for _, kind in Worker(store).train_all(ids)] == [Kind.DONE] * 5
+    assert widths == [3]  # and then one by one
+    for id_ in ids[:3]:
         assert_same(store.run(id_), alone.run(id_))
         assert (store.run(id_).result() or {})["lanes"] == 1
         assert (store.run(id_).result() or {})["execution"]["micro_batch"] == 8
@@ -181,9 +203,14 @@ def test_how_many_is_asked_of_a_measurement_where_it_is_not_said(room, rounds, m
     store, ids = room(*SEEDS, lanes=0)
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     asked = []
-    monkeypatch.setattr(training, "lanes_that_pay", lambda program, most: asked.append(most) or 2)
+
+    def two(program: training.Program, seeds: Sequence[int]) -> Lanes:
+        asked.append(seeds)
+        return Lanes(program, 2)
+
+    monkeypatch.setattr(training.packing, "lanes_that_pay", two)
     assert {kind for _, kind in Worker(store).train_all(ids)} == {Kind.DONE}
-    assert (asked, rounds) == ([3], [2])
+    assert (asked, rounds) == ([[0, 1, 2]], [2])
 
 
 def test_a_fault_of_one_lane_ends_the_worker_when_the_others_are_done(room, monkeypatch):
@@ -199,3 +226,51 @@ def test_a_fault_of_one_lane_ends_the_worker_when_the_others_are_done(room, monk
     monkeypatch.setattr(training, "train", faulty)
     assert work.main(["--store", str(store.root), *ids]) == work.DISK_FULL
     assert [store.run(id_).state().kind for id_ in ids] == [Kind.PREEMPTED, Kind.DONE, Kind.DONE]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("RESOURCE_EXHAUSTED: for one"), Kind.OUT_OF_MEMORY),
+        (ValueError("no such kernel"), Kind.CRASHED),
+    ],
+)
+def test_what_fails_while_lanes_are_measured_is_the_first_runs_own(error: Exception, kind: Kind, room, monkeypatch):
+    """And not the end of the worker, with which a sweep would end before it has begun."""
+    store, ids = room(*SEEDS, lanes=0)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+
+    def fails(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(training.Program, "compile", fails)
+    (first, *others) = Worker(store).train_all(ids)
+    assert first == (ids[0], kind)
+    assert str(error) in store.run(ids[0]).state().reason
+    assert others == [(id_, None) for id_ in ids[1:]]  # which wait for `retry`: the program failed
+
+
+def test_a_full_disk_while_lanes_are_measured_ends_the_worker(room, monkeypatch):
+    store, ids = room(*SEEDS, lanes=0)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training.packing, "lanes_that_pay", full)
+    assert work.main(["--store", str(store.root), *ids]) == work.DISK_FULL
+    assert [store.run(id_).state().kind for id_ in ids] == [Kind.MISSING] * 3
+
+
+def test_lanes_that_cannot_be_compiled_are_tried_once(room, monkeypatch):
+    store, ids = room(*SEEDS, lanes=0)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    tried = []
+
+    def fails(*_: Any) -> Any:
+        tried.append(True)
+        raise ValueError("no rule for this kernel")
+
+    monkeypatch.setattr(training.packing, "lanes_that_pay", fails)
+    assert [kind for _, kind in Worker(store).train_all(ids)] == [Kind.DONE] * 3
+    assert len(tried) == 1

@@ -62,8 +62,18 @@ for run in given():
     holder = dict(host="h", machine=behaviour["machine"], pid=os.getpid(), started=started())
     write(folder, "claim.json", dict(holder=holder, count=0, at=time.time()))
     write(folder, "metrics.jsonl", dict(step=0), dict(step=1))
+    if what == "beside" and number == 1:  # it trains together with the next one
+        continue
     if what == "killed" or what == "killed_once" and number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "aborts":
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGABRT)
+    if what == "told" and number == 1:
+        write(folder, "end.json", dict(kind="preempted", reason="told", told=True))
+        print(run, "preempted", flush=True)
+        time.sleep(0.1)
+        continue
     if isinstance(what, int):
         print("I end with", what, file=sys.stderr, flush=True)
         sys.exit(what)
@@ -246,6 +256,22 @@ def test_on_accelerators_each_worker_is_given_its_share_of_a_program(bench: Benc
     assert lines == [(0, 1, 2), (3, 4)]
 
 
+@pytest.mark.parametrize(("workers", "sizes"), [(2, [2, 2, 3]), (3, [2, 2, 3]), (6, [1, 1, 1, 1, 1, 2]), (20, [1] * 7)])
+def test_a_program_is_split_where_workers_would_have_none(
+    workers: int, sizes: list[int], bench: Bench, tiny, monkeypatch
+):
+    """Otherwise its runs stay together, since those of several programs fill no lanes."""
+    monkeypatch.setattr(bench.local, "has_accelerator", lambda: True)
+    monkeypatch.setattr(bench.local, "slots", lambda *_: [Slot(frozenset(), {})] * workers)
+    runs = [(layers, seed) for seed in range(3) for layers in (3, 4, 5)][:7]
+    bench.ids[:] = [add(bench.store, tiny({"seed": seed, "model.layers": layers})) for layers, seed in runs]
+    bench.launch(*["done"] * 7)
+    lines = [" ".join(note["runs"]).partition("/")[0].split() for note in bench.notes("line")]
+    assert sorted(map(len, lines)) == sizes
+    for line in lines:
+        assert len({bench.store.read_spec(run).model.layers for run in line}) == 1
+
+
 @pytest.mark.parametrize("end", ["killed_once", "die early"])
 def test_what_a_dead_worker_was_given_is_taken_up_one_by_one(end: str, bench: Bench, tiny):
     """One of them may have killed it, and the others need not suffer for that again."""
@@ -255,6 +281,63 @@ def test_what_a_dead_worker_was_given_is_taken_up_one_by_one(end: str, bench: Be
     tries = 2 if end == "killed_once" else MOST_FRUITLESS
     assert sorted(lines) == sorted([(0, 1, 2), (2,), *[(1,)] * (tries - 1)])
     assert bench.kinds == [Kind.DONE, Kind.DONE if end == "killed_once" else Kind.MISSING, Kind.DONE]
+
+
+@pytest.fixture
+def together(bench: Bench, tiny, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[int, ...]]]:
+    """Has all runs given at once to the one worker that there is; which it was given, time after time."""
+    monkeypatch.setattr(bench.local, "slots", lambda *_: [Slot(frozenset(), {})])
+    bench.ids[:] = [add(bench.store, tiny({"seed": seed, "execution.lanes": 5})) for seed in range(10, 15)]
+    return lambda: [tuple(bench.ids.index(run) for run in note["runs"]) for note in bench.notes("line")]
+
+
+def test_what_a_dead_worker_had_not_begun_stays_together(bench: Bench, together):
+    bench.launch("done", "killed_once", "done", "done", "done")
+    assert together() == [(0, 1, 2, 3, 4), (2, 3, 4), (1,)]
+    assert bench.kinds == [Kind.DONE] * 5
+
+
+def test_deaths_before_its_turn_are_not_counted_against_a_run(bench: Bench, together, tiny):
+    count = MOST_FRUITLESS + 2
+    bench.ids[:] = [add(bench.store, tiny({"seed": 20 + i, "execution.lanes": count})) for i in range(count)]
+    bench.launch(*["killed_once"] * (count - 1), "done")
+    assert together()[0] == tuple(range(count))
+    assert bench.kinds == [Kind.DONE] * count
+
+
+def test_only_a_run_that_takes_its_worker_down_alone_has_crashed(bench: Bench, together, monkeypatch):
+    """Of several that were trained at once, any may be at fault."""
+    bench.launch("done", "beside", "aborts", "done", "done")
+    assert together() == [(0, 1, 2, 3, 4), (3, 4), (1,), (2,)]
+    first, last = (bench.store.run(bench.ids[2]).attempts()[i].ending() or pytest.fail("it ended") for i in (1, 0))
+    assert (first.kind, last.kind) == (Kind.PREEMPTED, Kind.CRASHED)
+    assert "2 runs" in first.reason
+    assert bench.store.run(bench.ids[1]).failures() == {Kind.PREEMPTED: 1}
+
+
+def test_what_was_told_to_stop_stays_together(bench: Bench, together):
+    """As by a worker that someone ends with `kill`, one line after the other."""
+    bench.launch("done", "told", "told", "done", "told")
+    assert together() == [(0, 1, 2, 3, 4), (1, 2, 4)]
+    assert bench.kinds == [Kind.DONE] * 5
+
+
+def test_a_worker_with_more_runs_has_more_time_to_save_them(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    waited = {}
+
+    class Deaf:
+        """A worker that ends when it is killed."""
+
+        def __init__(self, runs: int):
+            self.runs, self.process = [""] * runs, self
+            self.send_signal = self.close = self.end = self.kill = lambda *_: None
+
+        def wait(self, seconds: float) -> None:
+            waited[len(self.runs)] = seconds
+
+    monkeypatch.setattr(bench.local.time, "monotonic", lambda: 7.0)
+    bench.local._stop({Deaf(runs) for runs in (0, 1, 9)})
+    assert waited == {0: 60.0, 1: 60.0, 9: 100.0}
 
 
 def test_the_order_is_that_of_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch):

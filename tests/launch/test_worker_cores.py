@@ -98,14 +98,18 @@ def test_what_fails_is_no_candidate_and_if_all_do_nothing_is_chosen(planned):
     assert workers_that_pay(other, measure=Clock(w1=1.0, w2=2.0, w4=None)) == 2
 
 
-def test_what_was_measured_is_told_and_kept(planned):
+def test_what_was_measured_is_told_and_kept(planned, tmp_path: Path):
     said = []
     assert workers_that_pay(planned(), said.append, Clock(w1=1000.0, w2=3000.0, w4=2000.0)) == 2
     assert "1 1,000, 2 3,000, 4 2,000. 2 are used" in said[-1]
+    (path,) = (tmp_path / "cache").rglob("*.json")
+    assert f"Remove {path} to" in said[-1]
     again = []
     assert workers_that_pay(planned({"seed": 7}), again.append, Clock()) == 2
     assert again == said[-1:]
     assert workers_that_pay(planned()) == 2
+    path.unlink()
+    assert workers_that_pay(planned(), measure=Clock(w1=3.0, w2=1.0, w4=1.0)) == 1
 
 
 def test_another_program_or_machine_is_measured_anew(planned, monkeypatch: pytest.MonkeyPatch):
@@ -144,12 +148,12 @@ def test_nothing_is_measured_where_that_is_for_nothing(planned, reason: str, mon
     assert workers_that_pay(plan, pytest.fail, Clock()) == 0
 
 
-def test_measuring_is_worth_a_tenth_of_the_training(planned, monkeypatch: pytest.MonkeyPatch):
+def test_measuring_is_worth_a_fiftieth_of_the_training(planned, monkeypatch: pytest.MonkeyPatch):
     plan = planned()
     (run,) = plan.runs.values()
     monkeypatch.setattr(cores, "STEPS", 0)
     training = run[0].flops / cores.RATES["cpu"].sustained / 4
-    for share, worth in ((0.0999, True), (0.1001, False)):
+    for share, worth in ((0.0199, True), (0.0201, False)):
         monkeypatch.setattr(cores, "START_SECONDS", share * training / 3)
         assert cores.is_worth_it(plan, 3) is worth
 

@@ -1,6 +1,7 @@
 """Runs trained as lanes are the runs that they would be alone, whatever becomes of those beside them."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from slicedice.spec import RunSpec
+from slicedice import cache
+from slicedice.spec import RunSpec, program_key
 from slicedice.training import Checkpoints, Diverged, Lane, Lanes, Stopped, TrainState, train
 
 STEPS = 6
@@ -199,3 +201,118 @@ def test_what_a_lane_lets_out_comes_once_the_others_have_ended(training: Trainin
     with pytest.raises(KeyError, match="a fault"):
         training.together(lets_out, ends)
     assert ended == [True]
+
+
+def is_gone(state: TrainState) -> bool:
+    return all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+@pytest.fixture
+def made(training: Training, monkeypatch: pytest.MonkeyPatch) -> list[TrainState]:
+    """The initial states that are made, of which none may still be there when the next one is."""
+    states, init = [], training.program.init
+
+    def watched(seed: Any) -> TrainState:
+        assert all(map(is_gone, states))
+        states.append(init(seed))
+        return states[-1]
+
+    monkeypatch.setattr(training.program, "init", watched)
+    return states
+
+
+def test_a_lane_gives_its_state_away_before_the_next_one_makes_its_own(training: Training, run, made):
+    training.together(*(training.lane(run(overrides)) for overrides in RUNS))
+    assert len(made) == 3
+
+
+def test_when_there_is_no_room_for_a_state_all_others_are_given_back(training: Training, run, made, monkeypatch):
+    """So that each has the memory to itself, once all have left."""
+    lanes, put = Lanes(training.program, 3), Lanes.put
+
+    def no_room(self: Lanes, lane: int, state: TrainState) -> None:
+        if lane == 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+        put(self, lane, state)
+
+    monkeypatch.setattr(Lanes, "put", no_room)
+    at_once = []
+
+    def goes_on_alone(spec: RunSpec, lane: Lane) -> Trained:
+        with pytest.raises(RuntimeError, match="EXHAUSTED"):
+            training.one(lane, spec, f"lane {spec.seed}")
+        at_once.append(spec.seed)
+        lane.leave()
+        assert len(at_once) == 3
+        assert all(map(is_gone, made[:3]))
+        assert lanes._state is None
+        return training.alone(spec)
+
+    got = lanes.train([partial(goes_on_alone, run(overrides)) for overrides in RUNS])
+    assert [len(metrics) for _, metrics in got] == [STEPS] * 3
+    assert lanes.ran_out
+
+
+def test_one_that_leaves_has_the_others_go_on_and_is_alone_when_they_have_ended(training: Training, run):
+    order = []
+
+    def no_room(state: TrainState) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    def leaves(lane: Lane) -> None:
+        with pytest.raises(RuntimeError, match="EXHAUSTED"):
+            training.one(lane, run({"seed": 5}), "leaving", evaluate=no_room)
+        order.append("leaves")
+        lane.leave()
+        order.append("is alone")
+
+    def ends(lane: Lane) -> Trained:
+        trained = training.one(lane, run(RUNS[1]), "other")
+        order.append("ends")
+        return trained
+
+    _, got = training.together(leaves, ends)
+    assert order == ["leaves", "ends", "is alone"]
+    assert_same(got, training.alone(run(RUNS[1])))
+
+
+def test_processes_compile_one_after_the_other(training: Training, monkeypatch: pytest.MonkeyPatch):
+    """As the step of one run is, under the lock of the same program: the next one finds it in the cache."""
+    held, compiled = [], []
+
+    @contextlib.contextmanager
+    def alone(path: Path) -> Iterator[None]:
+        held.append(path.name)
+        yield
+        held.append("released")
+
+    class Step:
+        """Whose compilation takes no time."""
+
+        def lower(self, *_: Any) -> "Step":
+            return self
+
+        def compile(self) -> None:
+            compiled.append([*held])
+
+    monkeypatch.setattr(cache, "alone", alone)
+    lanes = Lanes(training.program, 2)
+    monkeypatch.setitem(lanes._step_of, True, Step())
+    lanes.compile(shared=True)
+    assert compiled == [[program_key(training.program.spec, training.program.execution)]]
+
+
+def test_a_lane_counts_those_that_take_steps_with_it(training: Training, run):
+    """Not those that were passed over, or that end soon."""
+
+    def stops(lane: Lane) -> int:
+        with pytest.raises(Stopped):
+            training.one(lane, run(RUNS[0]), "stopping", stop_after=1)
+        return lane.width
+
+    def goes_on(seed: int, lane: Lane) -> int:
+        training.one(lane, run({"seed": seed}), f"going on {seed}")
+        return lane.width
+
+    works = [lambda lane: lane.width, stops, partial(goes_on, 5), partial(goes_on, 6)]
+    assert training.together(*works) == [1, 3, 2, 2]

@@ -60,11 +60,16 @@ def train(
     store: Store, folder: RunFolder, first: int, last: int, end: str = "", text: str = "a", **environment: str
 ) -> Any:
     """A worker's process that trains the steps from `first` to before `last`."""
-    home = store.root.parent  # nobody's settings, and no one's key
+    words = ["-c", CODE, str(store.root), folder.path.name, str(first), str(last), end, text]
+    return started(words, store.root.parent, **environment)
+
+
+def started(words: list[str], home: Path, **environment: str) -> Any:
+    """A process of Python that ended, with nobody's settings, and no one's key."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     paths = {"HOME": str(home), "PYTHONPATH": str(Path(slicedice.__file__).parents[1])}
     return subprocess.run(
-        [sys.executable, "-c", CODE, str(store.root), folder.path.name, str(first), str(last), end, text],
+        [sys.executable, *words],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -174,6 +179,36 @@ def test_projects_and_folders_are_as_the_environment_says(run, tmp_path: Path):
     assert not (store.root / "wandb").exists()
     (path,) = (tmp_path / "elsewhere").glob("wandb/offline-run-*/*.wandb")
     assert [record.run.project for record in records(path) if record.HasField("run")] == ["mixtures"]
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+from slicedice.writers.weights_and_biases import WandbWriter
+
+one, other = (WandbWriter(f"{name}-abcdef", name, Path(sys.argv[1])) for name in ("one", "other"))
+for writer, seed in ((one, 1), (other, 2)):
+    writer.write_hparams({"seed": seed})
+for step in range(3):
+    one.write_scalars(step, {"train/loss": step})
+    other.write_scalars(step, {"train/loss": step + 0.5})
+one.close()
+other.write_scalars(3, {"train/loss": 3.5})
+try:
+    raise RuntimeError("training failed")
+except RuntimeError:
+    other.close()
+"""
+
+
+def test_runs_that_are_trained_at_once_are_open_at_once(run):
+    store, _ = run
+    (store.root / "wandb").mkdir()
+    done = started(["-c", TOGETHER, str(store.root)], store.root.parent)
+    assert done.returncode == 0, done.stderr
+    found = {run.display_name: (losses(rows), end.exit_code) for run, rows, end in read(store)}
+    assert found["one"] == ([(step, float(step)) for step in range(3)], 0)
+    assert found["other"] == ([(step, step + 0.5) for step in range(4)], 1)
 
 
 def test_without_a_key_the_run_goes_on(run):
