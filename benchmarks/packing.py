@@ -43,8 +43,8 @@ def measured(scale: str, experts: str, runs: int, sequences: int) -> dict[str, s
     config = files.load("experiments", scale).get_config()
     changes = {"model.experts": experts} | ({"budget.batch_size": sequences} if sequences else {})
     program = Program(*resolve(override(config, changes, where="the benchmark")))
-    found = measure(program, runs)
-    return {"scale": scale, "experts": experts, "lanes": found["lanes"], "gain": round(found["gain"], 2)}
+    found, lanes = measure(program, range(runs))
+    return {"scale": scale, "experts": experts, "lanes": lanes.width, "gain": round(found["gain"], 2)}
 
 
 if __name__ == "__main__":

@@ -43,8 +43,12 @@ START_SECONDS = 13.0
 STEPS = 6
 """How many steps are taken of each, at the least and by the slowest."""
 
-WORTH = 50
-"""How many times as long as measuring the plan's training has to take, by estimate, for it to be worth it."""
+WORTH = 10
+"""How many times as long as measuring the plan's training has to take, by estimate, for it to be worth it. Most of what
+measuring takes is compiling what is trained after it."""
+
+MOST_SECONDS = 120.0
+"""That measuring may take, by estimate: of a large model one step takes longer, and nobody trains it here."""
 
 Run = tuple[RunSpec, Execution]
 
@@ -109,11 +113,12 @@ def choose(speeds: Mapping[int, float]) -> int:
 
 
 def is_worth_it(plan: Plan, candidates: int) -> bool:
-    """Whether training the plan, from nothing, takes `WORTH` times as long as measuring, by estimate."""
+    """Whether the plan's training, from nothing, takes `WORTH` times as long as measuring, and that is not too long."""
     rate = RATES["cpu"].sustained
     training = sum(spec.flops for spec, _ in plan.runs.values()) / rate / len(machine.cores())
     step = max(map(_step_flops, plan.runs.values())) / rate
-    return training >= WORTH * candidates * (START_SECONDS + STEPS * step)
+    measuring = candidates * (START_SECONDS + STEPS * step)
+    return WORTH * measuring <= training and measuring <= MOST_SECONDS
 
 
 def measured_speed(run: Run, places: Sequence[Slot]) -> float | None:

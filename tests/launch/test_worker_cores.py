@@ -148,13 +148,14 @@ def test_nothing_is_measured_where_that_is_for_nothing(planned, reason: str, mon
     assert workers_that_pay(plan, pytest.fail, Clock()) == 0
 
 
-def test_measuring_is_worth_a_fiftieth_of_the_training(planned, monkeypatch: pytest.MonkeyPatch):
+def test_measuring_is_worth_a_tenth_of_the_training(planned, monkeypatch: pytest.MonkeyPatch):
     plan = planned()
     (run,) = plan.runs.values()
     monkeypatch.setattr(cores, "STEPS", 0)
     training = run[0].flops / cores.RATES["cpu"].sustained / 4
-    for share, worth in ((0.0199, True), (0.0201, False)):
+    for share, most, worth in ((0.099, 1.0, True), (0.101, 1.0, False), (0.05, 0.051, True), (0.05, 0.049, False)):
         monkeypatch.setattr(cores, "START_SECONDS", share * training / 3)
+        monkeypatch.setattr(cores, "MOST_SECONDS", most * training)
         assert cores.is_worth_it(plan, 3) is worth
 
 
