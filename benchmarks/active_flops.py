@@ -6,7 +6,8 @@ All layers have k*g = 1: their experts cost a token what the dense FFN does. On 
 versus_transformers.py, on all cores; on an accelerator the study's 10m. Steps take turns in one process; a ratio is the
 median of those of neighbours. AdamW reads a parameter, its gradient and both moments, and writes a parameter and both
 moments: 28 bytes a parameter, at the rate of a large copy. That is what has to grow with n. `growth_explained` is the
-share that these bytes have of the time that a step takes beyond that of the MoE layer with the fewest experts.
+share that these bytes have of the time that a step takes beyond that of the MoE layer with the fewest experts, where
+they have grown at all.
 `of_products` and `of_copying` are the milliseconds that a step's FLOPs would take at the rate of a large matrix
 product, and the optimizer's bytes at that of the copy.
 """
@@ -56,7 +57,7 @@ def main() -> None:
         row = {"layer": name, "milliseconds": milliseconds, "of_products": 1e3 * flops / rates.operations}
         row |= {"optimizer_bytes": moved, "of_copying": 1e3 * moved / rates.bytes}
         row["over_dense"] = round(statistics.median(turn[name] / turn["dense"] for turn in turns), 3)
-        if len(rows) > 1:  # rows[1] is the MoE layer with the fewest experts
+        if len(rows) > 1 and moved > 1.5 * rows[1]["optimizer_bytes"]:  # rows[1]: the MoE layer with the fewest experts
             longer, copying = (row[key] - rows[1][key] for key in ("milliseconds", "of_copying"))
             row["growth_explained"] = copying / longer if longer > 0 else None
         rows.append(row)

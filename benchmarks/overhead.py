@@ -19,7 +19,7 @@ so that a step which something else delays counts as overhead. Parts, as shares 
 
 How often a step was compiled, over the sweep's programs, is 1 where each was once, by one worker.
 
-The input's stall is the time that a worker's process takes to read a batch and place it, over that of a step. On an
+The input's stall is the time until a worker's process has read a batch and handed it on, over that of a step. On an
 accelerator it is less, since the loop reads while the device computes.
 """
 
@@ -163,7 +163,6 @@ def stall(store: Store) -> float:
     for step in range(STALL_STEPS + 1):
         begin = time.perf_counter()
         batch: Any = program.place(partial(train_batch, tokens, spec.seed, step, size, d.sequence_length))
-        jax.block_until_ready(batch)
         read = time.perf_counter()
         state, metrics = program.step(state, batch, hyper)
         jax.block_until_ready((state, metrics))
