@@ -69,6 +69,7 @@ MOE = {"model.experts": "n=8 k=2 g=1/2"}
         ({"execution.expert_slack": 0.5}, "from 1"),
         ({"execution.dispatch": "post"}, "'gather', 'send'"),
         ({"execution.unroll": 0}, ABOVE),
+        ({"execution.lanes": -1}, "a number of runs, or 0"),
         ({"execution.checkpoint_seconds": 0.0}, ABOVE),
     ],
     ids=lambda x: str(x) if isinstance(x, dict) else "",

@@ -66,6 +66,7 @@ NOT_SCIENCE = {
     "execution.dispatch": "send",
     "execution.remat": True,
     "execution.unroll": 2,
+    "execution.lanes": 4,
     "execution.implementation": "ragged_dot",
     "execution.checkpoint_seconds": 1.0,
     "execution.evaluation_sets": "a/folder",
@@ -79,7 +80,7 @@ NOT_SCIENCE = {
 # Arguments of a program, and what it has nothing to do with: runs that differ only in them share it.
 SHARED = {"seed", "optimizer.learning_rate", "optimizer.weight_decay", "router.alpha", "router.gamma"}
 SHARED |= {"scale", "model.waive", "execution.checkpoint_seconds", "execution.evaluate_every", "execution.writers"}
-SHARED |= {"data.source", "data.tokenizer", "data.heldout_fraction", "data.tokens"}
+SHARED |= {"execution.lanes", "data.source", "data.tokenizer", "data.heldout_fraction", "data.tokens"}
 
 
 def test_every_field_is_listed_once():

@@ -188,7 +188,7 @@ def test_a_program_holds_nothing_of_the_run_it_was_made_for(tiny, program, run, 
 def test_a_dense_run_reports_no_routing(program, run, batch):
     dense = program({"model.experts": "dense"})
     state = jax.eval_shape(dense.init, jnp.uint32(0))
-    after, metrics = jax.eval_shape(dense.step, state, batch, Hyper.of(run({"model.experts": "dense"})))
+    after, metrics = jax.eval_shape(dense.take_step, state, batch, Hyper.of(run({"model.experts": "dense"})))
     assert set(metrics) == {"loss", "cross_entropy", "learning_rate", "gradient_norm"}
     assert not jax.tree.leaves(after.bias)
     assert Hyper.of(run({"model.experts": "dense"}))[2:] == (0, 0)
