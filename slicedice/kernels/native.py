@@ -1,8 +1,8 @@
-"""Grouped matmul and attention in C++ for CPUs, compiled on first use by the machine's own compiler; optional.
+"""Kernels in C++ for CPUs: grouped matmul, experts, attention, norms, routing; compiled on first use, and optional.
 
-`available` says whether it can be used here. Where there is no compiler, "blocks" does the same, slower, in
-plain XLA. The library is kept in the user's cache folder, named by all that it depends on, so that a change
-of code, flags, jaxlib or processor makes a new one.
+The machine's own compiler makes them. `available` says whether they can be used here; where there is no compiler,
+"blocks" and plain XLA do the same, slower. The library is kept in the user's cache folder, named by all that it depends
+on, so that a change of code, flags, jaxlib or processor makes a new one.
 """
 
 import contextlib
