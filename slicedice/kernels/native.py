@@ -33,15 +33,17 @@ log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
 SOURCES = tuple(
-    _HERE / f"native{name}.cc" for name in ("", "_attention", "_choice", "_gated", "_layer", "_norm", "_product")
+    _HERE / f"native{name}.cc"
+    for name in ("", "_adamw", "_attention", "_choice", "_gated", "_layer", "_norm", "_product")
 )
 HEADERS = tuple(_HERE / f"native_{name}.h" for name in ("math", "pool", "product"))
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-Wno-psabi")
 
 NAMES = (
     *("Gmm", "Tgmm", "Ffn", "FfnRows", "Layer", "LayerBackward"),
     *("Softmax", "SoftmaxBackward", "TopK", "Sorted"),
     *("Attend", "AttendBackward", "Norm", "NormBackward", "Gated", "GatedBackward"),
+    *("SumOfSquares", "AdamW"),
 )
 """Of the library's functions, each after `Slicedice`."""
 
@@ -154,6 +156,33 @@ def norm_backward(x: Array, gain: Array, turns: tuple[Array, Array], eps: float,
     return dx.astype(x.dtype), dgain
 
 
+def sum_of_squares(arrays: Sequence[Array]) -> Array:
+    """Over all arrays, in one pass."""
+    return _call("SumOfSquares", ((),), tuple(arrays), "sequential")[0]
+
+
+def adamw(
+    numbers: Array, params: list[Array], means: list[Array], squares: list[Array], grads: list[Array], **betas: float
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """AdamW's new parameters, and means of gradients and of their squares, in one pass.
+
+    Args:
+      numbers: five: the factor by which gradients are clipped, the learning rate, weight decay, and 1 - b1^t and
+        1 - b2^t, by which means and squares are divided before they are used.
+      params: of any shapes; the others have the same.
+      means: first moments.
+      squares: second moments.
+      grads: gradients.
+      **betas: b1, b2 and eps.
+    """
+    kept = [*params, *means, *squares]
+    aliases = {1 + place: place for place in range(len(kept))}
+    shapes, attributes = tuple(x.shape for x in kept), {name: np.float32(value) for name, value in betas.items()}
+    new = _call("AdamW", shapes, (numbers, *kept, *grads), "sequential", aliases, **attributes)
+    count = len(params)
+    return new[:count], new[count : 2 * count], new[2 * count :]
+
+
 def layer(x: Array, token_of: Array, weights: Array, sizes: Array, gate: Array, up: Array, down: Array) -> list[Array]:
     """[T, D] -> [T, D]: each token's sum by weight over experts; and [M, F] twice, the products with gate and up.
 
@@ -220,11 +249,12 @@ def _call(
     shapes: tuple[tuple[int, ...], ...],
     arrays: tuple[Array, ...],
     vmap_method: str | None = None,
+    aliases: dict[int, int] | None = None,
     **attributes: Any,
 ) -> list[Array]:
-    """Results in float32, of arrays in that or of integers."""
+    """Results in float32, of arrays in that or of integers; `aliases` says which may take the place of which."""
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    call = jax.ffi.ffi_call(_target(name), results, vmap_method=vmap_method)
+    call = jax.ffi.ffi_call(_target(name), results, vmap_method=vmap_method, input_output_aliases=aliases)
     read = [x if jnp.issubdtype(x.dtype, jnp.integer) else x.astype(jnp.float32) for x in arrays]
     return [vary_as(x, *arrays) for x in call(*read, **attributes)]
 

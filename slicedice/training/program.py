@@ -26,7 +26,7 @@ from slicedice.parallel.mesh import batch_sharding, make_mesh
 from slicedice.spec import Execution, RunSpec, program_key
 from slicedice.training import compilations
 from slicedice.training.gradients import Counts, Hyper, Losses, gradients
-from slicedice.training.optimizer import adamw, rate_at
+from slicedice.training.optimizer import adamw, rate_at, updated
 
 LOST = "lost_assignments"
 """The metric of assignments that found no room on the device of their expert; where it is not 0, the step was wrong."""
@@ -142,15 +142,21 @@ class Program:
         """One optimizer step on a batch of B windows of S+1 tokens, not compiled; returns the new state and metrics."""
         grads, losses, counts = self._gradients(state.params, state.bias, batch, hyper)
         rate = rate_at(self.spec.optimizer, self.spec.budget.steps, state.step, hyper.learning_rate)
-        optimizer = adamw(self.spec.optimizer, rate, hyper.weight_decay)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, optimizer, norm = updated(
+            self.spec.optimizer,
+            state.params,
+            grads,
+            state.optimizer,
+            rate,
+            hyper.weight_decay,
+            sharded=self.mesh is not None,
+        )
         bias = move_bias(state.bias, counts.loads, hyper.gamma)
         metrics = {
             "loss": losses.loss,
             "cross_entropy": losses.cross_entropy,
             "learning_rate": rate,
-            "gradient_norm": optax.tree.norm(grads),
+            "gradient_norm": norm,
         }
         if counts.loads:
             metrics |= {
@@ -160,7 +166,7 @@ class Program:
             }
         if counts.loads and self.execution.mesh_shape.expert > 1:
             metrics[LOST] = counts.lost
-        return TrainState(params, bias, optimizer_state, state.step + 1), metrics  # pyright: ignore[reportArgumentType]
+        return TrainState(params, bias, optimizer, state.step + 1), metrics
 
     def _gradients(
         self, params: nnx.State, bias: nnx.State, batch: Array, hyper: Hyper

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slicedice.spec import OptimizerSpec
-from slicedice.training.optimizer import adamw, rate_at
+from slicedice.training.optimizer import adamw, rate_at, updated
 
 
 def _spec(**fields) -> OptimizerSpec:
@@ -39,24 +39,24 @@ def test_schedule(steps: int, warmup: int, final: float):
 
 
 @pytest.mark.parametrize("clip", [0.5, 1e9])
+@pytest.mark.usefixtures("with_and_without_a_compiler")
 def test_adamw(clip: float, rng):
     """Four steps: gradients clipped together, every parameter decayed, and decay scaled by the learning rate."""
     spec = _spec(clip=clip, eps=1e-3)
-    shapes = {"matrix": (3, 4), "gain": (5,), "router": (2, 3, 2)}
+    shapes = {"matrix": (3, 4), "gain": (5,), "router": (2, 3, 2), "experts": (5, 70, 101)}
     params = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     got = {name: jnp.asarray(p, jnp.float32) for name, p in params.items()}
     mean, square = ({name: np.zeros(shape) for name, shape in shapes.items()} for _ in range(2))
 
     @jax.jit
     def update(grads, state, params, rate, decay):
-        updates, state = adamw(spec, rate, decay).update(grads, state, params)
-        return jax.tree.map(jnp.add, params, updates), state
+        return updated(spec, params, grads, state, rate, decay, sharded=False)
 
     state = adamw(spec, jnp.float32(0), jnp.float32(0)).init(got)
     for step in range(1, 5):
         rate, decay = rng.uniform(0.01, 0.5, 2)
         grads = {name: rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 2) for name, shape in shapes.items()}
-        got, state = update(
+        got, state, norm_found = update(
             {name: jnp.asarray(g, jnp.float32) for name, g in grads.items()},
             state,
             got,
@@ -64,6 +64,7 @@ def test_adamw(clip: float, rng):
             jnp.float32(decay),
         )
         norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        np.testing.assert_allclose(norm_found, norm, rtol=1e-5)
         for name, p in params.items():
             g = grads[name] * min(1.0, clip / norm)
             mean[name] = 0.9 * mean[name] + 0.1 * g
@@ -71,3 +72,34 @@ def test_adamw(clip: float, rng):
             adam = (mean[name] / (1 - 0.9**step)) / (np.sqrt(square[name] / (1 - 0.95**step)) + 1e-3)
             params[name] = p - rate * (adam + decay * p)
             np.testing.assert_allclose(got[name], params[name], rtol=2e-5, atol=2e-6, err_msg=f"{name}, step {step}")
+
+
+@pytest.mark.usefixtures("with_and_without_a_compiler")
+def test_a_gradient_that_is_no_number_is_not_hidden():
+    """The next loss has to tell that the run diverged."""
+    params = {"matrix": jnp.ones((3, 4)), "gain": jnp.ones(5)}
+    state = adamw(_spec(), jnp.float32(0), jnp.float32(0)).init(params)
+    grads = {"matrix": jnp.zeros((3, 4)).at[1, 2].set(jnp.nan), "gain": jnp.ones(5)}
+    new, _, norm = jax.jit(lambda *x: updated(_spec(), *x, jnp.float32(1), jnp.float32(0), sharded=False))(
+        params, grads, state
+    )
+    assert jnp.isnan(norm)
+    assert all(jnp.isnan(leaf).all() for leaf in new.values())
+
+
+@pytest.mark.usefixtures("with_and_without_a_compiler")
+def test_steps_of_several_models_at_once(rng):
+    """As lanes are trained: each with its own numbers, and its own norm."""
+    params, grads = ({"a": jnp.float32(rng.standard_normal((3, 4, 5)))} for _ in range(2))
+    rates, decays = jnp.float32([0.1, 0.2, 0.3]), jnp.float32([0.3, 0.1, 0.2])
+
+    def step(params, grads, rate, decay):
+        state = adamw(_spec(), rate, decay).init(params)
+        return updated(_spec(), params, grads, state, rate, decay, sharded=False)
+
+    together = jax.jit(jax.vmap(step))(params, grads, rates, decays)
+    for lane in range(3):
+        alone = jax.jit(step)({"a": params["a"][lane]}, {"a": grads["a"][lane]}, rates[lane], decays[lane])
+        assert jax.tree.structure(alone) == jax.tree.structure(together)
+        for one, all_ in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+            np.testing.assert_allclose(all_[lane], one, rtol=1e-6)
