@@ -41,7 +41,7 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-er
 
 NAMES = (
     *("Gmm", "Tgmm", "Ffn", "FfnRows", "Layer", "LayerBackward"),
-    *("Softmax", "SoftmaxBackward", "TopK", "Sorted"),
+    *("Softmax", "SoftmaxBackward", "Select", "SelectBackward", "Sorted"),
     *("Attend", "AttendBackward", "Norm", "NormBackward", "Gated", "GatedBackward"),
     *("SumOfSquares", "AdamW"),
 )
@@ -183,25 +183,27 @@ def adamw(
     return new[:count], new[count : 2 * count], new[2 * count :]
 
 
-def layer(x: Array, token_of: Array, weights: Array, sizes: Array, gate: Array, up: Array, down: Array) -> list[Array]:
+def layer(
+    x: Array, weights: Array, assignment_of: Array, sizes: Array, gate: Array, up: Array, down: Array
+) -> list[Array]:
     """[T, D] -> [T, D]: each token's sum by weight over experts; and [M, F] twice, the products with gate and up.
 
     Args:
       x: tokens.
-      token_of: of each of M rows, sorted by expert.
-      weights: of each row.
+      weights: of each token's K experts, [T, K].
+      assignment_of: of each of M rows, sorted by expert, the index into all weights; T*K for none.
       sizes: rows of each expert.
       gate: [E, D, F], as `up`; `down` is [E, F, D].
     """
-    hidden = token_of.shape[0], gate.shape[2]
-    arrays = x, token_of, weights, jnp.cumsum(sizes) - sizes, sizes, gate, up, down
-    return _call("Layer", (x.shape, hidden, hidden), arrays, "sequential", shares=_shares(x, token_of))
+    hidden = assignment_of.shape[0], gate.shape[2]
+    arrays = x, weights, assignment_of, sizes, gate, up, down
+    return _call("Layer", (x.shape, hidden, hidden), arrays, "sequential", shares=_shares(x, assignment_of))
 
 
 def layer_backward(
     x: Array,
-    token_of: Array,
     weights: Array,
+    assignment_of: Array,
     sizes: Array,
     gate: Array,
     up: Array,
@@ -209,16 +211,16 @@ def layer_backward(
     saved: Sequence[Array],
     grad: Array,
 ) -> list[Array]:
-    """Gradients of x, of the rows' weights, of gate, up and down."""
-    hidden = token_of.shape[0], gate.shape[2]
+    """Gradients of x, of weights, of gate, up and down."""
+    hidden = assignment_of.shape[0], gate.shape[2]
     shapes = x.shape, weights.shape, gate.shape, up.shape, down.shape, hidden, hidden, hidden
-    arrays = x, token_of, weights, jnp.cumsum(sizes) - sizes, sizes, gate, up, down, *saved, grad
-    return _call("LayerBackward", shapes, arrays, "sequential", shares=_shares(x, token_of))[:5]
+    arrays = x, weights, assignment_of, sizes, gate, up, down, *saved, grad
+    return _call("LayerBackward", shapes, arrays, "sequential", shares=_shares(x, assignment_of))[:5]
 
 
-def _shares(x: Array, token_of: Array) -> np.int64:
+def _shares(x: Array, assignment_of: Array) -> np.int64:
     """How many sums there are to add up: several for a core, and less to add up than there are rows."""
-    return np.int64(min(max(token_of.shape[0] // x.shape[0] // 2, 4), 16))
+    return np.int64(min(max(assignment_of.shape[0] // x.shape[0] // 2, 4), 16))
 
 
 def softmax(logits: Array) -> list[Array]:
@@ -231,29 +233,43 @@ def softmax_backward(shares: Array, grad: Array, log_grad: Array) -> Array:
     return _call("SoftmaxBackward", (shares.shape,), (shares, grad, log_grad), "broadcast_all")[0]
 
 
-def top_k(scores: Array, k: int) -> Array:
-    """[..., E] -> [..., k]: indices of the highest scores, highest first; ties go to the lower index."""
-    shape = jax.ShapeDtypeStruct((*scores.shape[:-1], k), jnp.int32)
-    call = jax.ffi.ffi_call(_target("TopK"), shape, vmap_method="broadcast_all")
-    return vary_as(call(jax.lax.stop_gradient(scores).astype(jnp.float32)), scores)
+def select(shares: Array, bias: Array, k: int) -> list[Array]:
+    """Of [..., E] the k highest of shares plus bias [E], highest first, ties to the lower index; and their shares."""
+    shape = *shares.shape[:-1], k
+    return _call("Select", (_integers(shape), shape), (shares, bias), "broadcast_all")
 
 
-def places_by_key(keys: Array, n: int) -> Array:
-    """Places in [M] of keys from 0 to n - 1, sorted by key; those of one key stay in order."""
-    call = jax.ffi.ffi_call(_target("Sorted"), jax.ShapeDtypeStruct(keys.shape, jnp.int32), vmap_method="sequential")
-    return vary_as(call(keys.astype(jnp.int32), n=np.int64(n)), keys)
+def select_backward(chosen: Array, grad: Array, n: int) -> Array:
+    """The gradient of the shares, [..., n], by that of the chosen ones."""
+    return _call("SelectBackward", ((*chosen.shape[:-1], n),), (chosen, grad), "broadcast_all")[0]
+
+
+def sort(keys: Array, n: int) -> list[Array]:
+    """Of keys [M] from 0 to n: the order that sorts them, each one's place in it, and how many there are of all but n.
+
+    Those of one key stay in order.
+    """
+    shapes = tuple(map(_integers, (keys.shape, keys.shape, (n,))))
+    return _call("Sorted", shapes, (keys.astype(jnp.int32),), "sequential")
+
+
+def _integers(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
 def _call(
     name: str,
-    shapes: tuple[tuple[int, ...], ...],
+    shapes: tuple[tuple[int, ...] | jax.ShapeDtypeStruct, ...],
     arrays: tuple[Array, ...],
     vmap_method: str | None = None,
     aliases: dict[int, int] | None = None,
     **attributes: Any,
 ) -> list[Array]:
-    """Results in float32, of arrays in that or of integers; `aliases` says which may take the place of which."""
-    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    """Results, in float32 if nothing else is said, of arrays in that or of integers.
+
+    `aliases` says which arrays' place may be taken by which results.
+    """
+    results = [jax.ShapeDtypeStruct(x, jnp.float32) if isinstance(x, tuple) else x for x in shapes]
     call = jax.ffi.ffi_call(_target(name), results, vmap_method=vmap_method, input_output_aliases=aliases)
     read = [x if jnp.issubdtype(x.dtype, jnp.integer) else x.astype(jnp.float32) for x in arrays]
     return [vary_as(x, *arrays) for x in call(*read, **attributes)]

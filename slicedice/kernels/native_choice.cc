@@ -11,6 +11,8 @@
 namespace slicedice {
 namespace {
 
+using Indices = ffi::ResultBuffer<ffi::S32>;
+
 constexpr int64_t kPiece = 32;  // tokens or rows of a task
 
 // Calls function(begin, end) for pieces of 0 to `count`.
@@ -20,12 +22,15 @@ void ForPieces(ffi::ThreadPool& pool, int64_t count, Function function) {
           [&](int64_t i) { function(i * kPiece, std::min(count, (i + 1) * kPiece)); });
 }
 
-// The k highest of each row's scores, highest first, ties to the lower index. Where scores are no numbers, any k.
+// The k highest of each row's shares plus bias, highest first, ties to the lower index, and the shares themselves. Where
+// these are no numbers, any k. There is a bias for all rows, or one for each of several models', which lie one after
+// another.
 //
 // Scores lie in vectors of which each one's highest is known: taking one costs a look at these and at one vector.
-ffi::Error TopK(ffi::ThreadPool pool, Floats scores, ffi::ResultBuffer<ffi::S32> chosen) {
-  const int64_t n = scores.dimensions().back(), k = chosen->dimensions().back();
-  const int64_t rows = scores.element_count() / n, vectors = (n + kLanes - 1) / kLanes;
+ffi::Error Select(ffi::ThreadPool pool, Floats shares, Floats bias, Indices chosen, Result weights) {
+  const int64_t n = shares.dimensions().back(), k = chosen->dimensions().back();
+  const int64_t rows = shares.element_count() / n, vectors = (n + kLanes - 1) / kLanes;
+  const int64_t of_a_bias = std::max<int64_t>(1, rows / (bias.element_count() / n));
   constexpr float kTaken = -std::numeric_limits<float>::infinity(), kNone = std::numeric_limits<float>::lowest();
   ForPieces(pool, rows, [&](int64_t begin, int64_t end) {
     static thread_local std::vector<float> left, highest;
@@ -35,18 +40,31 @@ ffi::Error TopK(ffi::ThreadPool pool, Floats scores, ffi::ResultBuffer<ffi::S32>
     };
     for (int64_t row = begin; row < end; ++row) {
       std::fill(left.begin(), left.end(), kTaken);
+      const float *share = shares.typed_data() + row * n, *plus = bias.typed_data() + row / of_a_bias * n;
       // What is no number, or below all, counts as the lowest: only what was taken is `kTaken`.
-      for (int64_t i = 0; i < n; ++i) left[i] = std::max(kNone, scores.typed_data()[row * n + i]);
+      for (int64_t i = 0; i < n; ++i) left[i] = std::max(kNone, share[i] + plus[i]);
       for (int64_t v = 0; v < vectors; ++v) look(v);
       for (int64_t i = 0; i < k; ++i) {
         const int64_t v = std::max_element(highest.begin(), highest.end()) - highest.begin();
         const float* first = left.data() + v * kLanes;
         const int64_t place = std::find(first, first + kLanes, highest[v]) - left.data();
         chosen->typed_data()[row * k + i] = place;
+        weights->typed_data()[row * k + i] = share[place];
         left[place] = kTaken;
         look(v);
       }
     }
+  });
+  return ffi::Error::Success();
+}
+
+// The gradient of shares by that of the chosen ones.
+ffi::Error SelectBackward(ffi::ThreadPool pool, Ints chosen, Floats grad, Result out) {
+  const int64_t n = out->dimensions().back(), k = chosen.dimensions().back(), rows = chosen.element_count() / k;
+  ForPieces(pool, rows, [&](int64_t begin, int64_t end) {
+    std::fill(out->typed_data() + begin * n, out->typed_data() + end * n, 0.0f);
+    for (int64_t i = begin * k; i < end * k; ++i)
+      out->typed_data()[i / k * n + chosen.typed_data()[i]] = grad.typed_data()[i];
   });
   return ffi::Error::Success();
 }
@@ -94,16 +112,23 @@ ffi::Error SoftmaxBackward(ffi::ThreadPool pool, Floats shares, Floats grad, Flo
   return ffi::Error::Success();
 }
 
-// Places of keys from 0 to n - 1, those of a key one after another, in order.
-ffi::Error Sorted(Ints keys, int64_t n, ffi::ResultBuffer<ffi::S32> places) {
-  std::vector<int32_t> next(n + 1, 0);
+// The order that sorts keys from 0 to n, those of one key as they are; which place each comes to; how many there are of
+// each but n.
+ffi::Error Sorted(Ints keys, Indices order, Indices places, Indices counts) {
+  const int64_t n = counts->element_count();
+  std::vector<int32_t> next(n + 2, 0);
   for (size_t i = 0; i < keys.element_count(); ++i) {
     const int32_t key = keys.typed_data()[i];
-    if (key < 0 || key >= n) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "a key is not from 0 to n - 1");
+    if (key < 0 || key > n) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "a key is not from 0 to n");
     ++next[key + 1];
   }
+  std::copy_n(next.data() + 1, n, counts->typed_data());
   for (int64_t key = 0; key < n; ++key) next[key + 1] += next[key];
-  for (size_t i = 0; i < keys.element_count(); ++i) places->typed_data()[next[keys.typed_data()[i]]++] = i;
+  for (size_t i = 0; i < keys.element_count(); ++i) {
+    const int32_t place = next[keys.typed_data()[i]]++;
+    order->typed_data()[place] = i;
+    places->typed_data()[i] = place;
+  }
   return ffi::Error::Success();
 }
 
@@ -118,9 +143,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceSorted, Sorted,
-                              ffi::Ffi::Bind().Arg<Ints>().Attr<int64_t>("n").Ret<ffi::Buffer<ffi::S32>>());
+                              ffi::Ffi::Bind()
+                                  .Arg<Ints>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceTopK, TopK,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Ret<ffi::Buffer<ffi::S32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceSelect, Select,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    SlicediceSelectBackward, SelectBackward,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Ints>().Arg<Floats>().Ret<Floats>());
 
 }  // namespace slicedice

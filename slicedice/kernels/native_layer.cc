@@ -19,29 +19,45 @@ struct Piece {
   int64_t group, begin, end;
 };
 
-// Of rows sorted by group, pieces of one group each, in `shares` shares of about as many rows.
-std::vector<std::vector<Piece>> Shares(Ints starts, Ints sizes, int64_t shares) {
-  int64_t rows = 0;
-  for (size_t g = 0; g < sizes.element_count(); ++g) rows += sizes.typed_data()[g];
-  std::vector<std::vector<Piece>> result(shares);
-  int64_t before = 0;
-  for (size_t g = 0; g < sizes.element_count(); ++g) {
-    const int64_t start = starts.typed_data()[g], size = sizes.typed_data()[g];
-    const int64_t pieces = (size + kRowsAtOnce - 1) / kRowsAtOnce;
-    for (int64_t i = 0; i < pieces; ++i) {
-      const Piece piece = {static_cast<int64_t>(g), start + size * i / pieces, start + size * (i + 1) / pieces};
-      result[std::min(shares - 1, before * shares / rows)].push_back(piece);
-      before += piece.end - piece.begin;
-    }
-  }
-  return result;
-}
+// Which assignments [T, K] rows serve that are sorted by expert; T*K for none. The first `used` rows have an expert.
+struct Rows {
+  std::vector<int64_t> starts;  // of each expert
+  std::vector<int32_t> tokens;  // of each row, the first one for none
+  int64_t used = 0;
+  const int32_t *sizes, *assignments;
+  const Floats& weights;
 
-// Copies rows of x, those of the tokens from `tokens` on, one below the other.
-void Gather(const Floats& x, const int32_t* tokens, int64_t count, float* to) {
-  const int64_t width = x.dimensions()[1];
-  for (int64_t i = 0; i < count; ++i) std::copy_n(x.typed_data() + tokens[i] * width, width, to + i * width);
-}
+  Rows(const Floats& weights, const Ints& assignment_of, const Ints& sizes)
+      : sizes(sizes.typed_data()), assignments(assignment_of.typed_data()), weights(weights) {
+    for (size_t g = 0; g < sizes.element_count(); ++g) starts.push_back(used), used += this->sizes[g];
+    const int64_t k = weights.dimensions()[1];
+    for (int64_t row = 0; row < used; ++row) tokens.push_back(Serves(row) ? assignments[row] / k : 0);
+  }
+
+  bool Serves(int64_t row) const { return assignments[row] < static_cast<int64_t>(weights.element_count()); }
+  float Weight(int64_t row) const { return Serves(row) ? weights.typed_data()[assignments[row]] : 0.0f; }
+
+  // Pieces of one expert each, in `shares` shares of about as many rows.
+  std::vector<std::vector<Piece>> Shares(int64_t shares) const {
+    std::vector<std::vector<Piece>> result(shares);
+    int64_t before = 0;
+    for (size_t g = 0; g < starts.size(); ++g) {
+      const int64_t start = starts[g], size = sizes[g], pieces = (size + kRowsAtOnce - 1) / kRowsAtOnce;
+      for (int64_t i = 0; i < pieces; ++i) {
+        const Piece piece = {static_cast<int64_t>(g), start + size * i / pieces, start + size * (i + 1) / pieces};
+        result[std::min(shares - 1, before * shares / used)].push_back(piece);
+        before += piece.end - piece.begin;
+      }
+    }
+    return result;
+  }
+
+  // Copies rows of x, those of the tokens of rows from `begin` on, one below the other.
+  void Gather(const Floats& x, int64_t begin, int64_t count, float* to) const {
+    const int64_t width = x.dimensions()[1];
+    for (int64_t i = 0; i < count; ++i) std::copy_n(x.typed_data() + tokens[begin + i] * width, width, to + i * width);
+  }
+};
 
 // to += weight * from.
 void Add(float weight, const float* from, float* to, int64_t width) {
@@ -65,28 +81,29 @@ Matrix Of(const Floats& x, int64_t g) {
 }
 Matrix Transposed(Matrix x) { return {x.data, x.column, x.row}; }
 
-// out[t] = sum over its rows m of weights[m] * expert(x[t]); saves the products with gate and up.
-ffi::Error Layer(ffi::ThreadPool pool, Floats x, Ints token_of, Floats weights, Ints starts, Ints sizes, Floats gate,
-                 Floats up, Floats down, int64_t shares, Result out, Result gated, Result upped) {
+// out[t] = sum over its k of weights[t, k] * expert(x[t]); saves the products with gate and up.
+ffi::Error Layer(ffi::ThreadPool pool, Floats x, Floats weights, Ints assignment_of, Ints sizes, Floats gate, Floats up,
+                 Floats down, int64_t shares, Result out, Result gated, Result upped) {
   const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[2];
   std::vector<float> sums(shares * tokens * d);
-  const auto pieces = Shares(starts, sizes, shares);
+  const Rows places(weights, assignment_of, sizes);
+  const auto pieces = places.Shares(shares);
   ForEach(pool, shares, [&, sums = sums.data()](int64_t share) {
     static thread_local std::vector<float> rows, hidden, result;
     rows.resize(kRowsAtOnce * d), result.resize(kRowsAtOnce * d), hidden.resize(kRowsAtOnce * f);
     float* sum = sums + share * tokens * d;
     for (const auto [group, begin, end] : pieces[share]) {
       const int64_t m = end - begin;
-      const int32_t* token = token_of.typed_data() + begin;
+      const int32_t* token = places.tokens.data() + begin;
       float *a = gated->typed_data() + begin * f, *b = upped->typed_data() + begin * f;
-      Gather(x, token, m, rows.data());
+      places.Gather(x, begin, m, rows.data());
       Multiply(m, f, d, {rows.data(), d, 1}, Of(gate, group), a, f);
       Multiply(m, f, d, {rows.data(), d, 1}, Of(up, group), b, f);
       Elementwise<2, 1>(m * f, {a, b}, {hidden.data()},
                         [](Vector* in, Vector* out) { out[0] = Gated(in[0], in[1]); });
       Multiply(m, d, f, {hidden.data(), f, 1}, Of(down, group), result.data(), d);
       for (int64_t i = 0; i < m; ++i)
-        Add(weights.typed_data()[begin + i], result.data() + i * d, sum + token[i] * d, d);
+        Add(places.Weight(begin + i), result.data() + i * d, sum + token[i] * d, d);
     }
   });
   AddUp(pool, sums, shares, tokens * d, out->typed_data());
@@ -94,26 +111,27 @@ ffi::Error Layer(ffi::ThreadPool pool, Floats x, Ints token_of, Floats weights, 
 }
 
 // The gradients of that: of x, of weights, and of the matrices. `da`, `db` and `hidden` are room for rows.
-ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Ints token_of, Floats weights, Ints starts, Ints sizes,
-                         Floats gate, Floats up, Floats down, Floats gated, Floats upped, Floats grad, int64_t shares,
+ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Floats weights, Ints assignment_of, Ints sizes, Floats gate,
+                         Floats up, Floats down, Floats gated, Floats upped, Floats grad, int64_t shares,
                          Result dx, Result dweights, Result dgate, Result dup, Result ddown, Result da, Result db,
                          Result hidden) {
   const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[2];
   std::vector<float> sums(shares * tokens * d);
   std::fill_n(dweights->typed_data(), dweights->element_count(), 0.0f);
-  const auto pieces = Shares(starts, sizes, shares);
+  const Rows places(weights, assignment_of, sizes);
+  const auto pieces = places.Shares(shares);
   ForEach(pool, shares, [&, sums = sums.data()](int64_t share) {
     static thread_local std::vector<float> grads, dhidden, result;
     grads.resize(kRowsAtOnce * d), result.resize(kRowsAtOnce * d), dhidden.resize(kRowsAtOnce * f);
     float* sum = sums + share * tokens * d;
     for (const auto [group, begin, end] : pieces[share]) {
       const int64_t m = end - begin;
-      const int32_t* token = token_of.typed_data() + begin;
-      Gather(grad, token, m, grads.data());
+      const int32_t* token = places.tokens.data() + begin;
+      places.Gather(grad, begin, m, grads.data());
       Multiply(m, f, d, {grads.data(), d, 1}, Transposed(Of(down, group)), dhidden.data(), f);
       for (int64_t i = 0; i < m; ++i) {
         const int64_t at = (begin + i) * f;
-        const float weight = weights.typed_data()[begin + i];
+        const float weight = places.Weight(begin + i);
         Vector by_weight = {};
         Elementwise<3, 3>(f, {gated.typed_data() + at, upped.typed_data() + at, dhidden.data() + i * f},
                           {da->typed_data() + at, db->typed_data() + at, hidden->typed_data() + at},
@@ -124,7 +142,7 @@ ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Ints token_of, Floats w
                           });
         float total = 0;
         for (int lane = 0; lane < kLanes; ++lane) total += by_weight[lane];
-        dweights->typed_data()[begin + i] = total;
+        if (places.Serves(begin + i)) dweights->typed_data()[places.assignments[begin + i]] = total;
       }
       const Matrix a = {da->typed_data() + begin * f, f, 1}, b = {db->typed_data() + begin * f, f, 1};
       Multiply(m, d, f, a, Transposed(Of(gate, group)), result.data(), d);
@@ -136,16 +154,15 @@ ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Ints token_of, Floats w
   // Two tasks for each expert, by whose rows they gather: with few experts, threads would else wait for the largest.
   ForEach(pool, 2 * sizes.element_count(), [&](int64_t task) {
     static thread_local std::vector<float> rows;
-    const int64_t g = task / 2, size = sizes.typed_data()[g], start = size ? starts.typed_data()[g] : 0;
-    const int32_t* token = token_of.typed_data() + start;
+    const int64_t g = task / 2, size = places.sizes[g], start = places.starts[g];
     rows.resize(size * d);
     const auto into = [&](Result to) { return to->typed_data() + g * d * f; };
     const auto at = [&](Result from) { return from->typed_data() + start * f; };
     if (task % 2) {
-      Gather(grad, token, size, rows.data());
+      places.Gather(grad, start, size, rows.data());
       Multiply(f, d, size, {at(hidden), 1, f}, {rows.data(), d, 1}, into(ddown), d);
     } else {
-      Gather(x, token, size, rows.data());
+      places.Gather(x, start, size, rows.data());
       Multiply(d, f, size, {rows.data(), 1, d}, {at(da), f, 1}, into(dgate), f);
       Multiply(d, f, size, {rows.data(), 1, d}, {at(db), f, 1}, into(dup), f);
     }
@@ -159,7 +176,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceLayer, Layer,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<Floats>()
-                                  .Arg<Ints>()
                                   .Arg<Floats>()
                                   .Arg<Ints>()
                                   .Arg<Ints>()
@@ -175,7 +191,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceLayerBackward, LayerBackward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<Floats>()
-                                  .Arg<Ints>()
                                   .Arg<Floats>()
                                   .Arg<Ints>()
                                   .Arg<Ints>()

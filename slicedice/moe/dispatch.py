@@ -44,18 +44,23 @@ def plan(assignment: Assignment, n: int, alignment: int, room: int | None = None
     total = tokens * k
     room = total if room is None else min(room, total)
     rows = -(-(room + min(n, room) * (alignment - 1)) // alignment) * alignment
-    order, counts = sort_by_expert(assignment.experts, assignment.kept, n)
-    sizes = -(-counts // alignment) * alignment
-    ends = jnp.cumsum(sizes)
-    shift = (ends - sizes) - (jnp.cumsum(counts) - counts)
-    expert = assignment.experts.reshape(-1)[order]
-    kept = jnp.arange(total) < counts.sum()
-    row = jnp.where(kept, jnp.minimum(jnp.arange(total, dtype=jnp.int32) + shift[expert], rows), rows)
-    assignment_of_row = jnp.full(rows, total, jnp.int32).at[row].set(order, mode="drop")
-    row_of_assignment = jnp.zeros(total, jnp.int32).at[order].set(row, unique_indices=True)
+    order, place, counts = sort_by_expert(assignment.experts, assignment.kept, n)
+    if rows == total and alignment == 1:
+        used = counts.sum()
+        assignment_of_row = jnp.where(jnp.arange(total) < used, order, total)
+        row_of_assignment, sizes, lost = jnp.where(place < used, place, rows), counts, jnp.int32(0)
+    else:
+        sizes = -(-counts // alignment) * alignment
+        ends = jnp.cumsum(sizes)
+        shift = (ends - sizes) - (jnp.cumsum(counts) - counts)
+        kept = assignment.kept.reshape(-1)
+        row = jnp.minimum(place + shift[assignment.experts.reshape(-1)], rows)
+        row_of_assignment = jnp.where(kept, row, rows)
+        index = jnp.arange(total, dtype=jnp.int32)
+        assignment_of_row = jnp.full(rows, total, jnp.int32).at[row_of_assignment].set(index, mode="drop")
+        sizes = jnp.diff(jnp.minimum(ends, rows), prepend=0)
+        lost = jnp.sum(kept & (row == rows))
     token_of_row = jnp.where(assignment_of_row < total, assignment_of_row // k, 0)
-    sizes = jnp.diff(jnp.minimum(ends, rows), prepend=0)
-    lost = jnp.sum(kept & (row == rows))
     return Plan(token_of_row, assignment_of_row, row_of_assignment.reshape(tokens, k), sizes, lost)
 
 

@@ -4,7 +4,6 @@ import jax
 from jaxtyping import Array, Float
 
 from slicedice.kernels import native
-from slicedice.moe import dispatch
 from slicedice.moe.dispatch import Plan
 
 
@@ -22,18 +21,15 @@ def native_experts(
 
 
 def _forward(x, weights, gate, up, down, plan):
-    of_rows = dispatch.of_rows(weights, plan)
-    out, *saved = native.layer(x, plan.token_of_row, of_rows, plan.group_sizes, gate, up, down)
+    out, *saved = native.layer(x, weights, plan.assignment_of_row, plan.group_sizes, gate, up, down)
     return out.astype(x.dtype), (x, weights, gate, up, down, plan, saved)
 
 
 def _backward(residuals, grad):
     x, weights, gate, up, down, plan, saved = residuals
-    of_rows = dispatch.of_rows(weights, plan)
-    dx, by_row, *matrices = native.layer_backward(
-        x, plan.token_of_row, of_rows, plan.group_sizes, gate, up, down, saved, grad
+    dx, dweights, *matrices = native.layer_backward(
+        x, weights, plan.assignment_of_row, plan.group_sizes, gate, up, down, saved, grad
     )
-    dweights = by_row.at[plan.row_of_assignment].get(mode="fill", fill_value=0)
     dgate, dup, ddown = (d.astype(w.dtype) for d, w in zip(matrices, (gate, up, down), strict=True))
     return dx.astype(x.dtype), dweights.astype(weights.dtype), dgate, dup, ddown, None
 

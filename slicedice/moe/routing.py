@@ -4,6 +4,7 @@ Everything here is a function of router logits. Tokens that are padding are rout
 nowhere.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -61,6 +62,8 @@ def select(
     Returns:
       Indices and weights of the chosen experts.
     """
+    if is_native():
+        return _native_select(probabilities, bias, k)
     experts = top_k_indices(jax.lax.stop_gradient(probabilities) + bias, k)
     if k > MAXIMA:
         return experts, jnp.take_along_axis(probabilities, experts, axis=1)
@@ -70,10 +73,28 @@ def select(
     return experts, jnp.stack(weights, axis=1)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _native_select(probabilities: Array, bias: Array, k: int) -> tuple[Array, Array]:
+    experts, weights = native.select(probabilities, bias, k)
+    return experts, weights
+
+
+def _native_select_forward(probabilities: Array, bias: Array, k: int):
+    experts, weights = native.select(probabilities, bias, k)
+    return (experts, weights), (experts, bias)
+
+
+def _native_select_backward(k: int, residuals: tuple[Array, Array], grads: tuple[Array, Array]):
+    del k
+    experts, bias = residuals
+    return native.select_backward(experts, grads[1], bias.shape[-1]), jnp.zeros_like(bias)
+
+
+_native_select.defvjp(_native_select_forward, _native_select_backward)
+
+
 def top_k_indices(scores: Float[Array, "T E"], k: int) -> Int[Array, "T K"]:
     """Indices of the `k` highest scores, highest first; ties go to the lower index."""
-    if is_native():
-        return native.top_k(scores, k)
     if k > MAXIMA:
         return jax.lax.top_k(scores, k)[1]
     index, chosen = jnp.arange(scores.shape[1], dtype=jnp.int32), []
@@ -119,29 +140,31 @@ def within_capacity(experts: Int[Array, "T K"], offered: Bool[Array, "T K"], n: 
 
 def rank_in_expert(experts: Int[Array, "T K"], offered: Bool[Array, "T K"], n: int) -> Int[Array, " M"]:
     """How many earlier offered assignments, in token order, go to the same expert."""
-    order, counts = sort_by_expert(experts, offered, n)
+    _, place, counts = sort_by_expert(experts, offered, n)
     starts = jnp.concatenate([jnp.zeros(1, counts.dtype), jnp.cumsum(counts)])
     expert = jnp.where(offered, experts, n).reshape(-1)
-    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype), unique_indices=True)
     return place - starts[expert]
 
 
 def sort_by_expert(
     experts: Int[Array, "T K"], offered: Bool[Array, "T K"], n: int
-) -> tuple[Int[Array, " M"], Int[Array, " E"]]:
+) -> tuple[Int[Array, " M"], Int[Array, " M"], Int[Array, " E"]]:
     """Sorts assignments by expert, in token order within one, those not offered last.
 
     Returns:
-      The sorted positions in the flattened [T, K], and how many each expert is offered.
+      The sorted positions in the flattened [T, K], the place that each position has among them, and how many each
+      expert is offered.
     """
     key = jnp.where(offered, experts, n).reshape(-1)
-    rows = key.shape[0]
     if is_native():
-        order = native.places_by_key(key, n + 1)
-    elif (n + 1) * rows < 2**31:
+        order, place, counts = native.sort(key, n)
+        return order, place, counts
+    rows = key.shape[0]
+    index = jnp.arange(rows, dtype=jnp.int32)
+    if (n + 1) * rows < 2**31:
         # Sorting one packed integer is several times faster than sorting pairs, on CPU above all.
-        packed = jnp.sort(key * rows + jnp.arange(rows, dtype=jnp.int32), stable=False)
-        order = packed % rows
+        order = jnp.sort(key * rows + index, stable=False) % rows
     else:
         order = jnp.argsort(key, stable=True).astype(jnp.int32)
-    return order, load(experts, offered, n)
+    place = jnp.zeros_like(index).at[order].set(index, unique_indices=True)
+    return order, place, load(experts, offered, n)

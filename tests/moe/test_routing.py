@@ -15,21 +15,26 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return shares / shares.sum(1, keepdims=True)
 
 
+def chosen(scores: jax.Array, k: int) -> jax.Array:
+    """What is chosen where nothing is added to the scores."""
+    return routing.select(scores, jnp.zeros(scores.shape[-1]), k)[0]
+
+
 @BOTH_WAYS
 @pytest.mark.parametrize("n", [16, 17, 100])
 @pytest.mark.usefixtures("with_and_without_a_compiler")
 def test_top_k_and_ties(n: int, k: int, rng):
     scores = rng.integers(0, 6, (40, n)).astype(np.float32) - 3
-    got = jax.jit(routing.top_k_indices, static_argnums=1)(scores, k)
+    got = jax.jit(chosen, static_argnums=1)(scores, k)
     np.testing.assert_array_equal(got, np.argsort(-scores, axis=1, kind="stable")[:, :k])
-    grouped = jax.jit(jax.vmap(lambda scores: routing.top_k_indices(scores, k)))(scores.reshape(4, 10, n))
+    grouped = jax.jit(jax.vmap(lambda scores: chosen(scores, k)))(scores.reshape(4, 10, n))
     np.testing.assert_array_equal(grouped.reshape(40, k), got)
 
 
 @pytest.mark.usefixtures("with_and_without_a_compiler")
 def test_experts_are_distinct_where_scores_are_the_lowest_there_are(rng):
     scores = np.where(rng.random((40, 24)) < 0.8, -np.inf, rng.standard_normal((40, 24))).astype(np.float32)
-    got = jax.jit(routing.top_k_indices, static_argnums=1)(scores, 20)
+    got = jax.jit(chosen, static_argnums=1)(scores, 20)
     np.testing.assert_array_equal(got, np.argsort(-scores, axis=1, kind="stable")[:, :20])
 
 
@@ -149,11 +154,31 @@ def test_sorting_is_stable_and_puts_what_is_not_offered_last(rng):
     experts, offered = rng.integers(0, 4, (3, 25, 2)).astype(np.int32), rng.random((3, 25, 2)) < 0.7
     together = jax.jit(jax.vmap(lambda e, o: routing.sort_by_expert(e, o, 4)))(experts, offered)
     for lane in range(3):
-        order, counts = jax.jit(lambda e, o: routing.sort_by_expert(e, o, 4))(experts[lane], offered[lane])
+        order, place, counts = jax.jit(lambda e, o: routing.sort_by_expert(e, o, 4))(experts[lane], offered[lane])
         want = np.argsort(np.where(offered[lane], experts[lane], 4).reshape(-1), kind="stable")
         np.testing.assert_array_equal(order, want)
-        np.testing.assert_array_equal(together[0][lane], want)
+        np.testing.assert_array_equal(place, np.argsort(want))
+        for one, all_ in zip((order, place, counts), together, strict=True):
+            np.testing.assert_array_equal(all_[lane], one)
         np.testing.assert_array_equal(counts, np.bincount(experts[lane][offered[lane]], minlength=4))
+
+
+@pytest.mark.usefixtures("with_and_without_a_compiler")
+def test_each_of_several_models_selects_by_its_own_bias(rng):
+    """As lanes are trained, whose tokens lie in routing groups."""
+    probabilities = _softmax(rng.standard_normal((3 * 2 * 20, 16))).astype(np.float32).reshape(3, 2, 20, 16)
+    bias, grad = rng.uniform(-0.2, 0.2, (3, 16)).astype(np.float32), rng.random((3, 2, 20, 4)).astype(np.float32)
+
+    def of_model(probabilities, bias, grad):
+        (experts, weights), pull = jax.vjp(jax.vmap(lambda p: routing.select(p, bias, 4)), probabilities)
+        return experts, weights, *pull((np.zeros(experts.shape, jax.dtypes.float0), grad))
+
+    together = jax.jit(jax.vmap(of_model))(probabilities, bias, grad)
+    for lane in range(3):
+        for one, all_ in zip(of_model(probabilities[lane], bias[lane], grad[lane]), together, strict=True):
+            np.testing.assert_array_equal(all_[lane], one)
+    want = np.argsort(-(probabilities + bias[:, None, None]), axis=-1, kind="stable")[..., :4]
+    np.testing.assert_array_equal(together[0], want)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (70, 5), (3, 41, 16), (200, 100)])

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from slicedice.training import checksum
 from slicedice.training.checksum import NAME, changed, checksums
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "uint32", "int8", "uint8"]
+
+
+@pytest.fixture(params=["in memory", "compiled"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How sums are computed: where a CPU can read the arrays, and on any device."""
+    if request.param == "compiled":
+        monkeypatch.setattr(checksum, "_in_memory", lambda leaf: False)
+    return request.param
 
 
 def draw(rng: np.random.Generator, dtype: str, shape: tuple[int, ...] = (5, 6, 7)) -> np.ndarray:
@@ -60,6 +69,20 @@ def test_a_damaged_checksum_is_noticed(rng: np.random.Generator):
     leaves = saved(a=draw(rng, "float32"), b=draw(rng, "int32"))
     for place, name in enumerate("ab"):
         assert changed(leaves | {NAME: leaves[NAME].at[place].add(1)}) == [name]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_they_are_the_same_both_ways(dtype: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch):
+    """Of arrays longer than what is mixed at a time, too: a checkpoint may come from another kind of device."""
+    monkeypatch.setattr(checksum, "AT_ONCE", 100)
+    leaves = {
+        name: jnp.asarray(draw(rng, dtype, shape)) for name, shape in {"a": (9, 9, 9), "b": (), "c": (300,)}.items()
+    }
+    sums = []
+    for is_in_memory in (True, False):
+        monkeypatch.setattr(checksum, "_in_memory", lambda leaf, is_=is_in_memory: is_)
+        sums.append(np.asarray(checksums(leaves)))
+    np.testing.assert_array_equal(*sums)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (1, 1, 1, 1)])

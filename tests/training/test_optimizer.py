@@ -80,9 +80,8 @@ def test_a_gradient_that_is_no_number_is_not_hidden():
     params = {"matrix": jnp.ones((3, 4)), "gain": jnp.ones(5)}
     state = adamw(_spec(), jnp.float32(0), jnp.float32(0)).init(params)
     grads = {"matrix": jnp.zeros((3, 4)).at[1, 2].set(jnp.nan), "gain": jnp.ones(5)}
-    new, _, norm = jax.jit(lambda *x: updated(_spec(), *x, jnp.float32(1), jnp.float32(0), sharded=False))(
-        params, grads, state
-    )
+    one, zero = jnp.float32(1), jnp.float32(0)
+    new, _, norm = jax.jit(lambda p, g: updated(_spec(), p, g, state, one, zero, sharded=False))(params, grads)
     assert jnp.isnan(norm)
     assert all(jnp.isnan(leaf).all() for leaf in new.values())
 
