@@ -184,7 +184,7 @@ def adamw(
 
 
 def layer(
-    x: Array, weights: Array, assignment_of: Array, sizes: Array, gate: Array, up: Array, down: Array
+    x: Array, weights: Array, assignment_of: Array, sizes: Array, gate: Array, up: Array, down: Array, index: Array
 ) -> list[Array]:
     """[T, D] -> [T, D]: each token's sum by weight over experts; and [M, F] twice, the products with gate and up.
 
@@ -193,10 +193,13 @@ def layer(
       weights: of each token's K experts, [T, K].
       assignment_of: of each of M rows, sorted by expert, the index into all weights; T*K for none.
       sizes: rows of each expert.
-      gate: [E, D, F], as `up`; `down` is [E, F, D].
+      gate: of all layers, [L, E, D, F], as `up`; `down` is [L, E, F, D].
+      up: see `gate`.
+      down: see `gate`.
+      index: of the layer.
     """
-    hidden = assignment_of.shape[0], gate.shape[2]
-    arrays = x, weights, assignment_of, sizes, gate, up, down
+    hidden = assignment_of.shape[0], gate.shape[3]
+    arrays = x, weights, assignment_of, sizes, gate, up, down, index
     return _call("Layer", (x.shape, hidden, hidden), arrays, "sequential", shares=_shares(x, assignment_of))
 
 
@@ -208,13 +211,14 @@ def layer_backward(
     gate: Array,
     up: Array,
     down: Array,
+    index: Array,
     saved: Sequence[Array],
     grad: Array,
 ) -> list[Array]:
-    """Gradients of x, of weights, of gate, up and down."""
-    hidden = assignment_of.shape[0], gate.shape[2]
-    shapes = x.shape, weights.shape, gate.shape, up.shape, down.shape, hidden, hidden, hidden
-    arrays = x, weights, assignment_of, sizes, gate, up, down, *saved, grad
+    """Gradients of x, of weights, and of the layer's gate, up and down."""
+    hidden, matrices = (assignment_of.shape[0], gate.shape[3]), (gate.shape[1:], up.shape[1:], down.shape[1:])
+    shapes = x.shape, weights.shape, *matrices, hidden, hidden, hidden
+    arrays = x, weights, assignment_of, sizes, gate, up, down, index, *saved, grad
     return _call("LayerBackward", shapes, arrays, "sequential", shares=_shares(x, assignment_of))[:5]
 
 

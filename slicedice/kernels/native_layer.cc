@@ -75,17 +75,24 @@ void AddUp(ffi::ThreadPool& pool, const std::vector<float>& parts, int64_t share
   });
 }
 
-Matrix Of(const Floats& x, int64_t g) {
-  const int64_t rows = x.dimensions()[1], columns = x.dimensions()[2];
-  return {x.typed_data() + g * rows * columns, columns, 1};
-}
+// Of matrices [L, E, rows, columns], those of one layer.
+struct OfLayer {
+  const Floats& x;
+  int64_t layer;
+
+  Matrix operator[](int64_t g) const {
+    const int64_t experts = x.dimensions()[1], rows = x.dimensions()[2], columns = x.dimensions()[3];
+    return {x.typed_data() + (layer * experts + g) * rows * columns, columns, 1};
+  }
+};
 Matrix Transposed(Matrix x) { return {x.data, x.column, x.row}; }
 
 // out[t] = sum over its k of weights[t, k] * expert(x[t]); saves the products with gate and up.
 ffi::Error Layer(ffi::ThreadPool pool, Floats x, Floats weights, Ints assignment_of, Ints sizes, Floats gate, Floats up,
-                 Floats down, int64_t shares, Result out, Result gated, Result upped) {
-  const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[2];
+                 Floats down, Ints index, int64_t shares, Result out, Result gated, Result upped) {
+  const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[3];
   std::vector<float> sums(shares * tokens * d);
+  const OfLayer gates{gate, *index.typed_data()}, ups{up, gates.layer}, downs{down, gates.layer};
   const Rows places(weights, assignment_of, sizes);
   const auto pieces = places.Shares(shares);
   ForEach(pool, shares, [&, sums = sums.data()](int64_t share) {
@@ -97,11 +104,11 @@ ffi::Error Layer(ffi::ThreadPool pool, Floats x, Floats weights, Ints assignment
       const int32_t* token = places.tokens.data() + begin;
       float *a = gated->typed_data() + begin * f, *b = upped->typed_data() + begin * f;
       places.Gather(x, begin, m, rows.data());
-      Multiply(m, f, d, {rows.data(), d, 1}, Of(gate, group), a, f);
-      Multiply(m, f, d, {rows.data(), d, 1}, Of(up, group), b, f);
+      Multiply(m, f, d, {rows.data(), d, 1}, gates[group], a, f);
+      Multiply(m, f, d, {rows.data(), d, 1}, ups[group], b, f);
       Elementwise<2, 1>(m * f, {a, b}, {hidden.data()},
                         [](Vector* in, Vector* out) { out[0] = Gated(in[0], in[1]); });
-      Multiply(m, d, f, {hidden.data(), f, 1}, Of(down, group), result.data(), d);
+      Multiply(m, d, f, {hidden.data(), f, 1}, downs[group], result.data(), d);
       for (int64_t i = 0; i < m; ++i)
         Add(places.Weight(begin + i), result.data() + i * d, sum + token[i] * d, d);
     }
@@ -112,12 +119,13 @@ ffi::Error Layer(ffi::ThreadPool pool, Floats x, Floats weights, Ints assignment
 
 // The gradients of that: of x, of weights, and of the matrices. `da`, `db` and `hidden` are room for rows.
 ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Floats weights, Ints assignment_of, Ints sizes, Floats gate,
-                         Floats up, Floats down, Floats gated, Floats upped, Floats grad, int64_t shares,
+                         Floats up, Floats down, Ints index, Floats gated, Floats upped, Floats grad, int64_t shares,
                          Result dx, Result dweights, Result dgate, Result dup, Result ddown, Result da, Result db,
                          Result hidden) {
-  const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[2];
+  const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[3];
   std::vector<float> sums(shares * tokens * d);
   std::fill_n(dweights->typed_data(), dweights->element_count(), 0.0f);
+  const OfLayer gates{gate, *index.typed_data()}, ups{up, gates.layer}, downs{down, gates.layer};
   const Rows places(weights, assignment_of, sizes);
   const auto pieces = places.Shares(shares);
   ForEach(pool, shares, [&, sums = sums.data()](int64_t share) {
@@ -128,7 +136,7 @@ ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Floats weights, Ints as
       const int64_t m = end - begin;
       const int32_t* token = places.tokens.data() + begin;
       places.Gather(grad, begin, m, grads.data());
-      Multiply(m, f, d, {grads.data(), d, 1}, Transposed(Of(down, group)), dhidden.data(), f);
+      Multiply(m, f, d, {grads.data(), d, 1}, Transposed(downs[group]), dhidden.data(), f);
       for (int64_t i = 0; i < m; ++i) {
         const int64_t at = (begin + i) * f;
         const float weight = places.Weight(begin + i);
@@ -145,8 +153,8 @@ ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Floats weights, Ints as
         if (places.Serves(begin + i)) dweights->typed_data()[places.assignments[begin + i]] = total;
       }
       const Matrix a = {da->typed_data() + begin * f, f, 1}, b = {db->typed_data() + begin * f, f, 1};
-      Multiply(m, d, f, a, Transposed(Of(gate, group)), result.data(), d);
-      Multiply(m, d, f, b, Transposed(Of(up, group)), result.data(), d, Into::kSum);
+      Multiply(m, d, f, a, Transposed(gates[group]), result.data(), d);
+      Multiply(m, d, f, b, Transposed(ups[group]), result.data(), d, Into::kSum);
       for (int64_t i = 0; i < m; ++i) Add(1.0f, result.data() + i * d, sum + token[i] * d, d);
     }
   });
@@ -182,6 +190,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceLayer, Layer,
                                   .Arg<Floats>()
                                   .Arg<Floats>()
                                   .Arg<Floats>()
+                                  .Arg<Ints>()
                                   .Attr<int64_t>("shares")
                                   .Ret<Floats>()
                                   .Ret<Floats>()
@@ -197,6 +206,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SlicediceLayerBackward, LayerBackward,
                                   .Arg<Floats>()
                                   .Arg<Floats>()
                                   .Arg<Floats>()
+                                  .Arg<Ints>()
                                   .Arg<Floats>()
                                   .Arg<Floats>()
                                   .Arg<Floats>()

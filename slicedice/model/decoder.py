@@ -13,7 +13,7 @@ from slicedice.model import cudnn
 from slicedice.model.attention import MIXED
 from slicedice.model.block import Block
 from slicedice.model.norm import RMSNorm
-from slicedice.moe import LayerAux, Routing
+from slicedice.moe import LayerAux, Place, Routing
 from slicedice.moe.exchange import EXCHANGED
 from slicedice.moe.experts import project, truncated_normal, weight
 from slicedice.moe.layer import EXPERT_ROWS
@@ -50,7 +50,7 @@ class Decoder(nnx.Module):
     def __init__(self, spec: ModelSpec, *, compute_dtype: str = "float32", implementation: str = "", key: Array):
         init = truncated_normal()
         embed_key, head_key, blocks_key = jax.random.split(key, 3)
-        self.compute_dtype = jnp.dtype(compute_dtype)
+        self.compute_dtype, self.layers = jnp.dtype(compute_dtype), spec.layers
         self.embedding = weight(init, embed_key, vocabulary=spec.vocab_size, d_model=spec.d_model)
         self.blocks = jax.vmap(
             lambda key: Block(spec, init=init, implementation=implementation, rngs=nnx.Rngs(params=key))
@@ -105,14 +105,18 @@ class Decoder(nnx.Module):
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         x = look_up(tables.embedding, tokens)
 
-        def layer(x, block):
-            return block(x, mask, routing)
+        layers = jax.tree.map(jax.lax.stop_gradient, self.blocks.moe)
+
+        def layer(x, numbered):
+            block, index = numbered
+            return block(x, mask, routing, Place(layers, index))
 
         if remat:
             layer = jax.checkpoint(layer)
         elif axes() or platform() != "cpu":  # one CPU has memory enough, and is short of arithmetic
             layer = jax.checkpoint(layer, policy=PRODUCTS)
-        x, aux = jax.lax.scan(layer, x, self.blocks, unroll=unroll)
+        numbered = self.blocks, jnp.arange(self.layers, dtype=jnp.int32)
+        x, aux = jax.lax.scan(layer, x, numbered, unroll=unroll)
         return self.norm(x), aux
 
 

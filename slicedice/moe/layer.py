@@ -15,9 +15,9 @@ from slicedice.kernels import choose, row_alignment
 from slicedice.moe import dispatch as moving
 from slicedice.moe import exchange, routing, sending
 from slicedice.moe.experts import Initializer, RoutedExperts, SwiGLU, weight
-from slicedice.moe.native_experts import native_experts
+from slicedice.moe.native_experts import Stack, native_experts
 from slicedice.parallel.gathering import gathered
-from slicedice.parallel.mesh import size
+from slicedice.parallel.mesh import axes, size
 from slicedice.parallel.table import EXPERT
 
 EXPERT_ROWS = "expert_rows"
@@ -62,6 +62,17 @@ class SetAux(NamedTuple):
 LayerAux = tuple[SetAux, ...]
 
 
+class Place(NamedTuple):
+    """Where a layer lies among all of a model, for kernels that read its matrices there instead of from a copy.
+
+    layers: the same layer with a leading axis of layers before every leaf.
+    index: which of them this is.
+    """
+
+    layers: "MoELayer"
+    index: Int[Array, ""]
+
+
 class ExpertSet(nnx.Module):
     """`n` experts, `k` active for a token, with a router of their own.
 
@@ -102,7 +113,11 @@ class ExpertSet(nnx.Module):
         return assignment, SetAux(*means, aux.load.sum(0), aux.dropped.sum(), jnp.int32(0))
 
     def apply(
-        self, x: Float[Array, "A D"], assignment: routing.Assignment, slack: float | None
+        self,
+        x: Float[Array, "A D"],
+        assignment: routing.Assignment,
+        slack: float | None,
+        stack: Stack | None = None,
     ) -> tuple[Float[Array, "A D"], Int[Array, ""]]:
         """The sum by weight of what this device's experts make of tokens, and how many assignments found no room.
 
@@ -110,9 +125,10 @@ class ExpertSet(nnx.Module):
           x: the tokens of all devices of the expert axis.
           assignment: of this device's own tokens.
           slack: see `Routing`.
+          stack: where a kernel may read the matrices, in place of these experts' own.
         """
         assignment, n, room = exchange.own_share(assignment, self.n, slack)
-        return self._own(x, assignment, n, room)
+        return self._own(x, assignment, n, room, stack)
 
     def apply_by_sending(
         self, x: Float[Array, "T D"], assignment: routing.Assignment, slack: float | None
@@ -130,13 +146,15 @@ class ExpertSet(nnx.Module):
         output = sending.send(output, rows, letters.back, letters.there)
         return moving.combine(checkpoint_name(output, exchange.EXCHANGED), assignment.weights, plan), letters.lost
 
-    def _own(self, x, assignment: routing.Assignment, n: int, room: int | None):
+    def _own(self, x, assignment: routing.Assignment, n: int, room: int | None, stack: Stack | None = None):
         """The `n` experts of this device, with rows for at least `room` assignments; and how many found none."""
         alignment = row_alignment(room or assignment.experts.size, n, self.implementation)
         plan = moving.plan(assignment, n, alignment, room)
         if choose(self.implementation) == "native":
             matrices = self.experts.matrices(x.dtype)
-            return native_experts(x, assignment.weights, *matrices, plan), plan.lost
+            # Otherwise they are not as they lie in the stack: put together, or rounded.
+            stack = None if axes() or x.dtype != jnp.float32 else stack
+            return native_experts(x, assignment.weights, *matrices, plan, stack), plan.lost
         rows = checkpoint_name(self.experts(moving.dispatch(x, plan), plan.group_sizes, alignment), EXPERT_ROWS)
         return moving.combine(rows, assignment.weights, plan), plan.lost
 
@@ -197,13 +215,15 @@ class MoELayer(nnx.Module):
         )
         self.always_on = SwiGLU(d_model, always_on, init=init, rngs=streams[0]) if always_on else None
 
-    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing):
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing, place: Place | None = None
+    ):
         """Routed and always-on experts on the same input, added up: [B, S, D] and a `LayerAux`."""
-        routed, aux = self.routed(x, mask, routing_)
+        routed, aux = self.routed(x, mask, routing_, place)
         return (routed if self.always_on is None else routed + self.always_on(x)), aux
 
     def routed(
-        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing, place: Place | None = None
     ) -> tuple[Float[Array, "B S D"], LayerAux]:
         """The expert sets alone; zeros if there is none."""
         if not self.sets:
@@ -214,10 +234,13 @@ class MoELayer(nnx.Module):
         gathers = gathers or size(EXPERT) == 1
         everyone = exchange.to_all(tokens) if gathers else tokens
         output, auxes = jnp.zeros_like(everyone), []
-        for expert_set in self.sets:
+        for number, expert_set in enumerate(self.sets):
             assignment, aux = expert_set.route(tokens, flat_mask, routing_)
-            apply = expert_set.apply if gathers else expert_set.apply_by_sending
-            out, lost = apply(everyone, assignment, routing_.slack)
+            if gathers:
+                stack = place and place.layers.sets[number].experts.stack(place.index)
+                out, lost = expert_set.apply(everyone, assignment, routing_.slack, stack)
+            else:
+                out, lost = expert_set.apply_by_sending(everyone, assignment, routing_.slack)
             output += out if len(self.sets) == 1 else out * (expert_set.k / total)
             auxes.append(aux._replace(lost=lost))
         return (exchange.back(output) if gathers else output).reshape(x.shape), tuple(auxes)

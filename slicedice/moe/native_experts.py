@@ -1,10 +1,22 @@
 """Experts on CPU by kernels in C++: a layer's from tokens to tokens, with no rows as wide as the model in memory."""
 
+from typing import NamedTuple
+
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from slicedice.kernels import native
 from slicedice.moe.dispatch import Plan
+
+
+class Stack(NamedTuple):
+    """All layers' matrices, and the index of the one whose are used."""
+
+    gate: Float[Array, "L E D F"]
+    up: Float[Array, "L E D F"]
+    down: Float[Array, "L E F D"]
+    index: Int[Array, ""]
 
 
 @jax.custom_vjp
@@ -15,23 +27,29 @@ def native_experts(
     up: Float[Array, "E D F"],
     down: Float[Array, "E F D"],
     plan: Plan,
+    stack: Stack | None = None,
 ) -> Float[Array, "T D"]:
-    """`dispatch`, SwiGLU experts and `combine` at once; computed in float32."""
-    return _forward(x, weights, gate, up, down, plan)[0]
+    """`dispatch`, SwiGLU experts and `combine` at once; computed in float32.
+
+    With a `stack`, which holds the same matrices in float32, these are read there, so that nobody cuts them out for it;
+    gradients are still those of `gate`, `up` and `down`.
+    """
+    return _forward(x, weights, gate, up, down, plan, stack)[0]
 
 
-def _forward(x, weights, gate, up, down, plan):
-    out, *saved = native.layer(x, weights, plan.assignment_of_row, plan.group_sizes, gate, up, down)
-    return out.astype(x.dtype), (x, weights, gate, up, down, plan, saved)
+def _forward(x, weights, gate, up, down, plan, stack=None):
+    dtypes = tuple(jnp.zeros(0, w.dtype) for w in (gate, up, down))
+    stack = stack or Stack(gate[None], up[None], down[None], jnp.int32(0))
+    out, *saved = native.layer(x, weights, plan.assignment_of_row, plan.group_sizes, *stack)
+    return out.astype(x.dtype), (x, weights, plan, stack, saved, dtypes)
 
 
 def _backward(residuals, grad):
-    x, weights, gate, up, down, plan, saved = residuals
-    dx, dweights, *matrices = native.layer_backward(
-        x, weights, plan.assignment_of_row, plan.group_sizes, gate, up, down, saved, grad
-    )
-    dgate, dup, ddown = (d.astype(w.dtype) for d, w in zip(matrices, (gate, up, down), strict=True))
-    return dx.astype(x.dtype), dweights.astype(weights.dtype), dgate, dup, ddown, None
+    x, weights, plan, stack, saved, dtypes = residuals
+    rows = plan.assignment_of_row, plan.group_sizes
+    dx, dweights, *matrices = native.layer_backward(x, weights, *rows, *stack, saved=saved, grad=grad)
+    dgate, dup, ddown = (d.astype(like.dtype) for d, like in zip(matrices, dtypes, strict=True))
+    return dx.astype(x.dtype), dweights.astype(weights.dtype), dgate, dup, ddown, None, None
 
 
 native_experts.defvjp(_forward, _backward)

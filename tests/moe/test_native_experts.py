@@ -7,7 +7,7 @@ import pytest
 
 from slicedice.kernels import expert_ffn, is_native
 from slicedice.moe import dispatch
-from slicedice.moe.native_experts import native_experts, native_gated
+from slicedice.moe.native_experts import Stack, native_experts, native_gated
 from slicedice.moe.routing import Assignment
 
 pytestmark = pytest.mark.skipif(not is_native(), reason="needs the CPU and a C++ compiler")
@@ -49,6 +49,24 @@ def assert_close(got, want):
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * (1e-6 + float(np.abs(b).max())))
+
+
+def test_matrices_are_read_where_all_layers_lie(rng):
+    """Those of the layer, and gradients are its own; what is handed over beside them is not looked at."""
+    arrays, plan, grad = drawn(rng, **CASES["odd widths"])
+    x, weights, *matrices = arrays
+    want = all_of(native_experts, arrays, plan, grad)
+    others = [[jnp.asarray(rng.standard_normal(w.shape), jnp.float32) for w in matrices] for _ in range(2)]
+    stacks = [jnp.stack([other, w, another]) for w, other, another in zip(matrices, *others, strict=True)]
+
+    @jax.jit
+    def got(x, weights, unread, stacks, index):
+        def there(x, weights, gate, up, down, plan):
+            return native_experts(x, weights, gate, up, down, plan, Stack(*stacks, index))
+
+        return all_of(there, (x, weights, *unread), plan, grad)
+
+    assert_close(got(x, weights, [jnp.full_like(w, jnp.nan) for w in matrices], stacks, jnp.int32(1)), want)
 
 
 @pytest.mark.parametrize("case", CASES)
