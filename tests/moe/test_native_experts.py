@@ -62,7 +62,7 @@ def test_matrices_are_read_where_all_layers_lie(rng):
     @jax.jit
     def got(x, weights, unread, stacks, index):
         def there(x, weights, gate, up, down, plan):
-            return native_experts(x, weights, gate, up, down, plan, Stack(*stacks, index))
+            return native_experts(x, weights, gate, up, down, plan, Stack(stacks[0], stacks[1], stacks[2], index))
 
         return all_of(there, (x, weights, *unread), plan, grad)
 
