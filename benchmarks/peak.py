@@ -5,7 +5,8 @@
 The study's 10m on an accelerator, in bfloat16; on a CPU nano, in float32, to see that it runs. FLOPs are those a run is
 defined by, forward and backward pass, without what rematerialisation adds; over the time of a step, over the rate of a
 product of large square matrices of the same type, measured before and after. Kernels of expert layers, attention and
-cross-entropy, and all that is no product, is in the step's time.
+cross-entropy, and all that is no product, is in the step's time. Where cross-entropy has kernels, which hold no logits
+in memory, it is also timed alone, with its gradients: in chunks of logits over with kernels.
 """
 
 import argparse
@@ -42,6 +43,10 @@ def main() -> None:
         if not options.json:
             print("{step}: {seconds:.4f} s, {tokens_per_second:,.0f} tokens/s, {share:.1%}".format_map(row), flush=True)
     ratios = {f"{row['step']} of the matmul rate": row["share"] for row in rows}
+    if ratio := chunks_over_kernels(options.turns):
+        ratios["10m cross-entropy, chunks over kernels"] = ratio
+        if not options.json:
+            print(f"10m cross-entropy, chunks over kernels: {ratio:.2f}", flush=True)
     if options.json:
         print(json.dumps({"rows": rows, "matmul_flops_a_second": rate, "ratios": ratios}))
     else:
@@ -74,6 +79,42 @@ def measured(scale: str, experts: str, at_once: int, turns: int) -> dict:
     flops = count * spec.model.flops_per_token(spec.data.sequence_length)
     step = f"{scale} {experts}" + (f", {at_once} at once" if at_once else "")
     return {"step": step, "seconds": middle, "tokens_per_second": count / middle, "flops": flops}
+
+
+def chunks_over_kernels(turns: int) -> float | None:
+    """Median time of the 10m's cross-entropy and gradients in chunks, over that of its kernels; None if it has none."""
+    import jax
+    import jax.numpy as jnp
+
+    from slicedice.model import cross_entropy
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    rows = jax.random.normal(keys[0], (16384, 48), jnp.bfloat16)
+    head = jax.random.normal(keys[1], (48, 100_352), jnp.bfloat16) / 48**0.5
+    targets = jax.random.randint(keys[2], (16384,), 0, 100_352)
+    if not cross_entropy._kernels(rows, head):
+        return None
+
+    def compiled():
+        def loss(rows, head):
+            return cross_entropy.mean_loss(rows, head, targets, 1e-5)[0]
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(rows, head).compile()
+
+    ways, chosen = [compiled()], cross_entropy._kernels
+    cross_entropy._kernels = lambda *_: None
+    try:
+        ways.append(compiled())
+    finally:
+        cross_entropy._kernels = chosen
+    seconds = [[], []]
+    for _ in range(2 + turns):
+        for way, times in zip(ways, seconds, strict=True):
+            begin = time.perf_counter()
+            jax.block_until_ready(way(rows, head))
+            times.append(time.perf_counter() - begin)
+    kernels, chunks = (statistics.median(times[2:]) for times in seconds)
+    return float(f"{chunks / kernels:.3g}")
 
 
 if __name__ == "__main__":

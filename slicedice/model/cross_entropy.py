@@ -1,16 +1,20 @@
 """Cross-entropy over the vocabulary, some tokens at a time: the logits of a whole batch are never in memory.
 
 At the study's vocabulary the logits of 16,384 tokens take 6.6 GB in float32, more than all else. Training takes the
-gradient while a part's logits are there, so that they are computed once.
+gradient while a part's logits are there, so that they are computed once. On Hopper GPUs narrow models have none in
+memory at all, where kernels pass their check (`hopper_cross_entropy`).
 """
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from slicedice.kernels.platform import platform
 
 LOGIT_BYTES = 2**28
 """Of float32 logits that are in memory at once, at most."""
@@ -35,6 +39,8 @@ def mean_loss(
 
 def token_nats(x: Float[Array, "T D"], head: Float[Array, "D V"], targets: Int[Array, " T"]) -> Float[Array, " T"]:
     """The cross-entropy of each token, in nats. Its gradient is not meant to be taken: `mean_loss` has one."""
+    if kernels := _kernels(x, head):
+        return kernels.nats(x, head, targets)[0]
 
     def nats(total: Any, chunk: Chunk):
         return total, _nats(*chunk, head)[0]
@@ -44,16 +50,24 @@ def token_nats(x: Float[Array, "T D"], head: Float[Array, "D V"], targets: Int[A
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _mean_loss(x: Array, head: Array, targets: Array, z_weight: float) -> tuple[Array, Array]:
+    if kernels := _kernels(x, head):
+        nats, log_z = kernels.nats(x, head, targets)
+        return _mean(_sums(_zeros(), nats, log_z, targets), x.shape[0], z_weight)
+
     def add(totals: Any, chunk: Chunk):
         nats, log_z, _ = _nats(*chunk, head)
         return _sums(totals, nats, log_z, chunk[1]), ()
 
-    totals, _ = _over_chunks(add, (jnp.float32(0),) * 2, x, targets, head.shape[1])
+    totals, _ = _over_chunks(add, _zeros(), x, targets, head.shape[1])
     return _mean(totals, x.shape[0], z_weight)
 
 
 def _forward(x: Array, head: Array, targets: Array, z_weight: float):
     tokens = x.shape[0]
+    if kernels := _kernels(x, head):
+        nats, log_z, drows, dhead = kernels.parts(x, head, targets, z_weight)
+        grads = (drows / tokens).astype(x.dtype), (dhead / tokens).astype(head.dtype)
+        return _mean(_sums(_zeros(), nats, log_z, targets), tokens, z_weight), grads
 
     def add(totals: Any, chunk: Chunk):
         sums, dhead = totals
@@ -67,7 +81,7 @@ def _forward(x: Array, head: Array, targets: Array, z_weight: float):
         dhead += jnp.dot(rows.T, dlogits, preferred_element_type=jnp.float32)
         return (_sums(sums, nats, log_z, wanted), dhead), drows
 
-    zeros = (jnp.float32(0),) * 2, jnp.zeros(head.shape, jnp.float32)
+    zeros = _zeros(), jnp.zeros(head.shape, jnp.float32)
     (sums, dhead), drows = _over_chunks(add, zeros, x, targets, head.shape[1])
     return _mean(sums, tokens, z_weight), (drows.reshape(-1, x.shape[1])[:tokens], dhead.astype(head.dtype))
 
@@ -79,6 +93,19 @@ def _backward(z_weight: float, residuals: tuple[Array, Array], grads: tuple[Arra
 
 
 _mean_loss.defvjp(_forward, _backward)
+
+
+def _kernels(x: Array, head: Array) -> ModuleType | None:
+    """The module whose kernels these go to; None if to no kernel."""
+    if platform() != "gpu":
+        return None
+    from slicedice.model import hopper_cross_entropy  # it brings a compiler's front end
+
+    return hopper_cross_entropy if hopper_cross_entropy.fits(x, head) and hopper_cross_entropy.available() else None
+
+
+def _zeros() -> tuple[Array, Array]:
+    return jnp.float32(0), jnp.float32(0)
 
 
 def _nats(rows: Array, wanted: Array, head: Array) -> tuple[Array, Array, Array]:

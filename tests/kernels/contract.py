@@ -75,6 +75,9 @@ def _gpu_interpreted() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             # Few enough that each walks several pieces of work, and that the interpreter does not walk 132.
             patch.setattr(tiles, "processors", lambda: 3)
+            patch.setattr(
+                gpu_callbacks, "wgmma", functools.partial(_from_registers, gpu_callbacks, gpu_callbacks.wgmma)
+            )
             # What is multiplied beside a group's own rows may be anything; it is never stored.
             warnings.filterwarnings("ignore", ".*encountered in matmul", RuntimeWarning)
             with getattr(plgpu, "force_gpu_interpret_mode")(how):  # noqa: B009
@@ -83,6 +86,27 @@ def _gpu_interpreted() -> Iterator[None]:
         assert not (gpu_callbacks._races and gpu_callbacks._races.races_found)
     finally:
         gpu_callbacks.reset_gpu_interpret_mode_state()
+
+
+def _from_registers(
+    callbacks: Any, wgmma: Any, *, a_allocation_key_as_array: Any, a_transforms: Any, **how: Any
+) -> Any:
+    """The interpreter's matrix instruction, and the one whose left operand is in registers, which that lacks."""
+    left = a_allocation_key_as_array
+    if np.ndim(left) != 2:
+        return wgmma(a_allocation_key_as_array=left, a_transforms=a_transforms, **how)
+    memory, thread = callbacks._get_shared_memory(), how["thread"]
+    logging_info = callbacks.memory.GPULoggingInfo(how["mesh_location"], thread, how["source_info"])
+
+    def place(operand: str) -> tuple[Any, Any]:
+        key = callbacks.HostAllocationKey.from_array(how[f"{operand}_allocation_key_as_array"])
+        transforms = callbacks._remove_noop_transforms(how[f"{operand}_transforms"])
+        return key, memory.access(key, jax.tree.map(int, transforms))
+
+    right, total = (memory.get_buffer_content(*place(x), thread, logging_info=logging_info)[0] for x in ("b", "acc"))
+    total = total + np.matmul(np.asarray(left), right, dtype=total.dtype)
+    memory.store_buffer_content(*place("acc"), total, thread, logging_info=logging_info)
+    return how["token"]
 
 
 def kept(cache: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from slicedice.kernels import pallas_gpu, ragged_dot
-from slicedice.kernels.pallas_gpu import check
+from slicedice.kernels.pallas_gpu import check, first_use
 from tests.kernels.contract import kept
 
 WRONG = subprocess.CalledProcessError(1, "check", stderr="Traceback\nAssertionError: tgmm, group 3")
@@ -34,7 +34,7 @@ def runs(monkeypatch, tmp_path) -> Runs:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     client = SimpleNamespace(platform_version="PJRT C API\ncuda 13000")
     gpu = SimpleNamespace(compute_capability="9.0", device_kind="NVIDIA H100", client=client)
-    monkeypatch.setattr(check, "jax", SimpleNamespace(devices=lambda: [gpu], default_backend=lambda: "gpu"))
+    monkeypatch.setattr(first_use, "jax", SimpleNamespace(devices=lambda: [gpu], default_backend=lambda: "gpu"))
     runs = Runs()
     monkeypatch.setattr(subprocess, "run", runs)
     return runs
@@ -42,14 +42,14 @@ def runs(monkeypatch, tmp_path) -> Runs:
 
 def available() -> bool:
     """As in a new process."""
-    check.available.cache_clear()
+    first_use.passed.cache_clear()
     return check.available()
 
 
 @pytest.fixture(autouse=True)
 def forgetful():
     yield
-    check.available.cache_clear()
+    first_use.passed.cache_clear()
 
 
 def test_not_available_without_a_gpu(caplog):
@@ -84,7 +84,7 @@ def test_devices_of_a_kind_are_checked_once(runs: Runs, tmp_path, monkeypatch, c
     assert runs.count == 1
     (file,) = kept(tmp_path)
     # Anew for another device, driver, version of JAX, and code of the kernels.
-    gpu = check.jax.devices()[0]
+    gpu = first_use.jax.devices()[0]
     source = tmp_path / "kernel.py"
     source.write_text("one")
     driver = tmp_path / "version"
@@ -92,9 +92,9 @@ def test_devices_of_a_kind_are_checked_once(runs: Runs, tmp_path, monkeypatch, c
     for changed in (
         lambda: monkeypatch.setattr(gpu, "device_kind", "NVIDIA H200"),
         lambda: monkeypatch.setattr(gpu.client, "platform_version", "cuda 13010"),
-        lambda: monkeypatch.setattr(check, "DRIVER", driver),
+        lambda: monkeypatch.setattr(first_use, "DRIVER", driver),
         lambda: driver.write_text("581"),
-        lambda: monkeypatch.setattr(check, "version", lambda package: f"99 of {package}"),
+        lambda: monkeypatch.setattr(first_use, "version", lambda package: f"99 of {package}"),
         lambda: monkeypatch.setattr(check, "SOURCES", (*check.SOURCES, source)),
         lambda: source.write_text("another"),
     ):
@@ -135,7 +135,7 @@ def test_who_waits_for_another_process_takes_what_it_found(runs: Runs, tmp_path,
         path.write_text(json.dumps({"failure": ""}))
         yield
 
-    monkeypatch.setattr(check.cache, "alone", alone)
+    monkeypatch.setattr(first_use.cache, "alone", alone)
     assert available()
     assert runs.count == 0
 
@@ -162,7 +162,7 @@ def test_without_a_folder_every_process_checks(runs: Runs, tmp_path, monkeypatch
     def home():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(check.Path, "home", home)
+    monkeypatch.setattr(first_use.Path, "home", home)
     assert available()
     assert runs.count == 3
 

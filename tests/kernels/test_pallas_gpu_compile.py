@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,34 +34,68 @@ import jax
 from jax.experimental import topologies
 from tests.kernels.test_pallas_gpu_compile import TARGET
 from tests.kernels.test_pallas_gpu_lowering import forward_and_back, shapes
+from tests.model import test_hopper_cross_entropy
 topology = topologies.get_topology_desc("", "cuda", topology="1x1x1", target_config=TARGET)
 mesh = topologies.make_mesh(topology, (1,), ("x",))
 here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-m, d, f, e, alignment = map(int, sys.argv[1:])
-arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for x in shapes(m, d, f, e)]
-jax.jit(partial(forward_and_back, alignment=alignment)).trace(*arguments).lower().compile()
+if sys.argv[1] == "products":
+    m, d, f, e, alignment = map(int, sys.argv[2:])
+    function, arguments = partial(forward_and_back, alignment=alignment), shapes(m, d, f, e)
+else:
+    width, entries = map(int, sys.argv[2:])
+    from slicedice.model import hopper_cross_entropy
+    function = partial(hopper_cross_entropy.parts, z_weight=1e-5)
+    arguments = test_hopper_cross_entropy.shapes(tokens=65536, width=width, entries=entries)
+arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for x in arguments]
+jax.jit(function).trace(*arguments).lower().compile()
 """
+
+
+def compiled(folder: Path, what: str, *sizes: int) -> dict[str, tuple[str, str]]:
+    """What the compiler said of each kernel, and its code before the last step of compilation."""
+    environment = os.environ | {
+        "MOSAIC_GPU_DUMP_TO": str(folder),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [sys.executable, "-c", COMPILE, what, *map(str, sizes)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {path.stem: (path.read_text(), path.with_suffix(".ptx").read_text()) for path in folder.glob("*.ptxas")}
+
+
+def spilled(text: str) -> int:
+    """The most bytes that a kernel stores for want of registers."""
+    return max(map(int, re.findall(r"(\d+) bytes spill stores", text)))
 
 
 @pytest.mark.parametrize(
     ("m", "d", "f", "e", "alignment"), [(65536, 832, 52, 2048, 1), (65536, 832, 104, 64, 8), (65536, 432, 216, 64, 1)]
 )
 def test_compiles_to_machine_code(m, d, f, e, alignment, tmp_path):
-    environment = os.environ | {
-        "MOSAIC_GPU_DUMP_TO": str(tmp_path),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    command = [sys.executable, "-c", COMPILE, *map(str, (m, d, f, e, alignment))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    logs = {path.stem: path.read_text() for path in tmp_path.glob("*.ptxas")}
-    assert len(logs) == 3 + (1 if f <= 128 else 2) + 4
-    for name, text in logs.items():
-        code = (tmp_path / f"{name}.ptx").read_text()
+    kernels = compiled(tmp_path, "products", m, d, f, e, alignment)
+    assert len(kernels) == 3 + (1 if f <= 128 else 2) + 4
+    for name, (text, code) in kernels.items():
         assert "wgmma.mma_async.sync.aligned.m64n" in code, name
         assert "cp.async.bulk.tensor" in code, name
         assert "C7510" not in text, f"{name}: matrix instructions wait for each other\n{text}"
         # A few bytes in the epilogue of the widest sums; in a loop they would be hundreds.
-        assert max(map(int, re.findall(r"(\d+) bytes spill stores", text))) <= 64, f"{name}\n{text}"
+        assert spilled(text) <= 64, f"{name}\n{text}"
+
+
+@pytest.mark.parametrize(("width", "entries"), [(48, 100352), (96, 50257), (128, 100352)])
+def test_cross_entropy_compiles_to_machine_code(width: int, entries: int, tmp_path):
+    """Logits and sums of matrix instructions, no wider than they have to be; one exponential a logit; and no spills."""
+    kernels = compiled(tmp_path, "cross entropy", width, entries)
+    assert {re.sub(r"_\d+$", "", name) for name in kernels} == {"over_vocabulary", "over_tokens"}
+    for name, (text, code) in kernels.items():
+        products = re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16", code)
+        step = max(128 if width > 96 else 64, 128 if width <= 64 and name.startswith("over_vocabulary") else 64)
+        assert sorted(map(int, products)) == sorted([step] * (width // 16) + [width] * (step // 16)), name
+        # A thread has half of a step's logits; and in the first kernel two of what earlier shares fade by.
+        fades = 2 if name.startswith("over_vocabulary") else 0
+        assert len(re.findall(r"ex2\.approx", code)) == step // 2 + fades, name
+        assert "cp.async.bulk.tensor" in code, name
+        assert "C7510" not in text, f"{name}: matrix instructions wait for each other\n{text}"
+        assert spilled(text) == 0, f"{name}\n{text}"

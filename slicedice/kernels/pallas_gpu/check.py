@@ -1,21 +1,5 @@
-"""Whether the kernels may be used here: a Hopper GPU on which they have given the right results.
+"""Whether the grouped products may be used here: what `first_use` has a process of its own run."""
 
-They were written without a GPU, and ran on one kind, so the first use on a kind of device is checked, in a process of
-its own: should a kernel hang, there is something to end. What came of it is kept in the user's cache folder, in a file
-named by all that it depends on, so that the runs of a sweep do not all check the same; without such a folder every
-process checks.
-"""
-
-import contextlib
-import functools
-import hashlib
-import json
-import logging
-import os
-import subprocess
-import sys
-import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,103 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slicedice import cache
 from slicedice.kernels import reference
 from slicedice.kernels.groups import Groups
+from slicedice.kernels.pallas_gpu import first_use
 
-log = logging.getLogger(__name__)
-
-SECONDS = 600
-"""After which the check has failed; it compiles and runs 42 kernels."""
 ROUNDING = 2**-7
 """Of bfloat16 results of bfloat16 hidden values, relative to the norm of a group's results."""
 KERNELS = Path(__file__).parent
 SOURCES = (*KERNELS.glob("*.py"), *(KERNELS.parent / name for name in ("groups.py", "reference.py", "varying.py")))
-DRIVER = Path("/proc/driver/nvidia/version")
-"""Where Linux says which driver runs the GPU; JAX tells of the CUDA runtime alone."""
 
 
-@functools.cache
 def available() -> bool:
     """Whether the device is a Hopper GPU, and every kernel has passed `check` on it, in this process or one before."""
-    device = jax.devices()[0]
-    capability = getattr(device, "compute_capability", None)
-    if jax.default_backend() != "gpu" or capability != "9.0":
-        log.info("pallas_gpu is for GPUs of compute capability 9.0, not for %s", device.device_kind)
-        return False
-    known = _kept(device)
-    failure = _read(known)
-    source = "" if failure is None else f", which is known from {known}; without that file it is checked again"
-    if failure is None:
-        with cache.alone(known) if known else contextlib.nullcontext():
-            failure = _read(known)  # another process may have found out while we waited
-            if failure is None:
-                failure, lasts = _failure(device)
-                if lasts:
-                    _keep(known, failure)
-    if failure:
-        log.warning("pallas_gpu is not used: its check %s on this device%s", failure, source)
-    else:
-        log.info("pallas_gpu passed its check on %s%s", device.device_kind, source)
-    return not failure
-
-
-def _failure(device: Any) -> tuple[str, bool]:
-    """How the check fails in a process of its own, "" if it does not, and whether that is worth keeping.
-
-    Wrong results and a kernel that hangs are; what else goes wrong, as where memory is short, may be of the moment.
-    """
-    # The check needs little, and the device may be all but full with what this process has set aside.
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", f"from {__name__} import check; check()"]
-    log.info("pallas_gpu is being checked on %s, at first use", device.device_kind)
-    try:
-        subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"did not come to an end in {SECONDS} s", True
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines()[-1:] or [f"exit status {error.returncode}"])[0]
-        return f"failed: {reason}", reason.startswith("AssertionError")
-    except OSError as error:
-        return f"could not be started: {error}", False
-    return "", True
-
-
-def _kept(device: Any) -> Path | None:
-    """Where the outcome is kept; None if there is no home folder."""
-    try:
-        driver = DRIVER.read_text()
-    except OSError:
-        driver = ""
-    versions = version("jax"), version("jaxlib"), device.client.platform_version, driver
-    code = (path.read_text() for path in sorted(SOURCES))
-    key = hashlib.sha256("\n".join((device.device_kind, *versions, *code)).encode()).hexdigest()[:12]
-    try:
-        return cache.folder() / f"pallas_gpu-{key}.json"
-    except RuntimeError:
-        return None
-
-
-def _read(path: Path | None) -> str | None:
-    """How the check failed, "" if it did not; None where that is not known."""
-    try:
-        failure = json.loads(path.read_text())["failure"] if path else None
-    except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged
-        return None
-    return failure if isinstance(failure, str) else None
-
-
-def _keep(path: Path | None, failure: str) -> None:
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            made.write_text(json.dumps({"failure": failure}))
-            made.replace(path)  # at once, for other processes that look for it now
-    except OSError as error:
-        log.info("what came of the check of pallas_gpu is not kept: %s", error)
+    return first_use.passed("pallas_gpu", __name__, SOURCES)
 
 
 def check(seed: int | None = None) -> None:
