@@ -43,13 +43,17 @@ TINY = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_compiled_is_kept() -> None:
-    """Some tests call doors that have JAX keep compiled programs for all of a user's processes, which it then would do
-    for all tests after them: what one wrote, others would read. Processes that tests start do keep them.
+def nothing_is_compiled_twice(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests of this process compile is kept in a folder of theirs, for those after them that compile the same.
+
+    Nothing of an earlier session is read, nor of the user's, where doors would have it kept. Nor do processes of
+    pytest-xdist share a folder: JAX writes in place, and half a program might be read. Processes that tests start keep
+    what they compile for the user.
     """
     import jax  # not before what it reads is set above
 
-    jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture

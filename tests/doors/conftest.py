@@ -1,8 +1,9 @@
-"""A desk with text, a grid, and a launcher that trains nothing; a bench with a worker that trains nothing."""
+"""A desk with text, a grid, and a launcher that trains nothing; a bench and a pool, with workers that train nothing."""
 
 import json
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from slicedice import evaluation, sweep, train, training
+from slicedice import evaluation, files, sweep, train, training
 from slicedice.data import __main__ as data_door
+from slicedice.machine import Slot
 from slicedice.store import RunFolder, Store
 from tests.doors.bench import SCORES, Bench, Checkpoints, Program
 from tests.doors.cluster import CLUSTER
+from tests.doors.pool import WORKER, Pool, add
 
 LAUNCHER = '''
 """Every run ends at once, as outcomes.json beside this file says of its name, or else is done."""
@@ -202,3 +205,17 @@ def cluster(desk):
     """A desk with a launcher whose queue outlives the sweep."""
     desk.write("launch/cluster.py", CLUSTER)
     return desk
+
+
+@pytest.fixture
+def pool(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    """The launcher of this machine, with two slots, five runs, and workers that train nothing."""
+    worker = tmp_path / "worker"
+    worker.write_text(WORKER.replace("{python}", sys.executable))
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    store = Store(tmp_path / "store").create()
+    ids = [add(store, tiny({"seed": seed})) for seed in range(5)]
+    local = files.load("launch", "local")
+    monkeypatch.setattr(local, "slots", lambda *_: [Slot(frozenset(), {"SLOT": str(i)}) for i in range(2)])
+    return Pool(tmp_path, store, ids, local)

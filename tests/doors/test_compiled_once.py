@@ -37,7 +37,7 @@ def test_processes_that_begin_at_once_compile_a_program_once(tmp_path: Path, tin
     store, texts = Store(tmp_path / "store").create(), write_texts(tmp_path / "texts")
     runs = [add(store, texts, tiny, seed=seed) for seed in range(2)]
     command = [sys.executable, "-m", "slicedice.work", "--store", str(store.root)]
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     workers = [subprocess.Popen([*command, run], env=environment) for run in runs]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     assert sorted(compiled(store, run) for run in runs) == [(0, 1), (1, 0)]
@@ -49,7 +49,8 @@ def test_a_process_compiles_each_program_for_its_first_run(tmp_path: Path, tiny)
         add(store, texts, tiny, **fields) for fields in ({}, {"seed": 1}, {"model.experts": "n=4 g=1/2"}, {"seed": 2})
     ]
     list(Worker(store).train_all(runs))
-    assert [compiled(store, run) for run in runs] == [(1, 0), (0, 0), (1, 0), (0, 0)]
+    # By what came before in this process, the cache may have them.
+    assert [sum(compiled(store, run)) for run in runs] == [1, 0, 1, 0]
 
 
 def test_what_is_compiled_for_some_threads_is_not_taken_for_others(tmp_path: Path, tiny):

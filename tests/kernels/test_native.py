@@ -24,8 +24,14 @@ NEEDS_COMPILER = pytest.mark.skipif(
 
 @pytest.fixture
 def forgetful(tmp_path, monkeypatch):
-    """An empty cache folder, and nothing remembered from before or after this test."""
+    """An empty cache folder, nothing remembered from before or after this test, and sources that compile at once.
+
+    They have the functions' names, and none is called: how the library is made and kept is all that is asked.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "native_nothing.cc"
+    source.write_text("\n".join(f'extern "C" void Slicedice{name}() {{}}' for name in native.NAMES))
+    monkeypatch.setattr(native, "SOURCES", (source,))
     # JAX takes a kernel of one name once in a process.
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *args, **kwargs: None)
 
