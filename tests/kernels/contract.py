@@ -39,10 +39,17 @@ EVERY = pytest.mark.parametrize(
 )
 INTERPRETED = {"pallas_tpu", "pallas_gpu"} if PLATFORM == "cpu" else set()
 """Implementations whose kernels are interpreted here, at seconds a call: they are given fewer and smaller draws."""
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
+"""Options of `jax.jit` for interpreted kernels: what is asked of them is theirs, and LLVM takes longer than they do."""
 DTYPE = {name: "bfloat16" if name == "pallas_gpu" else "float32" for name in IMPLEMENTATIONS}
 """What an implementation's own kernels multiply: `pallas_gpu` gives anything but bfloat16 to `blocks`."""
 few_draws = functools.partial(settings, deadline=None, database=None, phases=[Phase.explicit, Phase.generate])
 """Settings of a test whose every draw is compiled: it is not shrunk, which would take minutes."""
+
+
+def options(implementation: str) -> dict[str, Any] | None:
+    """Options of `jax.jit` with which the implementation's tests compile: those of a user, unless it is interpreted."""
+    return UNOPTIMISED if implementation in INTERPRETED else None
 
 
 @contextlib.contextmanager

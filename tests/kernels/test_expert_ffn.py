@@ -13,7 +13,7 @@ from slicedice.kernels import expert_ffn
 from slicedice.kernels.reference import FFNGradients, slices
 from slicedice.kernels.reference import expert_ffn as looped
 from tests.kernels import contract
-from tests.kernels.contract import DTYPE, EVERY, INTERPRETED, few_draws, running
+from tests.kernels.contract import DTYPE, EVERY, INTERPRETED, few_draws, options, running
 
 RELATIVE = {"float32": 1e-5, "bfloat16": 2**-7}
 """Of errors, relative to the size of the exact result."""
@@ -34,7 +34,7 @@ def computed(implementation: str, alignment: int = 1):
         out, pull = jax.vjp(ffn, rows, gate, up, down)
         return FFNGradients(out, *pull(grad))
 
-    compiled = jax.jit(both)
+    compiled = jax.jit(both, compiler_options=options(implementation))
 
     def run(*arrays):
         with running(implementation):

@@ -33,6 +33,7 @@ from tests.kernels.contract import (
     draw,
     few_draws,
     magnitudes,
+    options,
     running,
 )
 
@@ -59,7 +60,7 @@ def computed(implementation: str, *, alignment: int = 1, preferred: str | None =
         with running(implementation):
             return jax.block_until_ready(compiled(*arrays))
 
-    compiled = jax.jit(both)
+    compiled = jax.jit(both, compiler_options=options(implementation))
     return run
 
 

@@ -7,7 +7,7 @@ interpreter fills memory that nobody has written with NaN and stops at reads pas
 import functools
 import sys
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from slicedice.kernels import reference
 from slicedice.kernels.groups import Groups
 from slicedice.kernels.pallas_tpu import ffn, ffn_backward, gmm, tgmm, tiles
 from slicedice.kernels.pallas_tpu.visits import most_visits, visits_of
-from tests.kernels.contract import TOLERANCE, running
+from tests.kernels.contract import TOLERANCE, UNOPTIMISED, running
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="interpreted on the CPU")
 PIECES = tiles.Pieces((16, 128), (16, 128), (16, 128), (16, 128), (128, 128))
@@ -118,15 +118,25 @@ def products(lhs, rhs, other, where: Layout) -> tuple[np.ndarray, np.ndarray]:
     return out, outer
 
 
+def called(kernel: Any, *arguments: Any, **how: Any) -> Any:
+    """A kernel's results, with `Groups` in place of a layout."""
+
+    def compute(arrays: dict[int, Any]) -> Any:
+        return kernel(*(arrays[i] if i in arrays else x.groups() for i, x in enumerate(arguments)), **how)
+
+    arrays = {i: x for i, x in enumerate(arguments) if not isinstance(x, Layout)}
+    return jax.block_until_ready(jax.jit(compute, compiler_options=UNOPTIMISED)(arrays))
+
+
 def check_products(k: int, n: int, where: Layout, dtype: str, bad: float, seed: int) -> None:
     """`gmm`, either way that its matrices may lie, and `tgmm` against the reference."""
     rng = np.random.default_rng(seed)
     lhs, other = (rows_of(rng, where, width, dtype, bad) for width in (k, n))
     rhs = jnp.asarray(rng.standard_normal((where.sizes.size, k, n)), dtype)
     with running("pallas_tpu"):
-        got = gmm(lhs, rhs, where.groups(), transpose_rhs=False, dtype=dtype)
-        turned = gmm(lhs, rhs.swapaxes(1, 2), where.groups(), transpose_rhs=True, dtype=dtype)
-        outer = tgmm(lhs, other, where.groups(), dtype=dtype)
+        got = called(gmm, lhs, rhs, where, transpose_rhs=False, dtype=dtype)
+        turned = called(gmm, lhs, rhs.swapaxes(1, 2), where, transpose_rhs=True, dtype=dtype)
+        outer = called(tgmm, lhs, other, where, dtype=dtype)
     want, scale = products(lhs, rhs, other, where), products(abs(lhs), abs(rhs), abs(other), where)
     assert_close(got, want[0], scale[0], where)
     assert_close(turned, want[0], scale[0], where)
@@ -199,9 +209,9 @@ def check_networks(d: int, f: int, where: Layout, dtype: str, bad: float, seed: 
     )
     with running("pallas_tpu"), pytest.MonkeyPatch.context() as patch:
         patch.setitem(BUDGET, "bytes", kib["ffn"] * 1024)
-        out, saved = ffn(rows, gate, up, down, where.groups())
+        out, saved = called(ffn, rows, gate, up, down, where)
         patch.setitem(BUDGET, "bytes", kib["ffn_backward"] * 1024)
-        got = reference.FFNGradients(out, *ffn_backward(rows, gate, up, down, where.groups(), saved, grad))
+        got = reference.FFNGradients(out, *called(ffn_backward, rows, gate, up, down, where, saved, grad))
     # The reference knows one model: rows are brought together, and the results taken apart again.
     order = np.concatenate([np.arange(x.start, x.stop) for x in where.slices])
     together = rows[order], gate, up, down, where.sizes, grad[order]
