@@ -1,4 +1,4 @@
-"""Kernels in C++ for CPUs: grouped matmul, experts, attention, norms, routing; compiled on first use, and optional.
+"""Kernels in C++ for CPUs: experts, attention, norms, SwiGLU, routing, AdamW; compiled on first use, and optional.
 
 The machine's own compiler makes them. `available` says whether they can be used here; where there is no compiler,
 "blocks" and plain XLA do the same, slower. The library is kept in the user's cache folder, named by all that it depends
@@ -58,14 +58,14 @@ def available() -> bool:
     """Compiles and registers the kernels if that has not been done; False, and a line in the log, if it fails."""
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        log.warning("no C++ compiler: grouped matmuls on CPU take several times as long")
+        log.warning("no C++ compiler: steps on CPU take up to twice as long")
         return False
     try:
         functions = _functions(compiler)
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         lines = str(error.stderr if isinstance(error, subprocess.CalledProcessError) else error).splitlines()
         said = "\n".join([line for line in lines if "error" in line] or lines)
-        log.warning("the native grouped matmul cannot be made here, others take several times as long: %s", said)
+        log.warning("kernels in C++ cannot be made here, so that steps take up to twice as long: %s", said)
         return False
     for name, function in functions.items():
         jax.ffi.register_ffi_target(_target(name), jax.ffi.pycapsule(function), platform="cpu")
@@ -306,7 +306,7 @@ def _functions(compiler: str) -> dict[str, Any]:
     try:
         return _kept(compiler, cache.folder() / f"native-{_key()}.so")
     except (OSError, RuntimeError) as error:  # Runtime: no home folder
-        log.info("the native grouped matmul is compiled by every process, since it cannot be kept: %s", error)
+        log.info("kernels in C++ are compiled by every process, since they cannot be kept: %s", error)
         with tempfile.TemporaryDirectory() as folder:
             return _load(_compile(compiler, Path(folder)))
 
@@ -336,7 +336,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _compile(compiler: str, folder: Path) -> Path:
-    log.info("compiling the native grouped matmul, which takes ten seconds or so")
+    log.info("compiling kernels in C++, which takes ten seconds or more")
     library = folder / "native.so"
 
     def run(*arguments: Path | str) -> None:

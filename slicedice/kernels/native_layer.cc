@@ -87,11 +87,24 @@ struct OfLayer {
 };
 Matrix Transposed(Matrix x) { return {x.data, x.column, x.row}; }
 
+// What is traced arrives unchecked: it would be read and written out of bounds.
+ffi::Error Check(Ints assignment_of, Ints sizes, Floats gate, Ints index) {
+  int64_t used = 0;
+  bool sound = *index.typed_data() >= 0 && *index.typed_data() < gate.dimensions()[0];
+  for (size_t g = 0; g < sizes.element_count(); ++g) sound &= sizes.typed_data()[g] >= 0, used += sizes.typed_data()[g];
+  sound &= used <= static_cast<int64_t>(assignment_of.element_count());
+  for (int64_t row = 0; sound && row < used; ++row) sound &= assignment_of.typed_data()[row] >= 0;
+  if (sound) return ffi::Error::Success();
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument,
+                    "a layer's index, its experts' rows or the assignments that these serve are out of bounds");
+}
+
 // out[t] = sum over its k of weights[t, k] * expert(x[t]); saves the products with gate and up.
 ffi::Error Layer(ffi::ThreadPool pool, Floats x, Floats weights, Ints assignment_of, Ints sizes, Floats gate, Floats up,
                  Floats down, Ints index, int64_t shares, Result out, Result gated, Result upped) {
   const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[3];
   std::vector<float> sums(shares * tokens * d);
+  if (ffi::Error error = Check(assignment_of, sizes, gate, index); error.failure()) return error;
   const OfLayer gates{gate, *index.typed_data()}, ups{up, gates.layer}, downs{down, gates.layer};
   const Rows places(weights, assignment_of, sizes);
   const auto pieces = places.Shares(shares);
@@ -125,6 +138,7 @@ ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Floats weights, Ints as
   const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[3];
   std::vector<float> sums(shares * tokens * d);
   std::fill_n(dweights->typed_data(), dweights->element_count(), 0.0f);
+  if (ffi::Error error = Check(assignment_of, sizes, gate, index); error.failure()) return error;
   const OfLayer gates{gate, *index.typed_data()}, ups{up, gates.layer}, downs{down, gates.layer};
   const Rows places(weights, assignment_of, sizes);
   const auto pieces = places.Shares(shares);

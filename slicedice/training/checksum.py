@@ -36,11 +36,12 @@ def checksums(leaves: Mapping[str, Array], sharding: jax.sharding.Sharding | Non
 
     Args:
       leaves: the arrays.
-      sharding: where the checksums are to lie; None for where the arrays do.
+      sharding: where the checksums are to lie; None for any of the arrays' devices.
     """
     if all(_in_memory(leaf) for leaf in leaves.values()):
         sums = np.array([_checksum_here(np.asarray(leaves[name])) for name in sorted(leaves)], np.uint32)
-        return jax.device_put(sums, sharding)
+        devices = next(iter(leaves.values())).devices()
+        return jax.device_put(sums, sharding or min(devices, key=lambda device: device.id))
     return _compiled(sharding)(leaves)
 
 

@@ -49,19 +49,20 @@ def updated(
 ) -> tuple[T, Any, Float[Array, ""]]:
     """One step of `adamw`: new parameters, new state, and the norm of the gradients.
 
-    On CPU it is a kernel that reads and writes each number once, where there is a C++ compiler: XLA goes over them four
-    times, and compiles as many loops for each array.
+    On CPU it is a kernel that reads and writes each number once, where there is a C++ compiler and all are in float32:
+    XLA goes over them four times, and compiles as many loops for each array.
 
     Args:
       spec: of the run.
-      params: a tree of arrays in float32.
+      params: a tree of arrays.
       grads: theirs, not clipped.
       state: of `adamw(...).init(params)`.
       learning_rate: of this step.
       weight_decay: times the learning rate, what all parameters lose.
       sharded: whether arrays are spread over devices, as XLA does what is no kernel.
     """
-    if sharded or not is_native():
+    narrow = all(x.dtype == jnp.float32 for x in jax.tree.leaves((params, grads)))
+    if sharded or not narrow or not is_native():
         updates, state = adamw(spec, learning_rate, weight_decay).update(grads, state, params)  # pyright: ignore
         return optax.apply_updates(params, updates), state, optax.tree.norm(grads)  # pyright: ignore
     clipping, adam, *others = state

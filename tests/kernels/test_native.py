@@ -185,7 +185,7 @@ def test_without_a_folder_to_keep_it_in(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with caplog.at_level(logging.INFO, "slicedice"):
         assert native.available()
-    assert "is compiled by every process, since it cannot be kept" in caplog.text
+    assert "are compiled by every process, since they cannot be kept" in caplog.text
 
 
 @NEEDS_COMPILER

@@ -31,8 +31,11 @@ def test_causal_mix_is_softmax_attention(shape: tuple[int, ...], scale: float, r
     got, want = jax.jit(lambda: all_of(attention.causal_mix))(), jax.jit(lambda: all_of(reference))()
     # A score's rounding is relative to the score, and the exponential makes it relative to a share.
     scores = np.linalg.norm(query, axis=-1).max() * np.linalg.norm(key, axis=-1).max() / shape[-1] ** 0.5
+    # At one position a score's gradient is the difference of a number to itself, summed up in another order.
+    terms = np.abs(cotangent * value).sum(-1).max() * max(np.abs(query).max(), np.abs(key).max())
+    least = terms / shape[-1] ** 0.5 / 16 if shape[1] == 1 else 1e-2
     for a, b in zip(got, want, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2.0**-24 * (16 + 4 * scores) * max(np.abs(b).max(), 1e-2))
+        np.testing.assert_allclose(a, b, rtol=0, atol=2.0**-24 * (16 + 4 * scores) * max(np.abs(b).max(), least))
 
 
 @pytest.mark.usefixtures("with_and_without_a_compiler")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from slicedice.kernels import is_native
 from slicedice.model import Decoder
 from slicedice.moe import Routing
 
@@ -51,6 +52,22 @@ def test_layers_are_post_normed_and_in_order(experts, generalist, wiring, tiny, 
     for expert_set, of_set in zip(spec.layer.experts, aux, strict=True):
         np.testing.assert_array_equal(of_set.load.sum(-1), [expert_set.k * B * S] * spec.layers)
         assert of_set.load.shape == (spec.layers, expert_set.n)
+
+
+@pytest.mark.skipif(not is_native(), reason="needs the CPU and a C++ compiler")
+def test_experts_matrices_are_not_cut_out_of_those_of_all_layers(tiny, build, rng):
+    spec = tiny({"model.experts": "n=6 g=1/4"})[0].model
+    graphdef, state = build(spec)
+    tokens = rng.integers(0, spec.vocab_size, (B, S))
+
+    def loss(state):
+        return nnx.merge(graphdef, state)(tokens)[0].sum()
+
+    lines = jax.jit(jax.grad(loss)).lower(state).as_text().splitlines()
+    calls = [line for line in lines if "custom_call @slicedice_layer" in line]
+    assert len(calls) == 2, "forward and back"
+    gate = f"tensor<{spec.layers}x6x{spec.d_model}x"
+    assert all(line.count(gate) >= 2 for line in calls), "gate and up"
 
 
 def test_no_token_sees_a_later_one(tiny, build, rng):

@@ -51,6 +51,18 @@ def assert_close(got, want):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * (1e-6 + float(np.abs(b).max())))
 
 
+def test_rows_out_of_bounds_are_refused(rng):
+    """What is traced is not looked at before."""
+    (x, weights, *matrices), plan, _ = drawn(rng, **CASES["odd widths"])
+    stack = Stack(*(w[None] for w in matrices), jnp.int32(1))  # pyright: ignore[reportCallIssue]
+    more = plan._replace(group_sizes=plan.group_sizes.at[2].add(len(plan.token_of_row)))
+    less = plan._replace(group_sizes=plan.group_sizes.at[2].set(-1))
+    none = plan._replace(assignment_of_row=jnp.full_like(plan.assignment_of_row, -1))
+    for wrong, where in ((more, None), (less, None), (none, None), (plan, stack)):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="out of bounds"):
+            jax.block_until_ready(jax.jit(native_experts)(x, weights, *matrices, wrong, where))
+
+
 def test_matrices_are_read_where_all_layers_lie(rng):
     """Those of the layer, and gradients are its own; what is handed over beside them is not looked at."""
     arrays, plan, grad = drawn(rng, **CASES["odd widths"])

@@ -71,6 +71,10 @@ def test_a_damaged_checksum_is_noticed(rng: np.random.Generator):
         assert changed(leaves | {NAME: leaves[NAME].at[place].add(1)}) == [name]
 
 
+def test_checkpoints_of_earlier_versions_keep_theirs():
+    assert checksums({"x": jnp.arange(12, dtype=jnp.float32).reshape(3, 4)}).tolist() == [3147158417]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_they_are_the_same_both_ways(dtype: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch):
     """Of arrays longer than what is mixed at a time, too: a checkpoint may come from another kind of device."""

@@ -87,6 +87,18 @@ def test_a_gradient_that_is_no_number_is_not_hidden():
 
 
 @pytest.mark.usefixtures("with_and_without_a_compiler")
+def test_double_precision_stays_double():
+    with jax.enable_x64(True):
+        params = {"matrix": jnp.ones((3, 4), jnp.float64), "gain": jnp.ones(5, jnp.float32)}
+        state = adamw(_spec(), jnp.float32(0), jnp.float32(0)).init(params)
+        new, after, _ = jax.jit(
+            lambda p: updated(_spec(), p, p, state, jnp.float32(0.1), jnp.float32(0), sharded=False)
+        )(params)
+    for before, leaf in zip(jax.tree.leaves((params, state)), jax.tree.leaves((new, after)), strict=True):
+        assert before.dtype == leaf.dtype
+
+
+@pytest.mark.usefixtures("with_and_without_a_compiler")
 def test_steps_of_several_models_at_once(rng):
     """As lanes are trained: each with its own numbers, and its own norm."""
     params, grads = ({"a": jnp.float32(rng.standard_normal((3, 4, 5)))} for _ in range(2))
