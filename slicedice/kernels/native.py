@@ -162,7 +162,15 @@ def sum_of_squares(arrays: Sequence[Array]) -> Array:
 
 
 def adamw(
-    numbers: Array, params: list[Array], means: list[Array], squares: list[Array], grads: list[Array], **betas: float
+    numbers: Array,
+    params: list[Array],
+    means: list[Array],
+    squares: list[Array],
+    grads: list[Array],
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
 ) -> tuple[list[Array], list[Array], list[Array]]:
     """AdamW's new parameters, and means of gradients and of their squares, in one pass.
 
@@ -173,11 +181,14 @@ def adamw(
       means: first moments.
       squares: second moments.
       grads: gradients.
-      **betas: b1, b2 and eps.
+      b1: how much of the means is kept.
+      b2: how much of the squares.
+      eps: added to the root of the squares.
     """
     kept = [*params, *means, *squares]
     aliases = {1 + place: place for place in range(len(kept))}
-    shapes, attributes = tuple(x.shape for x in kept), {name: np.float32(value) for name, value in betas.items()}
+    shapes, betas = tuple(x.shape for x in kept), {"b1": b1, "b2": b2, "eps": eps}
+    attributes = {name: np.float32(value) for name, value in betas.items()}
     new = _call("AdamW", shapes, (numbers, *kept, *grads), "sequential", aliases, **attributes)
     count = len(params)
     return new[:count], new[count : 2 * count], new[2 * count :]

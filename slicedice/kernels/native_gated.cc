@@ -9,16 +9,6 @@
 namespace slicedice {
 namespace {
 
-constexpr int64_t kAtOnce = 1 << 14;  // of a task; this and as many of each other array fit a core's cache
-
-// Calls function(begin, count) for parts of an array.
-template <typename Function>
-void ForParts(ffi::ThreadPool& pool, int64_t count, Function function) {
-  ForEach(pool, (count + kAtOnce - 1) / kAtOnce, [&](int64_t part) {
-    function(part * kAtOnce, std::min(kAtOnce, count - part * kAtOnce));
-  });
-}
-
 ffi::Error GatedOf(ffi::ThreadPool pool, Floats a, Floats b, Result out) {
   ForParts(pool, a.element_count(), [&](int64_t begin, int64_t count) {
     Elementwise<2, 1>(count, {a.typed_data() + begin, b.typed_data() + begin}, {out->typed_data() + begin},

@@ -66,12 +66,10 @@ void Add(float weight, const float* from, float* to, int64_t width) {
 
 // The sum of `shares` arrays of `count` numbers.
 void AddUp(ffi::ThreadPool& pool, const std::vector<float>& parts, int64_t shares, int64_t count, float* to) {
-  constexpr int64_t at_once = 1 << 14;
-  ForEach(pool, (count + at_once - 1) / at_once, [&](int64_t i) {
-    const int64_t begin = i * at_once, end = std::min(count, begin + at_once);
-    std::copy(parts.data() + begin, parts.data() + end, to + begin);
+  ForParts(pool, count, [&](int64_t begin, int64_t some) {
+    std::copy_n(parts.data() + begin, some, to + begin);
     for (int64_t share = 1; share < shares; ++share)
-      for (int64_t j = begin; j < end; ++j) to[j] += parts[share * count + j];
+      for (int64_t j = begin; j < begin + some; ++j) to[j] += parts[share * count + j];
   });
 }
 
@@ -103,8 +101,8 @@ ffi::Error Check(Ints assignment_of, Ints sizes, Floats gate, Ints index) {
 ffi::Error Layer(ffi::ThreadPool pool, Floats x, Floats weights, Ints assignment_of, Ints sizes, Floats gate, Floats up,
                  Floats down, Ints index, int64_t shares, Result out, Result gated, Result upped) {
   const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[3];
-  std::vector<float> sums(shares * tokens * d);
   if (ffi::Error error = Check(assignment_of, sizes, gate, index); error.failure()) return error;
+  std::vector<float> sums(shares * tokens * d);
   const OfLayer gates{gate, *index.typed_data()}, ups{up, gates.layer}, downs{down, gates.layer};
   const Rows places(weights, assignment_of, sizes);
   const auto pieces = places.Shares(shares);
@@ -136,9 +134,9 @@ ffi::Error LayerBackward(ffi::ThreadPool pool, Floats x, Floats weights, Ints as
                          Result dx, Result dweights, Result dgate, Result dup, Result ddown, Result da, Result db,
                          Result hidden) {
   const int64_t tokens = x.dimensions()[0], d = x.dimensions()[1], f = gate.dimensions()[3];
+  if (ffi::Error error = Check(assignment_of, sizes, gate, index); error.failure()) return error;
   std::vector<float> sums(shares * tokens * d);
   std::fill_n(dweights->typed_data(), dweights->element_count(), 0.0f);
-  if (ffi::Error error = Check(assignment_of, sizes, gate, index); error.failure()) return error;
   const OfLayer gates{gate, *index.typed_data()}, ups{up, gates.layer}, downs{down, gates.layer};
   const Rows places(weights, assignment_of, sizes);
   const auto pieces = places.Shares(shares);

@@ -39,6 +39,15 @@ void ForEach(ffi::ThreadPool& pool, int64_t count, Function function) {
   while (state->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
 }
 
+constexpr int64_t kAtOnce = 1 << 14;  // numbers of a part; those of a few arrays fit a core's cache
+
+// Calls function(begin, count) for parts of `total` numbers, of which each is one thread's.
+template <typename Function>
+void ForParts(ffi::ThreadPool& pool, int64_t total, Function function) {
+  ForEach(pool, (total + kAtOnce - 1) / kAtOnce,
+          [&](int64_t part) { function(part * kAtOnce, std::min(kAtOnce, total - part * kAtOnce)); });
+}
+
 }  // namespace slicedice
 
 #endif

@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, Float
 
 from slicedice.model.attention import Attention
 from slicedice.model.norm import RMSNorm
-from slicedice.moe import LayerAux, MoELayer, Place, Routing
+from slicedice.moe import LayerAux, MoELayer, Routing, Stack
 from slicedice.moe.experts import Initializer
 from slicedice.spec import ModelSpec
 
@@ -32,13 +32,13 @@ class Block(nnx.Module):
         self.routed_norm = RMSNorm(spec.d_model) if layer.wiring == "parallel" else None
 
     def __call__(
-        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing: Routing, place: Place | None = None
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing: Routing, stacks: tuple[Stack, ...] = ()
     ) -> tuple[Float[Array, "B S D"], LayerAux]:
-        """Returns the block's output and what its expert sets report; `place` is of its experts."""
+        """Returns the block's output and what its expert sets report; `stacks` are as `MoELayer.routed` takes them."""
         h = x + self.attention_norm(self.attention(x))
         if self.routed_norm is None:
-            y, aux = self.moe(h, mask, routing, place)
+            y, aux = self.moe(h, mask, routing, stacks)
             return h + self.moe_norm(y), aux
         assert self.moe.always_on is not None
-        routed, aux = self.moe.routed(x, mask, routing, place)
+        routed, aux = self.moe.routed(x, mask, routing, stacks)
         return h + self.moe_norm(self.moe.always_on(h)) + self.routed_norm(routed), aux

@@ -13,7 +13,7 @@ from slicedice.model import cudnn
 from slicedice.model.attention import MIXED
 from slicedice.model.block import Block
 from slicedice.model.norm import RMSNorm
-from slicedice.moe import LayerAux, Place, Routing
+from slicedice.moe import LayerAux, Routing
 from slicedice.moe.exchange import EXCHANGED
 from slicedice.moe.experts import project, truncated_normal, weight
 from slicedice.moe.layer import EXPERT_ROWS
@@ -105,11 +105,13 @@ class Decoder(nnx.Module):
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         x = look_up(tables.embedding, tokens)
 
-        layers = jax.tree.map(jax.lax.stop_gradient, self.blocks.moe)
+        # A kernel may read experts' matrices where all layers' lie, if they are used as they lie there.
+        all_layers = jax.tree.map(jax.lax.stop_gradient, self.blocks.moe)
+        as_they_lie = not axes() and x.dtype == jnp.float32
 
         def layer(x, numbered):
             block, index = numbered
-            return block(x, mask, routing, Place(layers, index))
+            return block(x, mask, routing, all_layers.stacks(index) if as_they_lie else ())
 
         if remat:
             layer = jax.checkpoint(layer)

@@ -45,7 +45,7 @@ def plan(assignment: Assignment, n: int, alignment: int, room: int | None = None
     room = total if room is None else min(room, total)
     rows = -(-(room + min(n, room) * (alignment - 1)) // alignment) * alignment
     order, place, counts = sort_by_expert(assignment.experts, assignment.kept, n)
-    if rows == total and alignment == 1:
+    if rows == total and alignment == 1:  # rows are places: no sums over experts, no scatter
         used = counts.sum()
         assignment_of_row = jnp.where(jnp.arange(total) < used, order, total)
         row_of_assignment, sizes, lost = jnp.where(place < used, place, rows), counts, jnp.int32(0)

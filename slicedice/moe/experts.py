@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from slicedice.kernels import expert_ffn, is_native
-from slicedice.moe.native_experts import Stack, native_gated
+from slicedice.moe.native_experts import native_gated
 from slicedice.parallel.gathering import gathered, local_experts
 
 Initializer = jax.nn.initializers.Initializer
@@ -62,10 +62,6 @@ class RoutedExperts(nnx.Module):
         """gate, up and down of this device's experts."""
         gate, up, down = (local_experts(weights, dtype) for weights in (self.gate, self.up, self.down))
         return gate, up, down
-
-    def stack(self, index: Int[Array, ""]) -> Stack:
-        """With a leading axis of layers before every leaf: the matrices of one of them, for a kernel to read there."""
-        return Stack(self.gate[...], self.up[...], self.down[...], index)
 
 
 def truncated_normal(std: float = 0.02, cut: float = 3.0) -> Initializer:

@@ -17,7 +17,7 @@ from slicedice.moe import exchange, routing, sending
 from slicedice.moe.experts import Initializer, RoutedExperts, SwiGLU, weight
 from slicedice.moe.native_experts import Stack, native_experts
 from slicedice.parallel.gathering import gathered
-from slicedice.parallel.mesh import axes, size
+from slicedice.parallel.mesh import size
 from slicedice.parallel.table import EXPERT
 
 EXPERT_ROWS = "expert_rows"
@@ -60,17 +60,6 @@ class SetAux(NamedTuple):
 
 
 LayerAux = tuple[SetAux, ...]
-
-
-class Place(NamedTuple):
-    """Where a layer lies among all of a model, for kernels that read its matrices there instead of from a copy.
-
-    layers: the same layer with a leading axis of layers before every leaf.
-    index: which of them this is.
-    """
-
-    layers: "MoELayer"
-    index: Int[Array, ""]
 
 
 class ExpertSet(nnx.Module):
@@ -125,7 +114,7 @@ class ExpertSet(nnx.Module):
           x: the tokens of all devices of the expert axis.
           assignment: of this device's own tokens.
           slack: see `Routing`.
-          stack: where a kernel may read the matrices, in place of these experts' own.
+          stack: where a kernel may read the matrices in place of these experts' own, on one device, in float32.
         """
         assignment, n, room = exchange.own_share(assignment, self.n, slack)
         return self._own(x, assignment, n, room, stack)
@@ -152,8 +141,6 @@ class ExpertSet(nnx.Module):
         plan = moving.plan(assignment, n, alignment, room)
         if choose(self.implementation) == "native":
             matrices = self.experts.matrices(x.dtype)
-            # Otherwise they are not as they lie in the stack: put together, or rounded.
-            stack = None if axes() or x.dtype != jnp.float32 else stack
             return native_experts(x, assignment.weights, *matrices, plan, stack), plan.lost
         rows = checkpoint_name(self.experts(moving.dispatch(x, plan), plan.group_sizes, alignment), EXPERT_ROWS)
         return moving.combine(rows, assignment.weights, plan), plan.lost
@@ -215,17 +202,22 @@ class MoELayer(nnx.Module):
         )
         self.always_on = SwiGLU(d_model, always_on, init=init, rngs=streams[0]) if always_on else None
 
+    def stacks(self, index: Int[Array, ""]) -> tuple[Stack, ...]:
+        """Of all layers of a model, with a leading axis before every leaf: where the matrices of one of them lie."""
+        experts = [expert_set.experts for expert_set in self.sets]
+        return tuple(Stack(e.gate[...], e.up[...], e.down[...], index) for e in experts)
+
     def __call__(
-        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing, place: Place | None = None
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing, stacks: tuple[Stack, ...] = ()
     ):
         """Routed and always-on experts on the same input, added up: [B, S, D] and a `LayerAux`."""
-        routed, aux = self.routed(x, mask, routing_, place)
+        routed, aux = self.routed(x, mask, routing_, stacks)
         return (routed if self.always_on is None else routed + self.always_on(x)), aux
 
     def routed(
-        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing, place: Place | None = None
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], routing_: Routing, stacks: tuple[Stack, ...] = ()
     ) -> tuple[Float[Array, "B S D"], LayerAux]:
-        """The expert sets alone; zeros if there is none."""
+        """The expert sets alone; zeros if there is none. `stacks` are as `ExpertSet.apply` takes one, of each set."""
         if not self.sets:
             return jnp.zeros_like(x), ()
         tokens, flat_mask = x.reshape(-1, x.shape[-1]), mask.reshape(-1)
@@ -237,7 +229,7 @@ class MoELayer(nnx.Module):
         for number, expert_set in enumerate(self.sets):
             assignment, aux = expert_set.route(tokens, flat_mask, routing_)
             if gathers:
-                stack = place and place.layers.sets[number].experts.stack(place.index)
+                stack = stacks[number] if stacks else None
                 out, lost = expert_set.apply(everyone, assignment, routing_.slack, stack)
             else:
                 out, lost = expert_set.apply_by_sending(everyone, assignment, routing_.slack)

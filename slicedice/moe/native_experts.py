@@ -11,7 +11,7 @@ from slicedice.moe.dispatch import Plan
 
 
 class Stack(NamedTuple):
-    """All layers' matrices, and the index of the one whose are used."""
+    """All layers' matrices, and the index of the layer whose are used: nobody has to cut them out for a kernel."""
 
     gate: Float[Array, "L E D F"]
     up: Float[Array, "L E D F"]
@@ -31,14 +31,14 @@ def native_experts(
 ) -> Float[Array, "T D"]:
     """`dispatch`, SwiGLU experts and `combine` at once; computed in float32.
 
-    With a `stack`, which holds the same matrices in float32, these are read there, so that nobody cuts them out for it;
-    gradients are still those of `gate`, `up` and `down`.
+    With a `stack`, which holds the same matrices in float32, they are read there; gradients are still those of `gate`,
+    `up` and `down`.
     """
     return _forward(x, weights, gate, up, down, plan, stack)[0]
 
 
 def _forward(x, weights, gate, up, down, plan, stack=None):
-    dtypes = tuple(jnp.zeros(0, w.dtype) for w in (gate, up, down))
+    dtypes = tuple(jnp.zeros(0, w.dtype) for w in (gate, up, down))  # only arrays are kept for the backward pass
     stack = stack or Stack(gate[None], up[None], down[None], jnp.int32(0))
     out, *saved = native.layer(x, weights, plan.assignment_of_row, plan.group_sizes, *stack)
     return out.astype(x.dtype), (x, weights, plan, stack, saved, dtypes)

@@ -61,8 +61,8 @@ def updated(
       weight_decay: times the learning rate, what all parameters lose.
       sharded: whether arrays are spread over devices, as XLA does what is no kernel.
     """
-    narrow = all(x.dtype == jnp.float32 for x in jax.tree.leaves((params, grads)))
-    if sharded or not narrow or not is_native():
+    in_float32 = all(x.dtype == jnp.float32 for x in jax.tree.leaves((params, grads)))
+    if sharded or not in_float32 or not is_native():
         updates, state = adamw(spec, learning_rate, weight_decay).update(grads, state, params)  # pyright: ignore
         return optax.apply_updates(params, updates), state, optax.tree.norm(grads)  # pyright: ignore
     clipping, adam, *others = state
