@@ -43,7 +43,8 @@ def use_compilation_cache() -> None:
     JAX is told by JAX_COMPILATION_CACHE_DIR, or by `jax.config` as `jax_compilation_cache_dir`.
 
     Not in the store: what is compiled is executed, and a store may be someone else's. On CPU they are kept by number of
-    threads: the compiler cuts loops into as many parts, of which JAX's own keys know nothing.
+    threads: the compiler cuts loops into as many parts, of which JAX's own keys know nothing. However fast it was
+    compiled, a program is kept: a run has few, and a step must be compiled once on any machine.
 
     Raises:
       RuntimeError: there is no home folder.
@@ -55,4 +56,4 @@ def use_compilation_cache() -> None:
     if not machine.has_accelerator() and not shared.endswith(own):
         shared += own
     jax.config.update("jax_compilation_cache_dir", shared)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
