@@ -1,17 +1,20 @@
 """What of a sweep's time is not spent in compiled steps, and how long a step waits for its batch.
 
-    python benchmarks/overhead.py [--store FOLDER] [--json]
+    python benchmarks/overhead.py [--all] [--store FOLDER] [--json]
 
 Without a store, six runs at nano are trained in a temporary one, in about three minutes on two cores, by the local
-launcher; steps are compiled anew, while the C++ kernels may be in the user's cache. With one, which holds finished runs
-of one sweep of this machine, only what its files say is added up; there a sweep begins with its first run.
+launcher; with --all the whole grid, which has 26 and takes a quarter of an hour. Steps are compiled anew, while the C++
+kernels may be in the user's cache. With a store, which holds finished runs of one sweep of this machine, only what its
+files say is added up; there a sweep begins with its first run, and ends with its last.
 
-The workers' time is their number times the time from the command's start to its end. Steps take their median time each,
-so that a step which something else delays counts as overhead. Parts, as shares of the workers' time:
+The workers' time is their number times the time from the command's start to its end. Compiled steps are those of
+training and those that score held-out text. Each takes the median time, so that a step which something else delays
+counts as overhead; those of evaluation are timed afterwards, for each program, on one worker's core with nothing beside
+it, which is no slower than they were. Parts, as shares of the workers' time:
 
 - start: until a worker's first run begins, plan and preparation of text included
 - before and between steps: opening the text, initial state, checkpoints, and compilation
-- after the last step: checkpoint, evaluation and its compilation, the finished model
+- after the last step: checkpoint, compilation of the evaluation and all but its steps, the finished model
 - between runs: from a worker's result to its next run
 - waiting: from a worker's last result to the sweep's last
 - report: from the sweep's last result to the end
@@ -27,6 +30,7 @@ import argparse
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,22 +40,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from slicedice.data import TokenStore
+from slicedice.evaluation.rows import Score
 from slicedice.launching.here import on_cores
 from slicedice.machine import slots
-from slicedice.spec import program_key
+from slicedice.spec import RunSpec, program_key
 from slicedice.store import Store
 
-SWEEP = ["--grid", "granularity_vs_count", "--scale", "nano", "--only", "*-s8-*-seed[01]", "--launcher", "local"]
+SWEEP = ["--grid", "granularity_vs_count", "--scale", "nano", "--launcher", "local"]
+SIX = ["--only", "*-s8-*-seed[01]"]
 STALL_STEPS = 200
 
 
 class Run(NamedTuple):
     """A finished run, by its worker's process.
 
-    began, stepped, ended: when it began, took its last step and had its result. steps: seconds in steps. compiling:
-    seconds. compiled: steps that were.
+    name: its id. began, stepped, ended: when it began, took its last step and had its result. steps: seconds in steps
+    of training. compiling: seconds. compiled: steps that were.
     """
 
+    name: str
     program: str
     worker: int
     began: float
@@ -65,12 +73,16 @@ class Run(NamedTuple):
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="all runs of the grid, not six")
     parser.add_argument("--store", help="of a finished sweep")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--stall", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.stall:
-        print(json.dumps(stall(Store(options.stall))))
+    if options.alone:
+        store = Store(options.alone)
+        names = {run.program: run.name for run in finished(store)}
+        evaluating = {program: scoring(store, name) for program, name in names.items()}
+        print(json.dumps({"stall": stall(store, next(iter(names.values()))), "evaluating": evaluating}))
         return
     os.environ["JAX_PLATFORMS"] = "cpu"
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +90,7 @@ def main() -> None:
         begin = time.time()
         if not options.store:
             compiled = {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "compiled")}
-            command = [sys.executable, "-m", "slicedice.sweep", *SWEEP, "--store", store]
+            command = [sys.executable, "-m", "slicedice.sweep", *SWEEP, *([] if options.all else SIX), "--store", store]
             subprocess.run(command, env=os.environ | compiled, stdout=subprocess.DEVNULL, check=True)
         end = time.time()
         runs = finished(Store(store))
@@ -86,16 +98,20 @@ def main() -> None:
             sys.exit(f"{store} holds no finished run")
         if options.store:
             begin, end = min(run.began for run in runs), max(run.ended for run in runs)
-        found = parts(runs, begin, end)
         slot = slots()[-1]
         with on_cores(slot):
-            child = [sys.executable, __file__, "--stall", store]
+            child = [sys.executable, __file__, "--alone", store]
             done = subprocess.run(child, env=os.environ | slot.environment, stdout=subprocess.PIPE, check=True)
-        waiting = json.loads(done.stdout)
-    steps = found.pop("steps")
-    compiled = sum(run.compiled for run in runs) / len({run.program for run in runs})
-    ratios = {"outside of steps over workers' time": round(1 - steps, 4), "input stall over a step's time": waiting}
-    ratios["steps compiled over programs"] = round(compiled, 3)
+        alone = json.loads(done.stdout)
+    found = parts(runs, alone["evaluating"], begin, end)
+    steps = found.pop("steps of training")
+    compiled = sum(run.compiled for run in runs) / len(alone["evaluating"])
+    ratios = {
+        "outside of compiled steps over workers' time": round(1 - steps - found["steps of evaluation"], 4),
+        "outside of training steps over workers' time": round(1 - steps, 4),
+        "input stall over a step's time": alone["stall"],
+        "steps compiled over programs": round(compiled, 3),
+    }
     if options.json:
         print(json.dumps({"runs": len(runs), "seconds": end - begin, "parts": found, "ratios": ratios}))
     else:
@@ -112,6 +128,7 @@ def finished(store: Store) -> list[Run]:
             continue
         runs.append(
             Run(
+                path.name,
                 program_key(store.read_spec(path.name), folder.execution()),
                 attempt.holder.pid,
                 json.loads((attempt.path / "claim.json").read_text())["at"],
@@ -125,18 +142,20 @@ def finished(store: Store) -> list[Run]:
     return runs
 
 
-def parts(runs: list[Run], begin: float, end: float) -> dict[str, float]:
-    """Shares of the workers' time: of steps, and of everything else."""
+def parts(runs: list[Run], evaluating: dict[str, float], begin: float, end: float) -> dict[str, float]:
+    """Shares of the workers' time: of steps, and of everything else; `evaluating` has a run's seconds by program."""
     by_worker: dict[int, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.began):
         by_worker[run.worker].append(run)
     last, workers = max(run.ended for run in runs), by_worker.values()
     pairs = [pair for own in workers for pair in itertools.pairwise(own)]
+    scored = sum(evaluating[run.program] for run in runs)
     seconds = {
-        "steps": sum(run.steps for run in runs),
+        "steps of training": sum(run.steps for run in runs),
+        "steps of evaluation": scored,
         "start": sum(own[0].began - begin for own in workers),
         "before and between steps": sum(run.stepped - run.began - run.steps for run in runs),
-        "after the last step": sum(run.ended - run.stepped for run in runs),
+        "after the last step": sum(run.ended - run.stepped for run in runs) - scored,
         "between runs": sum(after.began - before.ended for before, after in pairs),
         "waiting": sum(last - own[-1].ended for own in workers),
         "report": len(workers) * (end - last),
@@ -145,21 +164,54 @@ def parts(runs: list[Run], begin: float, end: float) -> dict[str, float]:
     return {name: round(value / (len(workers) * (end - begin)), 5) for name, value in seconds.items()}
 
 
-def stall(store: Store) -> float:
-    """Of a run of the store, time to have a batch over time of a step."""
-    import jax
+def program_of(store: Store, name: str) -> tuple[RunSpec, TokenStore, Any, Any]:
+    """A run, its text, its program and its initial state."""
     import numpy as np
 
     from slicedice import copies
-    from slicedice.data import train_batch
-    from slicedice.training import Hyper, Program
+    from slicedice.training import Program
 
-    name = next(path.name for path in sorted((store.root / "runs").iterdir()) if store.run(path.name).result())
-    spec, execution = store.read_spec(name), store.run(name).execution()
-    d, size = spec.data, spec.budget.batch_size
+    spec = store.read_spec(name)
+    d, program = spec.data, Program(spec, store.run(name).execution())
     tokens = copies.open_tokens(store, d.source, d.tokenizer, d.heldout_fraction, d.tokens or 0)
-    program, hyper = Program(spec, execution), Hyper.of(spec)
-    state, reading, stepping = program.init(np.uint32(spec.seed)), 0.0, 0.0
+    return spec, tokens, program, program.init(np.uint32(spec.seed))
+
+
+def scoring(store: Store, name: str) -> float:
+    """Of a run of the store, seconds in compiled steps that score its held-out text, at their median time."""
+    import numpy as np
+
+    from slicedice.evaluation import evaluate
+    from slicedice.evaluation.scoring import scorers
+    from slicedice.training import routing_of
+
+    spec, tokens, program, state = program_of(store, name)
+    length, batch_size = spec.data.sequence_length, program.execution.micro_batch
+    seconds = 0.0
+    for score in scorers(program.model(state), spec, routing_of(spec, program.execution), length).values():
+        times: list[float] = []
+
+        def timed(*rows: np.ndarray, score: Score = score, times: list[float] = times) -> np.ndarray:
+            begin = time.perf_counter()
+            nats = np.asarray(score(*rows))
+            times.append(time.perf_counter() - begin)
+            return nats
+
+        evaluate(timed, tokens, batch_size=batch_size, sequence_length=length, max_tokens=spec.evaluation.tokens)
+        seconds += len(times) * statistics.median(times)
+    return seconds
+
+
+def stall(store: Store, name: str) -> float:
+    """Of a run of the store, time to have a batch over time of a step."""
+    import jax
+
+    from slicedice.data import train_batch
+    from slicedice.training import Hyper
+
+    spec, tokens, program, state = program_of(store, name)
+    d, size, hyper = spec.data, spec.budget.batch_size, Hyper.of(spec)
+    reading, stepping = 0.0, 0.0
     for step in range(STALL_STEPS + 1):
         begin = time.perf_counter()
         batch: Any = program.place(partial(train_batch, tokens, spec.seed, step, size, d.sequence_length))

@@ -8,6 +8,7 @@ import ast
 import inspect
 import re
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _Owner = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -38,7 +39,7 @@ def split_docstrings(source: str) -> Parts | None:
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return None
-    owners = [node for node in ast.walk(tree) if isinstance(node, _Owner) and _text(node.body, 0) is not None]
+    owners = [node for node in _statements(tree) if isinstance(node, _Owner) and _text(node.body, 0) is not None]
     owners.sort(key=lambda node: node.body[0].lineno)
     texts = tuple(inspect.cleandoc(_text(node.body, 0) or "") for node in owners)
     # ast counts columns in UTF-8 bytes and breaks lines at "\n" alone, unlike str.splitlines.
@@ -47,6 +48,15 @@ def split_docstrings(source: str) -> Parts | None:
     for node in reversed(owners):
         code = _cut(code, starts, node)
     return Parts(code.decode(), texts)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and the statements within it. Most of a module is expressions, where nobody can have a docstring."""
+    open_nodes = [node]
+    while open_nodes:
+        yield (node := open_nodes.pop())
+        within = ast.iter_child_nodes(node)
+        open_nodes += (child for child in within if isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case)))
 
 
 def _text(body: list[ast.stmt], at: int) -> str | None:

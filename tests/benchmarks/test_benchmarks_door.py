@@ -148,18 +148,19 @@ def test_stored_ratios_have_bounds_and_are_drawn(tmp_path: Path, monkeypatch: py
 def test_parts_of_a_sweeps_time():
     """Two workers, of which one trains two runs: all parts, without compilation, are the workers' whole time."""
     runs = [
-        overhead.Run("a", 1, 10.0, 32.0, 35.0, 20.0, 2.0, 1),
-        overhead.Run("b", 1, 36.0, 57.0, 60.0, 20.0, 0.0, 0),
-        overhead.Run("b", 2, 12.0, 45.0, 50.0, 30.0, 3.0, 1),
+        overhead.Run("x", "a", 1, 10.0, 32.0, 35.0, 20.0, 2.0, 1),
+        overhead.Run("y", "b", 1, 36.0, 57.0, 60.0, 20.0, 0.0, 0),
+        overhead.Run("z", "b", 2, 12.0, 45.0, 50.0, 30.0, 3.0, 1),
     ]
-    found = overhead.parts(runs, begin=0.0, end=70.0)
+    found = overhead.parts(runs, {"a": 0.5, "b": 2.0}, begin=0.0, end=70.0)
     seconds = {name: round(140 * share, 1) for name, share in found.items()}
     assert seconds.pop("compilation, in other parts already") == 5
     assert seconds == {
-        "steps": 70,
+        "steps of training": 70,
+        "steps of evaluation": 0.5 + 2 + 2,
         "start": 22,
         "before and between steps": 2 + 1 + 3,
-        "after the last step": 3 + 3 + 5,
+        "after the last step": 3 + 3 + 5 - 4.5,
         "between runs": 1,
         "waiting": 10,
         "report": 20,
