@@ -26,6 +26,10 @@ TRICKY = {
     "future on the same line": '"doc"; from __future__ import annotations\n',
     "strings that stay": 'x = "a"\n"not a docstring"\ndef f():\n    x = 1\n    "nor this"\n    f"{x}"\n',
     "no docstring": 'def f():\n    f"{1}"\n    return b"x"\n',
+    "in other statements": (
+        "try:\n    x = 1\nexcept E:\n    def f():\n        'doc'\n        return 1\n"
+        "match x:\n    case 1:\n        class A:\n            'doc'\n            y = 2\n"
+    ),
     "decorated": '@f(\n    1\n)\nclass A:\n\t"tab"\n\tx = 1\n',
 }
 
