@@ -2,19 +2,19 @@
 
     python benchmarks/overhead.py [--all] [--store FOLDER] [--json]
 
-Without a store, six runs at nano are trained in a temporary one, in about three minutes on two cores, by the local
-launcher; with --all the whole grid, which has 26 and takes a quarter of an hour. Steps are compiled anew, while the C++
-kernels may be in the user's cache. With a store, which holds finished runs of one sweep of this machine, only what its
-files say is added up; there a sweep begins with its first run, and ends with its last.
+Without a store, six runs at nano are trained in a temporary one, in three to five minutes on two cores, by the local
+launcher; with --all the whole grid, which has 26 and takes ten to twenty. Steps are compiled anew, while the C++
+kernels, and how many workers pay, may be in the user's cache. With a store, which holds finished runs of one sweep of
+this machine, only what its files say is added up; there a sweep begins with its first run, and ends with its last.
 
 The workers' time is their number times the time from the command's start to its end. Compiled steps are those of
-training and those that score held-out text. Each takes the median time, so that a step which something else delays
-counts as overhead; those of evaluation are timed afterwards, for each program, on one worker's core with nothing beside
-it, which is no slower than they were. Parts, as shares of the workers' time:
+training, and those that score held-out text after it. Each counts at the median time, so that a step which something
+else delays counts as overhead. Those of evaluation are timed afterwards, for each program, on one worker's core with
+nothing beside it: less than they took, unless the machine has become slower. Parts, as shares of the workers' time:
 
 - start: until a worker's first run begins, plan and preparation of text included
 - before and between steps: opening the text, initial state, checkpoints, and compilation
-- after the last step: checkpoint, compilation of the evaluation and all but its steps, the finished model
+- after the last step: checkpoint, the evaluation but for its steps, its compilation included, the finished model
 - between runs: from a worker's result to its next run
 - waiting: from a worker's last result to the sweep's last
 - report: from the sweep's last result to the end
@@ -56,7 +56,8 @@ class Run(NamedTuple):
     """A finished run, by its worker's process.
 
     name: its id. began, stepped, ended: when it began, took its last step and had its result. steps: seconds in steps
-    of training. compiling: seconds. compiled: steps that were.
+    of training. compiling: seconds. compiled: steps that were. scored: whether its model was, which that of a run that
+    diverged is not.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Run(NamedTuple):
     steps: float
     compiling: float
     compiled: int
+    scored: bool
 
 
 def main() -> None:
@@ -81,8 +83,9 @@ def main() -> None:
     if options.alone:
         store = Store(options.alone)
         names = {run.program: run.name for run in finished(store)}
+        waiting = stall(store, next(iter(names.values())))  # before anything else is in this process
         evaluating = {program: scoring(store, name) for program, name in names.items()}
-        print(json.dumps({"stall": stall(store, next(iter(names.values()))), "evaluating": evaluating}))
+        print(json.dumps({"stall": waiting, "evaluating": evaluating}))
         return
     os.environ["JAX_PLATFORMS"] = "cpu"
     with tempfile.TemporaryDirectory() as folder:
@@ -98,23 +101,20 @@ def main() -> None:
             sys.exit(f"{store} holds no finished run")
         if options.store:
             begin, end = min(run.began for run in runs), max(run.ended for run in runs)
-        slot = slots()[-1]
+        slot = slots(len({run.worker for run in runs}))[-1]
         with on_cores(slot):
             child = [sys.executable, __file__, "--alone", store]
             done = subprocess.run(child, env=os.environ | slot.environment, stdout=subprocess.PIPE, check=True)
         alone = json.loads(done.stdout)
     found = parts(runs, alone["evaluating"], begin, end)
-    steps = found.pop("steps of training")
-    compiled = sum(run.compiled for run in runs) / len(alone["evaluating"])
-    ratios = {
-        "outside of compiled steps over workers' time": round(1 - steps - found["steps of evaluation"], 4),
-        "outside of training steps over workers' time": round(1 - steps, 4),
+    ratios = outside(found) | {
         "input stall over a step's time": alone["stall"],
-        "steps compiled over programs": round(compiled, 3),
+        "steps compiled over programs": round(sum(run.compiled for run in runs) / len(alone["evaluating"]), 3),
     }
     if options.json:
         print(json.dumps({"runs": len(runs), "seconds": end - begin, "parts": found, "ratios": ratios}))
     else:
+        print(f"{len(runs)} runs in {end - begin:.0f} s")
         print("\n".join(f"{name}: {value:.5f}" for name, value in (ratios | found).items()))
 
 
@@ -137,6 +137,7 @@ def finished(store: Store) -> list[Run]:
                 result["steps"] * result["seconds_per_step"],
                 result["compilation"]["seconds"],
                 result["compilation"]["steps"],
+                bool(result["evaluation"]),
             )
         )
     return runs
@@ -149,7 +150,7 @@ def parts(runs: list[Run], evaluating: dict[str, float], begin: float, end: floa
         by_worker[run.worker].append(run)
     last, workers = max(run.ended for run in runs), by_worker.values()
     pairs = [pair for own in workers for pair in itertools.pairwise(own)]
-    scored = sum(evaluating[run.program] for run in runs)
+    scored = sum(evaluating[run.program] for run in runs if run.scored)
     seconds = {
         "steps of training": sum(run.steps for run in runs),
         "steps of evaluation": scored,
@@ -162,6 +163,15 @@ def parts(runs: list[Run], evaluating: dict[str, float], begin: float, end: floa
         "compilation, in other parts already": sum(run.compiling for run in runs),
     }
     return {name: round(value / (len(workers) * (end - begin)), 5) for name, value in seconds.items()}
+
+
+def outside(found: dict[str, float]) -> dict[str, float]:
+    """Of the parts of the workers' time, what is no compiled step, and what is no step of training."""
+    rest = 1 - found["steps of training"]
+    return {
+        "outside of compiled steps over workers' time": round(rest - found["steps of evaluation"], 4),
+        "outside of training steps over workers' time": round(rest, 4),
+    }
 
 
 def program_of(store: Store, name: str) -> tuple[RunSpec, TokenStore, Any, Any]:
@@ -186,7 +196,8 @@ def scoring(store: Store, name: str) -> float:
     from slicedice.training import routing_of
 
     spec, tokens, program, state = program_of(store, name)
-    length, batch_size = spec.data.sequence_length, program.execution.micro_batch
+    length = spec.data.sequence_length
+    batch_size = program.execution.micro_batch * program.execution.mesh_shape.devices
     seconds = 0.0
     for score in scorers(program.model(state), spec, routing_of(spec, program.execution), length).values():
         times: list[float] = []

@@ -43,8 +43,8 @@ def use_compilation_cache() -> None:
     JAX is told by JAX_COMPILATION_CACHE_DIR, or by `jax.config` as `jax_compilation_cache_dir`.
 
     Not in the store: what is compiled is executed, and a store may be someone else's. On CPU they are kept by number of
-    threads: the compiler cuts loops into as many parts, of which JAX's own keys know nothing. However fast it was
-    compiled, a program is kept: a run has few, and a step must be compiled once on any machine.
+    threads: the compiler cuts loops into as many parts, of which JAX's own keys know nothing. A program
+    is kept however fast it was compiled: a run has few (on CPU three), and a small step too is compiled once.
 
     Raises:
       RuntimeError: there is no home folder.

@@ -1,14 +1,20 @@
 """The door to the benchmarks: what is listed, when a ratio counts as worse, and what is said where nothing compares."""
 
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as door
 from benchmarks import chart, overhead, records
 from benchmarks.catalogue import BENCHMARKS, GPU_SECONDS, GROUPS, OTHERS, Benchmark, Bound
+from slicedice.data import prepare
+from slicedice.evaluation import scoring
+from slicedice.store import Store
 
 FOLDER = Path(door.__file__).parent
 BENCHMARK = Benchmark(
@@ -147,22 +153,52 @@ def test_stored_ratios_have_bounds_and_are_drawn(tmp_path: Path, monkeypatch: py
 
 def test_parts_of_a_sweeps_time():
     """Two workers, of which one trains two runs: all parts, without compilation, are the workers' whole time."""
+    run = partial(overhead.Run, scored=True)
     runs = [
-        overhead.Run("x", "a", 1, 10.0, 32.0, 35.0, 20.0, 2.0, 1),
-        overhead.Run("y", "b", 1, 36.0, 57.0, 60.0, 20.0, 0.0, 0),
-        overhead.Run("z", "b", 2, 12.0, 45.0, 50.0, 30.0, 3.0, 1),
+        run("x", "a", 1, began=10.0, stepped=32.0, ended=35.0, steps=20.0, compiling=2.0, compiled=1),
+        run("y", "b", 1, began=36.0, stepped=57.0, ended=60.0, steps=20.0, compiling=0.0, compiled=0),
+        run("z", "b", 2, began=12.0, stepped=45.0, ended=50.0, steps=30.0, compiling=3.0, compiled=1, scored=False),
     ]
     found = overhead.parts(runs, {"a": 0.5, "b": 2.0}, begin=0.0, end=70.0)
     seconds = {name: round(140 * share, 1) for name, share in found.items()}
     assert seconds.pop("compilation, in other parts already") == 5
     assert seconds == {
         "steps of training": 70,
-        "steps of evaluation": 0.5 + 2 + 2,
+        "steps of evaluation": 2.5,
         "start": 22,
         "before and between steps": 2 + 1 + 3,
-        "after the last step": 3 + 3 + 5 - 4.5,
+        "after the last step": 3 + 3 + 5 - 2.5,
         "between runs": 1,
         "waiting": 10,
         "report": 20,
     }
     assert sum(seconds.values()) == 140
+    assert list(overhead.outside(found).values()) == [pytest.approx(67.5 / 140, abs=1e-4), 0.5]
+
+
+def test_held_out_text_is_scored_at_the_median_time(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch):
+    """A model with a capacity is scored in two ways; the first step of each compiles."""
+    store, text = Store(tmp_path / "store").create(), tmp_path / "text"
+    text.mkdir()
+    for i in range(200):
+        (text / f"{i}.txt").write_text(f"{i} times {i} is {i * i}, and that is that. " * 3)
+    settings = {"data.source": str(text), "model.experts": "n=4 g=1/2"}
+    spec, execution = tiny(settings | {"router.kind": "default", "router.capacity_factor": 1.25})
+    prepare(spec.data.source, spec.data.tokenizer, store.data, spec.data.heldout_fraction)
+    store.run(spec).create(spec, execution)
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+
+    def way(seconds: float, calls: list[float]):
+        def score(*rows: np.ndarray) -> np.ndarray:
+            calls.append(seconds if calls else 100.0)
+            clock.now += calls[-1]
+            return np.zeros(len(rows[0]))
+
+        return score
+
+    ways: tuple[list[float], list[float]] = [], []
+    monkeypatch.setattr(overhead, "time", clock)
+    monkeypatch.setattr(scoring, "scorers", lambda *_: {"one": way(2.0, ways[0]), "two": way(3.0, ways[1])})
+    seconds = overhead.scoring(store, store.run(spec).path.name)
+    assert len(ways[0]) == len(ways[1]) > 2
+    assert seconds == 5.0 * len(ways[0])

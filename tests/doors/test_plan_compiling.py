@@ -95,7 +95,7 @@ def test_ctrl_c_ends_the_compilations_at_once_and_in_a_line(tmp_path: Path, whol
     assert door.pid not in map(os.getpgid, ids), "one that is interrupted itself may be taken for one that failed"
     (os.killpg if whole_group else os.kill)(door.pid, signal.SIGINT)
     try:
-        out, err = door.communicate(timeout=20)
+        out, err = door.communicate(timeout=80)  # children sleep for 100 seconds
     finally:
         door.kill()
     assert door.returncode == 130

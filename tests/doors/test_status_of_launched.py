@@ -1,8 +1,6 @@
 """The verb status, of runs that train or wait in engines."""
 
 import json
-import threading
-import time
 from datetime import datetime
 
 import pytest
@@ -38,19 +36,19 @@ def test_what_trains_is_told_with_its_step_speed_end_and_health(cluster):
 
 
 def test_watching_ends_when_nothing_trains_or_waits(cluster, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(status, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(status, "PAUSE_SECONDS", 0.01)
     submit(cluster)
-    store = Store(cluster.folder / "runs")
+    store, looks = Store(cluster.folder / "runs"), []
 
-    def finish() -> None:
-        time.sleep(0.5)
-        for id_ in store.ids():
-            endings.fail(store.run(id_), Kind.CRASHED, "because")
+    def read(*arguments):
+        looks.append(arguments)
+        if len(looks) == 2:
+            for id_ in store.ids():
+                endings.fail(store.run(id_), Kind.CRASHED, "because")
+        return read_results(*arguments)
 
-    thread = threading.Thread(target=finish)
-    thread.start()
+    monkeypatch.setattr(status, "read_results", read)
     said = cluster.sweep("status", "--watch")
-    thread.join()
     assert said.status == 0
     assert "3 runs: 3 queued" in said.out
     assert "because" in said.out

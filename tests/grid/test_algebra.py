@@ -15,7 +15,7 @@ def test_chain_keeps_order_and_repetitions():
     assert chain(axis("a", [2, 1]), [], axis("b", [3]), axis("a", [2])) == [{"a": 2}, {"a": 1}, {"b": 3}, {"a": 2}]
 
 
-@settings(database=None)
+@settings(database=None, deadline=None)
 @given(sizes=st.lists(st.integers(0, 4), max_size=4))
 def test_product_turns_the_last_grid_fastest(sizes: list[int]):
     points = product(*(axis(f"x{i}", range(size)) for i, size in enumerate(sizes)))

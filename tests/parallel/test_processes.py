@@ -100,7 +100,7 @@ class Job:
             alive = all(process.poll() is None for process in self.processes)
             assert alive, self.kill()
             assert time.monotonic() < deadline
-            time.sleep(0.05)
+            time.sleep(0.01)
 
     def kill(self) -> list[tuple[int, str]]:
         for process in self.processes:
