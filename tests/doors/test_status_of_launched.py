@@ -12,6 +12,21 @@ from tests import endings
 from tests.doors.cluster import ASKS, Engine, submit
 
 
+def all_crash_at_look(number: int, cluster, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Has all runs crash just before the store is read for that time; returns a list that grows with each."""
+    store, looks = Store(cluster.folder / "runs"), []
+
+    def read(*arguments):
+        looks.append(arguments)
+        if len(looks) == number:
+            for id_ in store.ids():
+                endings.fail(store.run(id_), Kind.CRASHED, "because")
+        return read_results(*arguments)
+
+    monkeypatch.setattr(status, "read_results", read)
+    return looks
+
+
 def test_what_trains_is_told_with_its_step_speed_end_and_health(cluster):
     submit(cluster)
     store = Store(cluster.folder / "runs")
@@ -38,16 +53,7 @@ def test_what_trains_is_told_with_its_step_speed_end_and_health(cluster):
 def test_watching_ends_when_nothing_trains_or_waits(cluster, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(status, "PAUSE_SECONDS", 0.01)
     submit(cluster)
-    store, looks = Store(cluster.folder / "runs"), []
-
-    def read(*arguments):
-        looks.append(arguments)
-        if len(looks) == 2:
-            for id_ in store.ids():
-                endings.fail(store.run(id_), Kind.CRASHED, "because")
-        return read_results(*arguments)
-
-    monkeypatch.setattr(status, "read_results", read)
+    all_crash_at_look(2, cluster, monkeypatch)
     said = cluster.sweep("status", "--watch")
     assert said.status == 0
     assert "3 runs: 3 queued" in said.out
@@ -68,16 +74,7 @@ def test_engines_are_asked_less_often_than_the_store_is_read(cluster, monkeypatc
     monkeypatch.setattr(status, "PAUSE_SECONDS", 0.01)
     Engine(cluster, "engine", poll=ASKS)
     cluster.sweep(launcher="engine")
-    store, looks = Store(cluster.folder / "runs"), []
-
-    def read(*arguments):
-        looks.append(arguments)
-        if len(looks) == 5:
-            for id_ in store.ids():
-                endings.fail(store.run(id_), Kind.CRASHED, "because")
-        return read_results(*arguments)
-
-    monkeypatch.setattr(status, "read_results", read)
+    looks = all_crash_at_look(5, cluster, monkeypatch)
     assert cluster.sweep("status", "--watch").status == 0
     assert len(looks) >= 5
     assert (cluster.folder / "launch" / "asked").read_text() == "x"
