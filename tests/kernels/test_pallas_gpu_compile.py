@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from slicedice.kernels.pallas_gpu import check
+
 pytest.importorskip("jax_cuda13_plugin", reason="needs JAX's CUDA plugin, which holds the compiler; no GPU")
 
 TARGET = """
@@ -41,6 +43,18 @@ here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 if sys.argv[1] == "products":
     m, d, f, e, alignment = map(int, sys.argv[2:])
     function, arguments = partial(forward_and_back, alignment=alignment), shapes(m, d, f, e)
+elif sys.argv[1] == "check":
+    import numpy as np
+    from jax.numpy import bfloat16
+    from slicedice.kernels.groups import Groups
+    from slicedice.kernels.pallas_gpu import check
+    sizes, alignment, d, f = check.PROBLEMS[int(sys.argv[2])]
+    sizes = np.array(sizes)
+    members, number = sizes.shape
+    rows, matrices = (members * check.rows_of(sizes), d), ((sizes.size, d, f),) * 2 + ((sizes.size, f, d),)
+    arguments = [jax.ShapeDtypeStruct(shape, bfloat16) for shape in (rows, rows, *matrices)]
+    arguments.append(jax.ShapeDtypeStruct((sizes.size,), "int32"))
+    function = lambda *arrays: check.every_kernel(*arrays[:-1], Groups(arrays[-1], members, alignment))
 else:
     width, entries = map(int, sys.argv[2:])
     from slicedice.model import hopper_cross_entropy
@@ -82,6 +96,12 @@ def test_compiles_to_machine_code(m, d, f, e, alignment, tmp_path):
         assert "C7510" not in text, f"{name}: matrix instructions wait for each other\n{text}"
         # A few bytes in the epilogue of the widest sums; in a loop they would be hundreds.
         assert spilled(text) <= 64, f"{name}\n{text}"
+
+
+@pytest.mark.parametrize("problem", range(len(check.PROBLEMS)))
+def test_what_is_checked_at_first_use_compiles(problem: int, tmp_path):
+    """Mosaic chooses layouts when it compiles, and finds none for some shapes: no interpreter tells."""
+    assert len(compiled(tmp_path, "check", problem)) >= 5
 
 
 @pytest.mark.parametrize(("width", "entries"), [(48, 100352), (96, 50257), (128, 100352)])

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from slicedice.kernels import reference
 from slicedice.kernels.groups import Groups
@@ -15,6 +16,18 @@ ROUNDING = 2**-7
 """Of bfloat16 results of bfloat16 hidden values, relative to the norm of a group's results."""
 KERNELS = Path(__file__).parent
 SOURCES = (*KERNELS.glob("*.py"), *(KERNELS.parent / name for name in ("groups.py", "reference.py", "varying.py")))
+
+
+# Tiles of 64 rows and of 128; rows that leave at any offset and at multiples of eight; a narrow F and a wide one.
+# Axes in pieces of 16 columns, of 64, and narrower than a piece.
+PROBLEMS = (
+    ([[5, 0, 70, 1], [0, 33, 0, 2]], 1, 80, 48),
+    ([[264, 0, 8, 200]], 8, 144, 112),
+    ([[120, 90]], 1, 128, 176),
+    ([[0, 9, 70]], 1, 192, 56),
+    ([[0, 9, 4]], 1, 8, 8),
+)
+"""That `check` tries: for each model the rows of its groups; the multiple of rows at which they begin; D and F."""
 
 
 def available() -> bool:
@@ -28,40 +41,20 @@ def check(seed: int | None = None) -> None:
     Raises:
       AssertionError: a result is off; the message names it.
     """
-    # Imported when run: the package imports this module.
-    from slicedice.kernels import pallas_gpu
-
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int, depth: int = 1) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape) / depth**0.5, jnp.bfloat16)
 
-    @jax.jit
-    def run(x, dy, gate, up, down, groups):
-        return {
-            "gmm": pallas_gpu.gmm(x, gate, groups, transpose_rhs=False, dtype=jnp.float32),
-            "transposed gmm": pallas_gpu.gmm(x, down, groups, transpose_rhs=True, dtype=jnp.bfloat16),
-            "tgmm": pallas_gpu.tgmm(x, dy, groups, dtype=jnp.float32),
-            "ffn": pallas_gpu.ffn(x, gate, up, down, groups)[0],
-            "ffn gradients": pallas_gpu.ffn_backward(x, gate, up, down, groups, (), dy),
-        }
-
-    # Tiles of 64 rows and of 128; rows that leave at any offset and at multiples of eight; a narrow F and a wide one.
-    # Axes in pieces of 16 columns, of 64, and narrower than a piece.
-    for sizes, members, alignment, d, f in (
-        ([[5, 0, 70, 1], [0, 33, 0, 2]], 2, 1, 80, 48),
-        ([[264, 0, 8, 200]], 1, 8, 144, 112),
-        ([[120, 90]], 1, 1, 128, 176),
-        ([[0, 9, 70]], 1, 1, 192, 56),
-        ([[0, 9, 4]], 1, 1, 8, 8),
-    ):
+    for sizes, alignment, d, f in PROBLEMS:
         sizes = np.array(sizes)
-        rows, number = 8 * (sizes.sum(1).max() // 8 + 2), sizes.shape[1]
+        rows, (members, number) = rows_of(sizes), sizes.shape
         groups = Groups(jnp.asarray(sizes.reshape(-1), jnp.int32), members, alignment)
         inside = groups.inside(members * rows)[:, None]
         x, dy = (jnp.where(inside, normal(members * rows, d), jnp.nan) for _ in range(2))
         gate, up, down = (normal(sizes.size, *shape, depth=shape[0]) for shape in ((d, f), (d, f), (f, d)))
-        got = jax.tree.map(lambda out: np.asarray(out, np.float64), run(x, dy, gate, up, down, groups))
+        got = jax.jit(every_kernel)(x, dy, gate, up, down, groups)
+        got = jax.tree.map(lambda out: np.asarray(out, np.float64), got)
         for member in range(members):
 
             def own(a: jax.Array, each: int, member: int = member) -> jax.Array:
@@ -79,6 +72,24 @@ def check(seed: int | None = None) -> None:
                         raise AssertionError(f"{name}, group {g} of {sizes}: error {error:.3g} of {norm:.3g}")
                 if ours.ndim == 2 and np.any(ours[sizes[member].sum() :]):
                     raise AssertionError(f"{name}: rows of no group are not zero")
+
+
+def rows_of(sizes: np.ndarray) -> int:
+    """How many rows each model of a problem has: more than its groups, and a multiple of eight."""
+    return int(8 * (sizes.sum(1).max() // 8 + 2))
+
+
+def every_kernel(x: Array, dy: Array, gate: Array, up: Array, down: Array, groups: Groups) -> dict[str, Any]:
+    """What each kernel gives, by its name; float32 and bfloat16."""
+    from slicedice.kernels import pallas_gpu  # when run: the package imports this module
+
+    return {
+        "gmm": pallas_gpu.gmm(x, gate, groups, transpose_rhs=False, dtype=jnp.float32),
+        "transposed gmm": pallas_gpu.gmm(x, down, groups, transpose_rhs=True, dtype=jnp.bfloat16),
+        "tgmm": pallas_gpu.tgmm(x, dy, groups, dtype=jnp.float32),
+        "ffn": pallas_gpu.ffn(x, gate, up, down, groups)[0],
+        "ffn gradients": pallas_gpu.ffn_backward(x, gate, up, down, groups, (), dy),
+    }
 
 
 def _reference(x: Any, gate: Any, up: Any, down: Any, sizes: Any, dy: Any) -> dict[str, Any]:

@@ -69,7 +69,12 @@ def _failure(check: str) -> tuple[str, bool]:
     Wrong results and a kernel that hangs are; what else goes wrong, as where memory is short, may be of the moment.
     """
     # The check needs little, and the device may be all but full with what this process has set aside.
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": os.pathsep.join(sys.path)}
+    # A traceback that JAX has shortened ends with words about that, and not with what went wrong.
+    environment = os.environ | {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_TRACEBACK_FILTERING": "off",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     command = [sys.executable, "-c", f"from {check} import check; check()"]
     try:
         subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=SECONDS)

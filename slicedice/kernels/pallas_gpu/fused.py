@@ -49,7 +49,7 @@ def fused(
     visits = visits_of(groups, m, tiling.rows, length)
     steps, column_tiles = pl.cdiv(d, tiles.STEP), pl.cdiv(d, columns)
     alignment = inside.alignment(groups)
-    width = inside.stored_width(d, alignment)
+    width = inside.stored_width(d, alignment, rows.dtype)
 
     def body(warpgroup: Any, block: Any, blocks: int, *refs: Any):
         visits, refs = Visits(*refs[: len(Visits._fields)]), refs[len(Visits._fields) :]

@@ -160,9 +160,15 @@ def alignment(groups: Groups) -> int:
     return power if power >= 8 else 1
 
 
-def stored_width(columns: int, alignment: int) -> int:
-    """The width of a result: it leaves in pieces that divide it, of 64 columns if at any row, else of 16 or more."""
-    return columns if columns <= 64 else tiles.round_up(columns, 16 if alignment % 8 == 0 else 64)
+def stored_width(columns: int, alignment: int, dtype: DTypeLike) -> int:
+    """The width of a result: it leaves in pieces that divide it, of 64 columns if at any row, else of 16 or more.
+
+    One of up to 64 columns is a piece or more as it is; but Mosaic finds no layout for rows of 8 columns in float32.
+    """
+    if columns > 64:
+        return tiles.round_up(columns, 16 if alignment % 8 == 0 else 64)
+    narrow = alignment == 1 and columns > 32 and jnp.dtype(dtype).itemsize == 4
+    return tiles.round_up(columns, 16) if narrow else columns
 
 
 def staging(consumers: int, dtype: DTypeLike, size: int, alignment: int) -> Any:

@@ -73,7 +73,7 @@ def products(
     transposed = [next(term.transposed for term in terms if term.rhs == i) for i in range(len(rhs))]
     consumers, stages, depth, columns = tiling.consumers, tiling.stages, tiles.STEP, tiling.columns
     alignment = inside.alignment(groups)
-    width = inside.stored_width(n, alignment)
+    width = inside.stored_width(n, alignment, dtype)
 
     def body(warpgroup: Any, block: Any, blocks: int, *refs: Any):
         visits, refs = Visits(*refs[: len(Visits._fields)]), refs[len(Visits._fields) :]
