@@ -30,6 +30,7 @@ def _ask(*requests: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.long
 @NEEDS_COMPILER
 def test_a_step_fits_or_does_not_and_sends_what_was_counted():
     layers = {"model.layers": 2, "execution.mesh": "data=2 expert=2", "execution.remat": True}

@@ -27,7 +27,7 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", POINTS)
 def test_it_is_what_the_program_sends(name: str, remat: bool, tiny):
     """One micro-batch, so that the compiler has nothing to move out of a loop."""

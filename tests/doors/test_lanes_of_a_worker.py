@@ -199,6 +199,7 @@ def test_a_run_whose_folder_is_gone_leaves_the_others(room, rounds, capsys):
     assert rounds == [2]
 
 
+@pytest.mark.long
 def test_how_many_is_asked_of_a_measurement_where_it_is_not_said(room, rounds, monkeypatch):
     store, ids = room(*SEEDS, lanes=0)
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")

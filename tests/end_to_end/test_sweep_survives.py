@@ -65,6 +65,7 @@ def trained(run: RunFolder) -> dict:
         return {name: np.asarray(leaf) for name, leaf in reader.restore(run.attempt().checkpoints / "model").items()}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds workers in /proc")
 def test_a_killed_and_interrupted_sweep_ends_bitwise_equal_to_an_undisturbed_one(tmp_path):
     calm, stormy = tmp_path / "calm", tmp_path / "stormy"

@@ -88,6 +88,7 @@ def test_who_has_lost_its_run_may_still_copy_what_it_goes_on_from_and_trains_no_
         look_at(after + LINES_AFTER_LOSS + 1)
 
 
+@pytest.mark.long
 @on_linux
 def test_each_disturbance_once(tmp_path: Path, rng: np.random.Generator):
     weather(tmp_path, len(DISTURBANCES), rng)

@@ -98,6 +98,7 @@ def test_random_shapes(implementation: str):
     compare()
 
 
+@pytest.mark.long
 @EVERY
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_wide_experts_of_many_rows(implementation: str, dtype: str, rng):

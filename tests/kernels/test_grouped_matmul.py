@@ -100,6 +100,7 @@ def test_random_shapes(implementation: str):
     compare()
 
 
+@pytest.mark.long
 @EVERY
 @pytest.mark.parametrize("transpose_rhs", [False, True])
 @pytest.mark.parametrize("skew", ["uniform", "zipf", "one group has all"])

@@ -92,6 +92,7 @@ def test_every_way_to_a_product(k: int, n: int, rng):
     _assert_right(*draw(rng, sum(ROWS) + 3, k, n, ROWS))
 
 
+@pytest.mark.long
 @NEEDS_COMPILER
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86 processor")
 def test_without_avx512(monkeypatch, tmp_path, rng):

@@ -188,6 +188,7 @@ def layouts(draw) -> Layout:
     return Layout(sizes, max(int(sizes.sum(1).max()) + tail, alignment), alignment)
 
 
+@pytest.mark.long
 @interpreted
 @example(layout=Layout(np.array([[0] * 20 + [500] + [0] * 19]), 511), k=32, n=48, dtype="float32", bad=np.nan, seed=0)
 @example(layout=Layout(np.ones((1, 90), int), 111), k=32, n=48, dtype="float32", bad=np.nan, seed=0)

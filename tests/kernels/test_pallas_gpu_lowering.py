@@ -34,6 +34,7 @@ def kernels(lowered) -> int:
     return lowered.as_text().count("custom_call @mosaic_gpu")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("alignment", [1, 8])
 @pytest.mark.parametrize(
     ("m", "d", "f", "e"),
@@ -45,6 +46,7 @@ def test_lowers_at_the_shapes_of_the_study(m, d, f, e, alignment):
     assert kernels(traced.lower(lowering_platforms=("cuda",))) == 3 + (1 if f <= 128 else 2) + 4
 
 
+@pytest.mark.long
 def test_lowers_under_transformations():
     one = shapes(512, 64, 32, 4)
     count = kernels(jax.jit(forward_and_back).trace(*one).lower(lowering_platforms=("cuda",)))
@@ -77,6 +79,7 @@ def test_lowers_under_transformations():
     assert lowered(checkpointed) >= 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("f", [64, 200])
 def test_lowers_where_numbers_are_64_bits(f: int):
     with jax.enable_x64(True):

@@ -24,6 +24,7 @@ from slicedice.kernels.pallas_tpu.visits import most_visits, visits_of
 from tests.kernels.contract import TOLERANCE, UNOPTIMISED, running
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="interpreted on the CPU")
+LONG = pytest.mark.long
 PIECES = tiles.Pieces((16, 128), (16, 128), (16, 128), (16, 128), (128, 128))
 PHASES = [Phase.explicit, Phase.generate]  # shrinking would compile for minutes
 BUDGET = {"bytes": 400 * 1024}
@@ -161,7 +162,9 @@ def random_layouts(dtype: str):
     return decorate
 
 
-@pytest.mark.parametrize(("k", "n"), [(600, 40), (129, 600), (300, 300), (40, 1)])
+@pytest.mark.parametrize(
+    ("k", "n"), [(600, 40), *(pytest.param(*x, marks=LONG) for x in ((129, 600), (300, 300), (40, 1)))]
+)
 @random_layouts("bfloat16")
 def test_products_of_random_layouts(k: int, n: int, where: Layout, dtype: str, bad: float, seed: int):
     check_products(k, n, where, dtype, bad, seed)
@@ -227,17 +230,21 @@ def check_networks(d: int, f: int, where: Layout, dtype: str, bad: float, seed: 
             np.testing.assert_array_equal(np.asarray(values, np.float64)[where.sizes == 0], 0.0)
 
 
-@pytest.mark.parametrize(("d", "f"), [(40, 300), (136, 129), (136, 300), (1, 40)])
+@pytest.mark.parametrize(
+    ("d", "f"), [(40, 300), *(pytest.param(*x, marks=LONG) for x in ((136, 129), (136, 300), (1, 40)))]
+)
 @random_layouts("float32")
 def test_networks_of_random_layouts(d: int, f: int, where: Layout, dtype: str, bad: float, seed: int):
     check_networks(d, f, where, dtype, bad, seed, cut(d, dtype))
 
 
+@pytest.mark.long
 def test_networks_sum_bfloat16_in_float32(rng):
     """Over 20 tiles of rows and 3 of the hidden width: kept in bfloat16 between tiles, sums would show it."""
     check_networks(40, 300, layout([[640]]), "bfloat16", np.nan, int(rng.integers(2**32)), cut(40, "bfloat16"))
 
 
+@pytest.mark.long
 def test_networks_too_wide_for_vmem(rng):
     """Where not even the least tiles fit, they are made of grouped products."""
     where, kib = layout([[0, 33], [5, 0]], 20), {"ffn": NO_NETWORK, "ffn_backward": NO_NETWORK}
@@ -261,6 +268,7 @@ def test_widths_are_cut_in_these_tests(monkeypatch: pytest.MonkeyPatch):
             plans[name]((58, 136, 129), 4, (jnp.dtype("float32"),) * dtypes)
 
 
+@pytest.mark.long
 def test_many_groups_of_few_rows(rng):
     """Most have no row: the forward product passes them over, and their gradients are written all the same."""
     for groups in (4096, 256):
@@ -276,6 +284,7 @@ def test_many_groups_of_few_rows(rng):
                 assert_close(tgmm(lhs, other, where.groups(), dtype="float32"), want[1], scale[1], where)
 
 
+@pytest.mark.long
 def test_two_cores_share_the_work(rng, monkeypatch: pytest.MonkeyPatch):
     """A chip of two cores gives each some of the tiles of a "parallel" width: none is left out or raced for."""
     monkeypatch.setattr(pltpu, "InterpretParams", functools.partial(pltpu.InterpretParams, num_cores_or_threads=2))
@@ -340,6 +349,7 @@ def test_more_groups_than_scalar_memory_lists():
         gmm(jnp.ones((8, 2)), jnp.ones((65536, 2, 2)), Groups(jnp.zeros(65536, int)), transpose_rhs=False, dtype="f4")
 
 
+@pytest.mark.long
 def test_more_models_than_scalar_memory_lists(rng, monkeypatch: pytest.MonkeyPatch):
     """Three, of which two fit: they are called for in two parts, the last of one model."""
     where = layout(rng.integers(0, 20, (3, 2)), tail=7)

@@ -64,6 +64,7 @@ def compiled(generation: str, function: Any, arrays: tuple) -> Any:
         return jax.jit(function).lower(*structs).compile()
 
 
+@pytest.mark.long
 @NEEDS_COMPILER
 @pytest.mark.parametrize("generation", TOPOLOGIES)
 def test_study_compiles(generation: str, tmp_path: Path):
@@ -81,6 +82,7 @@ def test_study_compiles(generation: str, tmp_path: Path):
         assert row["spills"] <= (0 if row["F"] == 52 else MOST_SPILLS[generation]), row
 
 
+@pytest.mark.long
 @NEEDS_COMPILER
 @pytest.mark.parametrize("generation", ["v5e", "tpu7x"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -245,6 +245,7 @@ def test_groups_whose_rows_are_merged(rng):
     assert np.count_nonzero(group.reshape(-1)[places][np.array(groups.inside(80))] == 3) == 0
 
 
+@pytest.mark.long
 @EVERY
 def test_second_derivatives_of_the_experts(implementation: str, rng):
     """Of a sum of squares, whose gradient's gradient passes through the backward pass, beside NaN."""
@@ -366,6 +367,7 @@ for implementation in ["blocks"] + ["native"] * native.available():
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("program", "implementations"), [(SHARDED, 2), (EXPLICIT, 1)])
 def test_on_two_devices(program: str, implementations: int):
     """Each device multiplies its rows with its experts; a fresh process, since devices are counted once."""

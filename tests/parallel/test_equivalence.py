@@ -33,9 +33,15 @@ CASES = [
     *((layer, *MESHES[4]) for layer in ("homogeneous", "heterogeneous", "dropping", "indivisible")),
     ("homogeneous", *MESHES[3]),
 ]
+SHORT = [("homogeneous", *MESHES[0]), ("generalist", *MESHES[1]), ("dropping", *MESHES[4])]
+"""Cases that are no long tests: each way to be apart, each kind of axis."""
 
 
-@pytest.mark.parametrize(("layer", "mesh", "execution"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("layer", "mesh", "execution"),
+    [pytest.param(*case, marks=() if case in SHORT else pytest.mark.long) for case in CASES],
+    ids=lambda value: str(value),
+)
 def test_eight_devices_train_what_one_does(layer: str, mesh: str, execution: dict[str, Any], trained, alone):
     one = alone(layer)
     many = trained(layer, mesh, beside=one, **execution)
@@ -49,6 +55,7 @@ def test_eight_devices_train_what_one_does(layer: str, mesh: str, execution: dic
         _agree(many.states[step].params, one.states[step].params, 1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", ["data=2 expert=4", "data=8"])
 @pytest.mark.parametrize("layer", ["homogeneous", "generalist"])
 def test_in_bfloat16_the_first_step_is_that_of_one_device(layer: str, mesh: str, programs):

@@ -18,6 +18,8 @@ from slicedice.spec import run_id
 from slicedice.store import Kind, RunFolder, Store
 from slicedice.work import AGAIN
 
+pytestmark = pytest.mark.long
+
 DEVICES = 8
 SETTINGS = {
     "model.experts": "n=6 g=1/4",
