@@ -78,6 +78,12 @@ def test_available_says_what_failed(outcome, message: str, runs: Runs, caplog):
     assert caplog.records[-1].levelno == (logging.INFO if outcome is None else logging.WARNING)
 
 
+def test_what_went_wrong_in_a_compiled_function_is_said(monkeypatch, tmp_path):
+    (tmp_path / "checked.py").write_text("import jax\n\ndef check():\n    jax.jit(lambda x: {}['layout'])(1.0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert first_use._failure("checked") == ("failed: KeyError: 'layout'", False)
+
+
 def test_devices_of_a_kind_are_checked_once(runs: Runs, tmp_path, monkeypatch, caplog):
     assert available()
     assert available()
