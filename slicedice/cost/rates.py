@@ -45,8 +45,8 @@ RATES = {
     # Several are one machine's cores, whose links are its memory: guesses, both.
     "cpu": Rate(2e11, 0.3, links=10e9, network=1e9),
     "a100": Rate(312e12, 0.35, 80 * GIB, 300e9, 25e9, 1),
-    # On an H200 without a mesh, 8 sequences at once: 9 to 16 % at 110m and 300m, 3 % at 10m
-    # (benchmarks/measured_steps.py).
+    # On an H200 without a mesh, 8 sequences at once: 9 to 16 % at 110m and 300m (benchmarks/measured_steps.py), before
+    # attention was fused. At 10m it was 3 %, and is 17 with that and its cross-entropy's kernels (benchmarks/peak.py).
     "h100": Rate(989e12, 0.12, 80 * GIB, 450e9, 50e9, 1),
     "h200": Rate(989e12, 0.12, 141 * GIB, 450e9, 50e9, 1),
     # The network of v4 is a guess. A tpu7x chip is two devices, with half its memory each.

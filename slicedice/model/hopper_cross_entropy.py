@@ -7,8 +7,8 @@ In chunks a logit takes 6 D operations of the matrix units, for a width of D, an
 on an H200 take as long as 3,300 operations at the peak. The kernels take 8 D operations and no traffic, at a smaller
 share of the peak; if that is 45 % where chunks reach 70 %, they gain up to a D of some 350. They are for D up to 128,
 the most that registers hold. There exponentials are the other limit: two a logit, of which a processor takes 16 a
-cycle. At D = 48 that allows 56 % of the peak, in operations that count; on an H200 they reached 33 to 37 %, and took a
-fifth of the time of chunks (docs/performance.md).
+cycle. At D = 48 that allows 56 % of the peak, in operations that count; on an H200 they reached 32 %, and took a fifth
+of the time of chunks (docs/performance.md).
 """
 
 import functools

@@ -367,8 +367,9 @@ for implementation in ["blocks"] + ["native"] * native.available():
 """
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("program", "implementations"), [(SHARDED, 2), (EXPLICIT, 1)])
+@pytest.mark.parametrize(
+    ("program", "implementations"), [pytest.param(SHARDED, 2, marks=pytest.mark.long), (EXPLICIT, 1)]
+)
 def test_on_two_devices(program: str, implementations: int):
     """Each device multiplies its rows with its experts; a fresh process, since devices are counted once."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}

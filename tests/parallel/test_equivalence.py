@@ -33,8 +33,13 @@ CASES = [
     *((layer, *MESHES[4]) for layer in ("homogeneous", "heterogeneous", "dropping", "indivisible")),
     ("homogeneous", *MESHES[3]),
 ]
-SHORT = [("homogeneous", *MESHES[0]), ("generalist", *MESHES[1]), ("dropping", *MESHES[4])]
-"""Cases that are no long tests: each way to be apart, each kind of axis."""
+SHORT = [
+    ("heterogeneous", *MESHES[1]),
+    ("indivisible", "data=2 expert=4", {"micro_batch": 1, "remat": True}),
+    ("dropping", *MESHES[2]),
+    ("homogeneous", *MESHES[4]),
+]
+"""Cases that are no long tests: each kind of axis, both dispatches, with micro-batches and rematerialised."""
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,6 @@ from slicedice.spec import run_id
 from slicedice.store import Kind, RunFolder, Store
 from slicedice.work import AGAIN
 
-pytestmark = pytest.mark.long
-
 DEVICES = 8
 SETTINGS = {
     "model.experts": "n=6 g=1/4",
@@ -158,7 +156,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("count", "start"), [(2, Job.start_by_slurm), (4, Job.start)])
+@pytest.mark.parametrize(
+    ("count", "start"), [(2, Job.start_by_slurm), pytest.param(4, Job.start, marks=pytest.mark.long)]
+)
 def test_several_processes_train_what_one_does(count: int, start: Callable, job, undisturbed: Job):
     together = job()
     start(together, count)
@@ -172,6 +172,7 @@ def test_several_processes_train_what_one_does(count: int, start: Callable, job,
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_job_goes_on_after_one_of_its_processes_was_killed(killed: int, job, undisturbed: Job):
     together = job(**{"execution.checkpoint_seconds": 2.0})
@@ -204,6 +205,7 @@ sys.exit(work.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 def test_processes_that_are_out_of_memory_go_on_together(job):
     """Twice: of micro-batches of 4, 2 and 1, the last alone fits."""
     large = {"budget.batch_size": 32, "execution.micro_batch": 4, "budget.tokens": 10 * 32 * 16}
@@ -217,6 +219,7 @@ def test_processes_that_are_out_of_memory_go_on_together(job):
     assert len(together.lines()) == 10
 
 
+@pytest.mark.long
 def test_a_job_that_is_stopped_goes_on_with_other_processes_on_another_mesh(job, undisturbed: Job):
     together = job()
     together.start(4)

@@ -26,7 +26,7 @@ from slicedice import cache
 log = logging.getLogger(__name__)
 
 SECONDS = 600
-"""After which a check has failed; that of the grouped products compiles and runs 42 kernels."""
+"""After which a check has failed; that of the grouped products compiles and runs 41 kernels."""
 DRIVER = Path("/proc/driver/nvidia/version")
 """Where Linux says which driver runs the GPU; JAX tells of the CUDA runtime alone."""
 

@@ -165,9 +165,10 @@ def stored_width(columns: int, alignment: int, dtype: DTypeLike) -> int:
 
     One of up to 64 columns is a piece or more as it is; but Mosaic finds no layout for rows of 8 columns in float32.
     """
+    at_any_row = alignment % 8 != 0
     if columns > 64:
-        return tiles.round_up(columns, 16 if alignment % 8 == 0 else 64)
-    narrow = alignment == 1 and columns > 32 and jnp.dtype(dtype).itemsize == 4
+        return tiles.round_up(columns, 64 if at_any_row else 16)
+    narrow = at_any_row and columns > 32 and jnp.dtype(dtype).itemsize == 4
     return tiles.round_up(columns, 16) if narrow else columns
 
 

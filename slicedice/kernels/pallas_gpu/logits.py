@@ -61,7 +61,7 @@ class Tiling(NamedTuple):
 
         A thread holds half a step of logits, a quarter of shares, the width in sums, and three quarters of a step of
         facts about tokens. Three consumers rather than two, so that some multiply while others take exponentials: at a
-        width of 48 two are a fifth slower on an H200, and so are smaller steps (docs/performance.md).
+        width of 48 two are a fifth slower on an H200, and smaller steps a seventh (docs/performance.md).
         """
         if width > 96:
             return cls(2, 128, 128, 232)

@@ -1,7 +1,7 @@
 """How large the tiles are that a kernel moves: chosen from rows per group, widths and dtypes.
 
-None of it has been measured: the choice follows the rules of thumb below, and the compiler has confirmed that each
-fits. The constants are what to tune first where there is a device.
+The choice follows the rules of thumb below, and the compiler has confirmed that each fits. What it gives was measured
+(docs/kernels.md), other choices were not: the constants are what to tune first where there is a device.
 """
 
 import math
