@@ -5,13 +5,14 @@ the package, then in what was installed with it. A path, with a slash or ending 
 """
 
 import hashlib
+import importlib.machinery
 import importlib.util
 import re
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 FUNCTIONS = {"sweeps": "get_grid", "experiments": "get_config", "launch": "get_launcher"}
@@ -68,6 +69,13 @@ def label(kind: str, name: str) -> str:
     return f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
 
 
+class _AsItIsNow(importlib.machinery.SourceFileLoader):
+    """Compiles the file each time: bytecode is known by a file's size and second, which an edit may leave alone."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def load(kind: str, name: str) -> ModuleType:
     """Runs the file of a name or path as a module of its own.
 
@@ -75,7 +83,8 @@ def load(kind: str, name: str) -> ModuleType:
       FileError: there is none, or it raises; the message names the line.
     """
     path = find(kind, name)
-    spec = importlib.util.spec_from_file_location(f"slicedice_{kind}_{path.stem}", path)
+    name = f"slicedice_{kind}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsItIsNow(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,8 @@
 """How grids, experiments and launchers are found, and how their errors are told."""
 
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,15 @@ def test_a_path_is_taken_as_it_is(here: Path):
     assert files.load("experiments", "deep/nano.py").x == 3
     assert files.load("experiments", str(here / "deep" / "nano.py")).x == 3
     assert not hasattr(files.load("experiments", "nano"), "x")
+
+
+def test_an_edit_of_the_same_length_and_second_is_seen(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    at = 1_700_000_000
+    for text, want in (("x = 1", 1), ("x = 2", 2)):
+        os.utime(write(here / "a.py", text), (at, at))
+        assert files.load("sweeps", "a.py").x == want
+    assert [path.name for path in here.iterdir()] == ["a.py"]
 
 
 def test_a_file_is_run_anew_every_time(here: Path):
