@@ -83,8 +83,8 @@ def load(kind: str, name: str) -> ModuleType:
       FileError: there is none, or it raises; the message names the line.
     """
     path = find(kind, name)
-    name = f"slicedice_{kind}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=_AsItIsNow(name, str(path)))
+    module_name = f"slicedice_{kind}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=_AsItIsNow(module_name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -24,7 +24,6 @@ from slicedice.kernels.pallas_tpu.visits import most_visits, visits_of
 from tests.kernels.contract import TOLERANCE, UNOPTIMISED, running
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="interpreted on the CPU")
-LONG = pytest.mark.long
 PIECES = tiles.Pieces((16, 128), (16, 128), (16, 128), (16, 128), (128, 128))
 PHASES = [Phase.explicit, Phase.generate]  # shrinking would compile for minutes
 BUDGET = {"bytes": 400 * 1024}
@@ -163,7 +162,7 @@ def random_layouts(dtype: str):
 
 
 @pytest.mark.parametrize(
-    ("k", "n"), [(600, 40), *(pytest.param(*x, marks=LONG) for x in ((129, 600), (300, 300), (40, 1)))]
+    ("k", "n"), [(600, 40), *(pytest.param(*x, marks=pytest.mark.long) for x in ((129, 600), (300, 300), (40, 1)))]
 )
 @random_layouts("bfloat16")
 def test_products_of_random_layouts(k: int, n: int, where: Layout, dtype: str, bad: float, seed: int):
@@ -231,7 +230,7 @@ def check_networks(d: int, f: int, where: Layout, dtype: str, bad: float, seed: 
 
 
 @pytest.mark.parametrize(
-    ("d", "f"), [(40, 300), *(pytest.param(*x, marks=LONG) for x in ((136, 129), (136, 300), (1, 40)))]
+    ("d", "f"), [(40, 300), *(pytest.param(*x, marks=pytest.mark.long) for x in ((136, 129), (136, 300), (1, 40)))]
 )
 @random_layouts("float32")
 def test_networks_of_random_layouts(d: int, f: int, where: Layout, dtype: str, bad: float, seed: int):
